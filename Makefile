@@ -1,0 +1,32 @@
+# One screen: make demo, make test, make lint, make bench. Each builds what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench native clean
+demo: $(READY)
+	OMP_NUM_THREADS= $(BIN)/latewood demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+native: $(READY)
+	$(BIN)/pip install -q --no-deps --no-build-isolation -c constraints.txt -e .
+
+# The build tools come first, so that the native kernels compile against pinned versions.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

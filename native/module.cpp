@@ -1,0 +1,14 @@
+// The Python module: each kernel file binds its own functions; this file only lists them.
+#include <nanobind/nanobind.h>
+
+#include "cpu.hpp"
+
+namespace nb = nanobind;
+
+void bind_masked_weight(nb::module_ &module);
+
+NB_MODULE(_native, module) {
+  module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
+  module.def("instruction_set", &latewood::instruction_set_name);
+  bind_masked_weight(module);
+}
