@@ -1,0 +1,61 @@
+"""Interleaved timing: every candidate runs once per round, so that drift hits all of them alike."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+__all__ = ["describe_machine", "interleaved_minima", "print_table"]
+
+
+def interleaved_minima(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 15, warm_up: int = 2
+) -> dict[str, float]:
+    """The least wall-clock time of each candidate over rounds in which all of them take turns.
+
+    Args:
+        candidates: what to time, by name; each call does one unit of work.
+        rounds: how often every candidate is timed.
+        warm_up: rounds before the timing starts.
+
+    Returns:
+        Seconds by name.
+    """
+    best = dict.fromkeys(candidates, float("inf"))
+    for turn in range(warm_up + rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if turn >= warm_up:
+                best[name] = min(best[name], elapsed)
+    return best
+
+
+def describe_machine() -> str:
+    """One line that says where a table was measured."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    except OSError:
+        pass
+    return (
+        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+    )
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Prints a Markdown table, ready for docs/benchmarks.md."""
+    print(f"\n### {title}\n\n{describe_machine()}\n")
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+    for number, row in enumerate([header, *rows]):
+        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
