@@ -1,1 +1,34 @@
-"""Placeholder."""
+"""Every claim of the papers as a runnable check: one file per paper, found by the registry.
+
+A file registers its experiments when it is imported::
+
+    register(Experiment("name", "Title", "Paper", run, claims=(Claim(...),)))
+
+``run(scale, bench)`` returns ``Results``; ``replicate`` runs a function once per seed.
+"""
+
+from __future__ import annotations
+
+from latewood.experiments.registry import (
+    SCALES,
+    Bench,
+    Claim,
+    Experiment,
+    Results,
+    Scale,
+    experiments,
+    register,
+    replicate,
+)
+
+__all__ = [
+    "SCALES",
+    "Bench",
+    "Claim",
+    "Experiment",
+    "Results",
+    "Scale",
+    "experiments",
+    "register",
+    "replicate",
+]

@@ -1,0 +1,237 @@
+"""The registry of experiments: statements of the papers, each with the check that measures it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from scipy.special import stdtrit
+
+from latewood.errors import invalid
+
+__all__ = [
+    "SCALES",
+    "Bench",
+    "Claim",
+    "Experiment",
+    "Results",
+    "Scale",
+    "experiments",
+    "register",
+    "replicate",
+]
+
+Scale = Literal["quick", "cpu", "full"]
+"""quick: seconds, in the test suite; cpu: minutes on two cores; full: the paper's protocol."""
+
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+LABELS = {
+    "P": "read in the paper",
+    "C": "read in the authors' code",
+    "S": "stated by an independent secondary source",
+    "R": "recalled, not checked against the paper",
+    "I": "inferred, or a design decision of this package",
+    "D": "derived",
+    "M": "measured earlier by us",
+    "V": "verified or measured earlier by us",
+}
+
+_LABELLED = re.compile(rf"^(\[[{''.join(LABELS)}]\])+ \S")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run of an experiment measured.
+
+    Args:
+        measurements: quantity -> its values, one per seed (all in the same order of seeds).
+        settings: what a reader needs to judge the figures (epochs, seeds, sizes); JSON values.
+    """
+
+    measurements: Mapping[str, list[float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self, name: str) -> list[float]:
+        """The values of a quantity, one per seed. Raises KeyError if it was not measured."""
+        return self.measurements[name]
+
+    def mean(self, name: str) -> float:
+        """Mean over the seeds."""
+        values = self.values(name)
+        return math.fsum(values) / len(values)
+
+    def interval(self, name: str) -> float:
+        """Half-width of the mean's 95 % interval, ``t_{n-1} * std / sqrt(n)``; nan for one seed."""
+        return _half_width(self.values(name))
+
+    def difference(self, first: str, second: str) -> float:
+        """Mean over the seeds of ``first - second``, paired by seed."""
+        return self.mean(first) - self.mean(second)
+
+    def text(self, name: str, *, scale: float = 1.0, unit: str = "", digits: int = 2) -> str:
+        """``mean ± interval unit (n seeds)`` of a quantity times ``scale``."""
+        return _text([scale * value for value in self.values(name)], unit, digits)
+
+    def difference_text(
+        self, first: str, second: str, *, scale: float = 1.0, unit: str = "", digits: int = 2
+    ) -> str:
+        """The same text for ``first - second``, paired by seed."""
+        pairs = zip(self.values(first), self.values(second), strict=True)
+        return _text([scale * (a - b) for a, b in pairs], unit, digits)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper, with the paper's figure and the check that our figure passes or not.
+
+    Args:
+        name: short identifier, unique within its experiment.
+        statement: what is claimed, one sentence.
+        source: label(s) of how far the statement can be trusted, then where it stands:
+            ``"[P] abstract"``, ``"[R] section 5"``. Labels are the keys of ``LABELS``.
+        paper_figure: the source's figure as text, or "figure only" when it is only in a plot.
+        measured: our figure as text, from the results.
+        holds: whether the results support the statement.
+        scales: the scales at which the check means something; at others it is not evaluated.
+    """
+
+    name: str
+    statement: str
+    source: str
+    paper_figure: str
+    measured: Callable[[Results], str]
+    holds: Callable[[Results], bool]
+    scales: tuple[Scale, ...] = SCALES
+
+    def __post_init__(self) -> None:
+        if not _LABELLED.match(self.source):
+            labels = " ".join(f"[{label}]" for label in LABELS)
+            raise invalid("source", self.source, f"one of {labels}, then where it stands")
+
+
+class Bench:
+    """Where an experiment works: a folder for what it keeps, and how it tells how far it is.
+
+    Args:
+        folder: exists; run folders and other files of the experiment go here.
+        track: ``track(items, title, total)`` yields the items and shows progress.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        track: Callable[[Iterable[Any], str, int], Iterator[Any]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self._track = track
+
+    def track(self, items: Iterable[T], title: str) -> Iterator[T]:
+        """Yields the items of a finite iterable, telling the user how far it is."""
+        found = list(items)
+        return self._track(found, title, len(found)) if self._track else iter(found)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One runnable check of a paper.
+
+    Args:
+        name: what ``latewood reproduce NAME`` calls it; lower case with hyphens.
+        title: one line for people.
+        paper: the paper in short, e.g. "Savarese et al. 2020, arXiv:1912.04427".
+        run: ``run(scale, bench) -> Results``.
+        claims: what the results are checked against.
+        scales: the scales that ``run`` accepts.
+    """
+
+    name: str
+    title: str
+    paper: str
+    run: Callable[[Scale, Bench], Results]
+    claims: tuple[Claim, ...]
+    scales: tuple[Scale, ...] = SCALES
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise invalid("name", self.name, "lower-case words joined by hyphens")
+        names = [claim.name for claim in self.claims]
+        if len(set(names)) != len(names):
+            raise invalid("claims", names, "names that differ from one another")
+
+
+_REGISTERED: dict[str, Experiment] = {}
+
+
+def register(experiment: Experiment) -> Experiment:
+    """Adds an experiment to the registry; a module calls it once, when it is imported.
+
+    Raises:
+        RequestError: another experiment has that name.
+    """
+    known = _REGISTERED.get(experiment.name)
+    if known is not None and known.run.__module__ != experiment.run.__module__:
+        raise invalid("name", experiment.name, "a name that no other experiment has")
+    _REGISTERED[experiment.name] = experiment
+    return experiment
+
+
+def experiments() -> dict[str, Experiment]:
+    """Every registered experiment by name, in alphabetical order.
+
+    A module in ``latewood.experiments`` that calls ``register`` is found without being listed.
+    """
+    import latewood.experiments as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def replicate(
+    measure: Callable[[int], Mapping[str, float]],
+    seeds: Iterable[int],
+    bench: Bench,
+    *,
+    title: str = "seeds",
+    settings: Mapping[str, Any] | None = None,
+) -> Results:
+    """Runs ``measure(seed) -> {quantity: value}`` for every seed and collects the values.
+
+    Raises:
+        RequestError: the seeds did not all measure the same quantities.
+    """
+    seeds = list(seeds)
+    measurements: dict[str, list[float]] = {}
+    for done, seed in enumerate(bench.track(seeds, title)):
+        found = measure(seed)
+        if done and found.keys() != measurements.keys():
+            raise invalid("measure", sorted(found), f"the quantities {sorted(measurements)}")
+        for name, value in found.items():
+            measurements.setdefault(name, []).append(float(value))
+    return Results(measurements, {"seeds": seeds, **(settings or {})})
+
+
+def _half_width(values: list[float]) -> float:
+    n = len(values)
+    if n < 2:
+        return math.nan
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n)
+
+
+def _text(values: list[float], unit: str, digits: int) -> str:
+    mean = math.fsum(values) / len(values)
+    unit = f" {unit}" if unit else ""
+    if len(values) == 1:
+        return f"{mean:.{digits}f}{unit} (1 seed)"
+    return f"{mean:.{digits}f} ± {_half_width(values):.{digits}f}{unit} ({len(values)} seeds)"
