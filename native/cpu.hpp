@@ -1,5 +1,9 @@
-// Which instruction set the kernels use on this machine, decided once when the module loads.
+// Which instruction set the kernels use on this machine, decided once when the module loads, and
+// the one way in which kernels share work between threads.
 #pragma once
+
+#include <cstdint>
+#include <functional>
 
 namespace latewood {
 
@@ -7,6 +11,17 @@ enum class InstructionSet { baseline, avx2, avx512 };
 
 InstructionSet instruction_set();
 const char *instruction_set_name();
+
+// Elements in one unit of work: long enough to pay for a thread, and fixed, so that results do not
+// depend on how many threads there are.
+constexpr std::int64_t block_size = std::int64_t{1} << 18;
+
+inline std::int64_t block_count(std::int64_t n) { return (n + block_size - 1) / block_size; }
+
+// Calls work(block, begin, end) for every block of [0, n), on at most `threads` threads (this one
+// included). Returns when all is done. `work` must not throw.
+void for_each_block(std::int64_t n, int threads,
+                    const std::function<void(std::int64_t, std::int64_t, std::int64_t)> &work);
 
 }  // namespace latewood
 
