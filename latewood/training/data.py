@@ -100,7 +100,7 @@ class Normalise:
         shape = (-1,) + (1,) * (values.dim() - 2)
         scale = self._scale.to(values.device).view(shape)
         shift = self.black.to(values.device).view(shape)
-        return (values.float().mul_(scale).add_(shift), *rest)
+        return (values.to(torch.float32, copy=True).mul_(scale).add_(shift), *rest)
 
 
 def batch_count(n: int, batch_size: int, drop_last: bool = False) -> int:
