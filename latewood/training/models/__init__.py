@@ -1,1 +1,40 @@
-"""Placeholder."""
+"""The networks of the papers at their sizes, as factories with keyword arguments.
+
+Each returns an ordinary ``nn.Module`` and draws its weights from torch's global generator.
+"""
+
+from latewood.training.models.convnet import convnet, lenet
+from latewood.training.models.lstm import (
+    bidirectional_lstm,
+    lstm_classifier,
+    lstm_language_model,
+)
+from latewood.training.models.mlp import mlp
+from latewood.training.models.mobilenet import mobilenet_v1
+from latewood.training.models.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
+from latewood.training.models.transformer import grokking_transformer, transformer
+from latewood.training.models.unet import unet
+from latewood.training.models.vgg import vgg11, vgg13, vgg16
+from latewood.training.models.wide_resnet import wide_resnet28
+
+__all__ = [
+    "bidirectional_lstm",
+    "convnet",
+    "grokking_transformer",
+    "lenet",
+    "lstm_classifier",
+    "lstm_language_model",
+    "mlp",
+    "mobilenet_v1",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "transformer",
+    "unet",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "wide_resnet28",
+]
