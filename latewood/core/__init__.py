@@ -1,1 +1,51 @@
-"""Placeholder."""
+"""What several rooms share: protocols, layer selection, schedules, transformations, safe files."""
+
+from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.core.groups import parameter_groups
+from latewood.core.method import Method, Probe
+from latewood.core.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    cubic,
+    exponential,
+    linear,
+    progress,
+    schedule,
+    step_decay,
+    with_warmup,
+)
+from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
+from latewood.core.state import load_state, save_state
+from latewood.core.tensor_files import read_tensors
+from latewood.core.transforms import FAULTS, MASK, PRECISION, attach, bake, transformations
+
+__all__ = [
+    "FAULTS",
+    "MASK",
+    "PRECISION",
+    "WEIGHT_LAYERS",
+    "Method",
+    "Probe",
+    "Schedule",
+    "Selected",
+    "attach",
+    "bake",
+    "constant",
+    "cosine",
+    "cubic",
+    "exponential",
+    "linear",
+    "load_state",
+    "parameter_groups",
+    "progress",
+    "read_tensors",
+    "recalibrate_batch_norm",
+    "save_state",
+    "schedule",
+    "select_parameters",
+    "step_decay",
+    "stored_tensor",
+    "transformations",
+    "with_warmup",
+]

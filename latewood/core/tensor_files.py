@@ -1,0 +1,155 @@
+"""Tensors read from files of any maker without running anything that is in them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latewood.errors import RequestError, WorkError, invalid
+
+__all__ = ["read_tensors"]
+
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+_FOLDER_FILES: Final = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads the named tensors of a checkpoint onto the CPU.
+
+    Takes safetensors files, files of ``torch.save`` that hold tensors and plain containers, and
+    Hugging Face model folders, sharded or not. A state dict inside a training checkpoint is found,
+    and the prefixes of DataParallel ("module.") and torch.compile ("_orig_mod.") are taken off.
+
+    Args:
+        path: the file or folder.
+
+    Returns:
+        Tensors by name, in the file's order.
+
+    Raises:
+        RequestError: there is nothing to read at the path, or it holds objects that only unpickling
+            could build.
+        WorkError: the file is torn or corrupted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _plain_names(_read_folder(path), path)
+    if not path.is_file():
+        raise invalid("path", str(path), "an existing checkpoint file or model folder")
+    return _plain_names(_read_file(path), path)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for name in _FOLDER_FILES:
+        path = folder / name
+        if path.is_file():
+            return _read_shards(path) if name.endswith(".index.json") else _read_file(path)
+    raise invalid("path", str(folder), f"a model folder with one of {', '.join(_FOLDER_FILES)}")
+
+
+def _read_shards(index_path: Path) -> dict[str, Tensor]:
+    try:
+        files = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        shards = dict.fromkeys(files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkError(f"{index_path}: not a readable weight index ({error!r})") from error
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        # An index is data from elsewhere: it may name files of its own folder only.
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise WorkError(f"{index_path}: names the shard {shard!r} outside its folder")
+        path = index_path.parent / shard
+        if not path.is_file():
+            raise WorkError(f"{path}: a shard named by {index_path.name} is missing")
+        tensors |= _read_file(path)
+    missing = [name for name in files if name not in tensors]
+    if missing:
+        raise WorkError(f"{index_path}: the shards lack {', '.join(missing[:10])}")
+    return {name: tensors[name] for name in files}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be read ({error})") from error
+    # A safetensors file is the length of its JSON header and then the header.
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise WorkError(f"{path}: not a readable safetensors file ({error})") from error
+    return _read_torch_file(path)
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise _needs_pickle(path) from error
+        raise WorkError(f"{path}: not a readable torch file ({_first_line(error)})") from error
+    except Exception as error:
+        # What the reader raises on broken input is not specified: nearly any built-in error.
+        if "TorchScript" in str(error):
+            raise _needs_pickle(path) from error
+        raise WorkError(f"{path}: not a readable torch file ({_first_line(error)})") from error
+    return _named_tensors(content, path)
+
+
+def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        for wrapper in _WRAPPERS:
+            inner = content.get(wrapper)
+            if isinstance(inner, Mapping) and _tensors_of(inner):
+                return _tensors_of(inner)
+        if tensors := _tensors_of(content):
+            return tensors
+        held = f"a dict with the keys {', '.join(map(repr, list(content)[:10])) or '(none)'}"
+    else:
+        held = f"a {type(content).__name__}"
+    raise RequestError(f"{path}: holds {held}; expected named tensors (a state dict)")
+
+
+def _tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach()
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+
+
+def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    names = [name.replace("_orig_mod.", "") for name in tensors]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    if len(set(names)) < len(names):
+        raise WorkError(f"{path}: two tensors have one name once wrapper prefixes are taken off")
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _needs_pickle(path: Path) -> RequestError:
+    return RequestError(
+        f"{path}: holds Python objects that only unpickling could build, which can run code; "
+        "expected tensors. Save them where the file was made, with "
+        "safetensors.torch.save_file(model.state_dict(), PATH) or "
+        "torch.save(model.state_dict(), PATH)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
