@@ -122,7 +122,7 @@ class Bench:
     """Where an experiment works: a folder for what it keeps, and how it tells how far it is.
 
     Args:
-        folder: exists; run folders and other files of the experiment go here.
+        folder: run folders and other files of the experiment go here; made on first use.
         track: ``track(items, title, total)`` yields the items and shows progress.
     """
 
@@ -131,8 +131,14 @@ class Bench:
         folder: Path,
         track: Callable[[Iterable[Any], str, int], Iterator[Any]] | None = None,
     ) -> None:
-        self.folder = folder
+        self._folder = folder
         self._track = track
+
+    @property
+    def folder(self) -> Path:
+        """The folder, which exists from now on."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
 
     def track(self, items: Iterable[T], title: str) -> Iterator[T]:
         """Yields the items of a finite iterable, telling the user how far it is."""

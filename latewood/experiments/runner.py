@@ -1,0 +1,195 @@
+"""Runs experiments and keeps what they measured, with what is needed to measure it again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import latewood
+from latewood.errors import LatewoodError, RequestError, WorkError, invalid
+from latewood.experiments.registry import SCALES, Bench, Experiment, Results, Scale, experiments
+
+__all__ = ["Record", "environment", "load_records", "run_experiment", "select", "verdicts"]
+
+Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one experiment, as its JSON file holds it.
+
+    Args:
+        experiment: its name.
+        scale: "quick", "cpu" or "full".
+        results: what was measured; None if the run failed.
+        error: why it failed; "" if it did not.
+        command: the command that measures it again.
+        date: day of the run, ISO 8601.
+        seconds: wall-clock duration.
+        environment: versions and machine.
+    """
+
+    experiment: str
+    scale: Scale
+    results: Results | None
+    error: str
+    command: str
+    date: str
+    seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> Path:
+        """Writes ``folder/EXPERIMENT.SCALE.json``, replacing an earlier run's file.
+
+        Raises:
+            WorkError: the folder cannot be written to.
+        """
+        path = folder / f"{self.experiment}.{self.scale}.json"
+        temporary = path.with_suffix(".json.tmp")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise WorkError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one run says about one claim: ``holds`` is None where it says nothing."""
+
+    claim: str
+    statement: str
+    source: str
+    paper_figure: str
+    measured: str
+    holds: bool | None
+
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+
+
+def select(names: Sequence[str]) -> list[Experiment]:
+    """The experiments of these names in the order given, or all of them for no name.
+
+    Raises:
+        RequestError: an unknown name; the message lists those there are.
+    """
+    known = experiments()
+    for name in names:
+        if name not in known:
+            raise invalid("experiment", name, f"one of {', '.join(known)}")
+    return [known[name] for name in names] if names else list(known.values())
+
+
+def run_experiment(
+    experiment: Experiment, scale: Scale, folder: Path, *, track: Track | None = None
+) -> Record:
+    """Runs one experiment; a failure of the work is part of the record, not an exception.
+
+    Args:
+        experiment: what to run.
+        scale: how large.
+        folder: where the experiment may keep files: ``folder/work/EXPERIMENT.SCALE``.
+        track: shows progress; see ``Bench``.
+
+    Raises:
+        RequestError: the experiment has no such scale, or its own arguments were refused.
+    """
+    if scale not in experiment.scales:
+        known = ", ".join(experiment.scales)
+        raise invalid("scale", scale, f"one of {known} for the experiment {experiment.name}")
+    bench = Bench(folder / "work" / f"{experiment.name}.{scale}", track)
+    start = time.monotonic()
+    results, problem = None, ""
+    try:
+        results = experiment.run(scale, bench)
+    except RequestError:
+        raise
+    except (LatewoodError, ArithmeticError, OSError, RuntimeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Record(
+        experiment=experiment.name,
+        scale=scale,
+        results=results,
+        error=problem,
+        command=shlex.join(["latewood", "reproduce", experiment.name, "--scale", scale]),
+        date=datetime.date.today().isoformat(),
+        seconds=round(time.monotonic() - start, 1),
+        environment=environment(),
+    )
+
+
+def load_records(folder: Path) -> list[Record]:
+    """The records saved in a folder, by experiment and then by scale, largest scale first.
+
+    Raises:
+        WorkError: a file there is not a record.
+    """
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            results = found.pop("results")
+            records.append(Record(results=None if results is None else Results(**results), **found))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WorkError(f"{path}: not the record of an experiment: {error}") from error
+    return sorted(records, key=lambda record: (record.experiment, -SCALES.index(record.scale)))
+
+
+def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
+    """What a record says about each claim of its experiment, in the claims' order."""
+    found = []
+    for claim in experiment.claims:
+        measured, holds = "not measured in this run", None
+        if record.results is not None and record.scale in claim.scales:
+            try:
+                measured, holds = claim.measured(record.results), claim.holds(record.results)
+            except KeyError as error:
+                measured = f"not measured in this run: {error.args[0]}"
+        found.append(
+            Verdict(
+                claim.name,
+                claim.statement,
+                claim.source,
+                claim.paper_figure,
+                measured,
+                None if holds is None else bool(holds),
+            )
+        )
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for a reader who wants to know what the figures depend on."""
+    machine = f"{_processor()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        machine = f"{torch.cuda.get_device_name()}; {machine}"
+    return {
+        "latewood": latewood.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": machine,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
