@@ -70,7 +70,8 @@ class Block(nn.Module):
     def forward(self, stream: Tensor) -> Tensor:
         mixed: Tensor = stream + self.dropout(self.attention(self.norm1(stream)))
         hidden = self.activation(self.linear1(self.norm2(mixed)))
-        return mixed + self.dropout(self.linear2(hidden))
+        written: Tensor = self.dropout(self.linear2(hidden))
+        return mixed + written
 
 
 class _Embedding(nn.Module):
