@@ -1,0 +1,84 @@
+"""The out x in matrix behind a parameter of every kind of layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["as_matrix", "conv_matrix", "conv_transpose_matrix", "parameter_matrix"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight whose first dimension is the output, with all others flattened into the input.
+
+    Leading dimensions of size one before the last two say nothing and are dropped.
+
+    Args:
+        weight: (out, ...) with at least two dimensions.
+
+    Returns:
+        (out, in).
+    """
+    while weight.ndim > 2 and weight.shape[0] == 1:
+        weight = weight[0]
+    return weight.flatten(1)
+
+
+def conv_matrix(weight: Tensor, groups: int = 1) -> Tensor:
+    """A convolution's kernel as one matrix per group.
+
+    Args:
+        weight: (out, in / groups, *kernel).
+        groups: number of groups.
+
+    Returns:
+        (out, in * taps), or (groups, out / groups, in / groups * taps) for several groups.
+    """
+    matrix: Tensor = weight.flatten(1).unflatten(0, (groups, -1))
+    return matrix[0] if groups == 1 else matrix
+
+
+def conv_transpose_matrix(weight: Tensor, groups: int = 1) -> Tensor:
+    """A transposed convolution's kernel as one matrix per group, outputs first.
+
+    Args:
+        weight: (in, out / groups, *kernel).
+        groups: number of groups.
+
+    Returns:
+        (out, in * taps), or (groups, out / groups, in / groups * taps) for several groups.
+    """
+    matrix: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
+    return matrix[0] if groups == 1 else matrix
+
+
+def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """The matrix of a layer's parameter, by the kind of the layer.
+
+    Recurrent layers give the stacked gates, attention its fused projection, embeddings the table.
+    Hugging Face's ``Conv1D`` keeps (in, out) and is transposed.
+
+    Args:
+        module: the layer that owns the parameter (it may be parametrized).
+        name: the parameter's name in the layer.
+        weight: the value to view: the parameter itself or a transformed one of its shape.
+
+    Returns:
+        (out, in), or (groups, out, in) for a grouped convolution.
+
+    Source: arXiv 2408.11804, section 3, and its released code.
+    """
+    if name == "weight" and isinstance(module, _CONVOLUTIONS):
+        return conv_matrix(weight, module.groups)
+    if name == "weight" and isinstance(module, _TRANSPOSED):
+        return conv_transpose_matrix(weight, module.groups)
+    if name == "weight" and _is_hugging_face_conv1d(module):
+        return weight.transpose(0, 1)
+    return as_matrix(weight)
+
+
+def _is_hugging_face_conv1d(module: nn.Module) -> bool:
+    # By name, so that transformers need not be installed; a parametrized module is a subclass.
+    return hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)

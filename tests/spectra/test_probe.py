@@ -1,0 +1,152 @@
+"""The probe sees every weight matrix as it is used, and changes nothing by looking."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+from latewood.core.method import Probe
+from latewood.errors import RequestError
+from latewood.spectra import SpectralProbe, effective_rank, read_snapshot, singular_values
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.attention = nn.MultiheadAttention(6, 2, add_bias_kv=True)
+        self.conv = nn.Conv2d(4, 8, 3, groups=2)
+        self.norm = nn.LayerNorm((6, 6))
+        self.batch_norm = nn.BatchNorm2d(8)
+        self.lstm = nn.LSTM(6, 3)
+        self.head = nn.Linear(6, 4)
+
+
+class Mask(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + torch.randn_like(weight)
+
+
+@pytest.fixture
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Net()
+
+
+def test_covers_every_matrix_but_gains_and_biases(net):
+    probe = SpectralProbe(net, every=1)
+    assert isinstance(probe, Probe)
+    names = [key.removeprefix("effective_rank/") for key in probe.observe(0)]
+    expected = [
+        name
+        for name, parameter in net.named_parameters()
+        if parameter.ndim >= 2 and not name.startswith("norm") and "bias" not in name
+    ]
+    assert sorted(names) == sorted(expected)
+    assert len(names) == 7
+
+
+def test_values_are_those_of_the_measures(net):
+    metrics = SpectralProbe(net, every=1).observe(0)
+    head = effective_rank(singular_values(net.head.weight)).item()
+    assert metrics["effective_rank/head.weight"] == head
+    groups = effective_rank(singular_values(net.conv.weight.flatten(1).unflatten(0, (2, 4))))
+    assert groups.shape == (2,)
+    assert metrics["effective_rank/conv.weight"] == groups.mean().item()
+    printed = SpectralProbe(net, every=1, kind="entropy").observe(0)
+    assert printed["effective_rank/head.weight"] == pytest.approx(math.log(head * 4) / 4)
+
+
+def test_only_due_steps_are_observed(net, tmp_path):
+    probe = SpectralProbe(net, every=3, include=("head",), folder=tmp_path)
+    assert [bool(probe.observe(step)) for step in range(7)] == [True, False, False] * 2 + [True]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:08d}.parquet" for step in (0, 3, 6)
+    ]
+
+
+def test_snapshot_holds_the_singular_values(net, tmp_path):
+    SpectralProbe(net, every=1, folder=tmp_path).observe(7)
+    spectra = {s.name: s for s in read_snapshot(tmp_path / "step-00000007.parquet")}
+    assert spectra["conv.weight"].shape == (2, 4, 18)
+    expected = singular_values(net.lstm.weight_hh_l0).numpy()
+    assert np.array_equal(spectra["lstm.weight_hh_l0"].values, expected)
+
+
+def test_include_and_exclude(net):
+    probe = SpectralProbe(net, every=1, include=("lstm", "head.*"), exclude=("*_hh_*",))
+    assert list(probe.observe(0)) == [
+        "effective_rank/lstm.weight_ih_l0",
+        "effective_rank/head.weight",
+    ]
+    with pytest.raises(RequestError, match="heads"):
+        SpectralProbe(net, every=1, include=("heads",))
+
+
+def test_masked_weights_are_seen_masked(net):
+    probe = SpectralProbe(net, every=1)
+    mask = torch.zeros(4, 6)
+    mask[0] = 1
+    parametrize.register_parametrization(net.head, "weight", Mask(mask))
+    rank_one = probe.observe(0)["effective_rank/head.weight"]
+    assert rank_one == pytest.approx(1 / 4, abs=1e-5)
+    assert SpectralProbe(net, every=1).observe(0)["effective_rank/head.weight"] == rank_one
+
+
+def test_changes_nothing(net, tmp_path):
+    parametrize.register_parametrization(net.head, "weight", Noise())
+    spectral_norm(net.conv)
+    net.train()
+    probe = SpectralProbe(net, every=1, folder=tmp_path)
+    net.conv(torch.ones(1, 4, 5, 5)).sum().backward()
+    state = copy.deepcopy(net.state_dict())
+    gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    assert gradients
+    modes = [module.training for module in net.modules()]
+    random_state = torch.get_rng_state()
+    probe.observe(0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in net.modules()] == modes
+    assert list(net.state_dict()) == list(state)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    after = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert after.keys() == gradients.keys()
+    assert all(torch.equal(after[name], gradients[name]) for name in gradients)
+
+
+def test_leaves_no_value_in_an_active_cache(net):
+    parametrize.register_parametrization(net.head, "weight", Mask(torch.ones(4, 6)))
+    probe = SpectralProbe(net, every=1)
+    with parametrize.cached():
+        probe.observe(0)
+        assert net.head.weight.requires_grad
+
+
+def test_broken_weights_give_nan_and_no_error(net, tmp_path):
+    net.head.weight.data[0, 0] = torch.inf
+    metrics = SpectralProbe(net, every=1, folder=tmp_path).observe(0)
+    assert math.isnan(metrics["effective_rank/head.weight"])
+    assert not math.isnan(metrics["effective_rank/conv.weight"])
+
+
+def test_bad_arguments_are_refused(net):
+    with pytest.raises(RequestError, match="every"):
+        SpectralProbe(net, every=0)
+    with pytest.raises(RequestError, match="kind"):
+        SpectralProbe(net, every=1, kind="printed")

@@ -1,0 +1,90 @@
+"""Snapshots are written whole or not at all, and read back as they were."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from latewood.errors import WorkError
+from latewood.spectra import (
+    Spectrum,
+    read_snapshot,
+    snapshot_path,
+    snapshot_paths,
+    write_snapshot,
+)
+
+
+@pytest.fixture
+def spectra():
+    return [
+        Spectrum("second.weight", (3, 2), np.array([2, 1], dtype=np.float32)),
+        Spectrum("first.weight", (2, 2, 4), np.array([[4, 3], [6, np.nan]], dtype=np.float32)),
+    ]
+
+
+def test_round_trip(tmp_path, spectra):
+    path = snapshot_path(tmp_path / "spectra", 120)
+    write_snapshot(path, 120, spectra)
+    assert path.name == "step-00000120.parquet"
+    table = pq.read_table(path)
+    assert [(f.name, str(f.type)) for f in table.schema] == [
+        ("step", "int64"),
+        ("name", "string"),
+        ("index", "int32"),
+        ("singular_value", "float"),
+    ]
+    assert table["step"].to_pylist() == [120] * 6
+    assert table["name"].to_pylist() == ["second.weight"] * 2 + ["first.weight"] * 4
+    assert table["index"].to_pylist() == [0, 1, 0, 1, 0, 1]
+    read = read_snapshot(path)
+    assert [(s.name, s.shape) for s in read] == [(s.name, s.shape) for s in spectra]
+    for one, other in zip(read, spectra, strict=True):
+        assert np.array_equal(one.values, other.values, equal_nan=True)
+
+
+def test_paths_are_in_order_of_steps(tmp_path, spectra):
+    for step in (200_000_000, 5, 30):
+        write_snapshot(snapshot_path(tmp_path, step), step, spectra)
+    (tmp_path / "notes.txt").write_text("not a snapshot")
+    assert list(snapshot_paths(tmp_path)) == [5, 30, 200_000_000]
+    assert snapshot_paths(tmp_path / "missing") == {}
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, spectra, monkeypatch):
+    path = snapshot_path(tmp_path, 1)
+    write_snapshot(path, 1, spectra)
+    before = path.read_bytes()
+
+    def full(table, file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        write_snapshot(path, 1, spectra[:1])
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_parameters_is_an_empty_file(tmp_path):
+    path = snapshot_path(tmp_path, 0)
+    write_snapshot(path, 0, [])
+    assert read_snapshot(path) == []
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200])
+def test_torn_files_are_named(tmp_path, spectra, keep):
+    path = snapshot_path(tmp_path, 1)
+    write_snapshot(path, 1, spectra)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WorkError, match="step-00000001"):
+        read_snapshot(path)
+
+
+def test_other_parquet_files_are_named(tmp_path, spectra):
+    path = snapshot_path(tmp_path, 1)
+    write_snapshot(path, 1, spectra)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(WorkError, match="step-00000001"):
+        read_snapshot(path)
