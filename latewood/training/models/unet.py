@@ -17,17 +17,20 @@ __all__ = ["UNet", "unet"]
 class FourierFeatures(nn.Module):
     """Sines and cosines of a time at fixed Gaussian frequencies.
 
-    [sin(2 pi f t), cos(2 pi f t)] with f ~ N(0, scale^2), drawn once and kept with the weights.
+    [sin(2 pi f t / steps), cos(2 pi f t / steps)] with f ~ N(0, scale^2), drawn once and kept
+    with the weights.
     """
 
     frequencies: Tensor
 
-    def __init__(self, features: int, scale: float) -> None:
+    def __init__(self, features: int, scale: float, steps: int) -> None:
         super().__init__()
+        self.steps = steps
         self.register_buffer("frequencies", torch.randn(features // 2) * scale)
 
     def forward(self, times: Tensor) -> Tensor:
-        angles = 2 * math.pi * times.to(self.frequencies.dtype)[:, None] * self.frequencies
+        share = times.to(self.frequencies.dtype) / self.steps
+        angles = 2 * math.pi * share[:, None] * self.frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
@@ -39,11 +42,17 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, channels: tuple[int, ...], time_features: int, scale: float
+        self,
+        *,
+        in_channels: int,
+        channels: tuple[int, ...],
+        time_features: int,
+        time_scale: float,
+        time_steps: int,
     ) -> None:
         super().__init__()
         one, two, three, four = channels
-        self.fourier = FourierFeatures(time_features, scale)
+        self.fourier = FourierFeatures(time_features, time_scale, time_steps)
         self.time = nn.Linear(time_features, time_features)
 
         self.conv1 = nn.Conv2d(in_channels, one, 3, bias=False)
@@ -94,25 +103,29 @@ def unet(
     channels: list[int] | tuple[int, ...] = (64, 128, 256, 512),
     time_features: int = 512,
     time_scale: float = 30.0,
+    time_steps: int = 1000,
 ) -> UNet:
     """Residual U-Net for denoising diffusion on 28x28 images.
 
     Args:
         in_channels: channels of the image.
-        channels: of the four levels; the first a multiple of 4, all of 32.
+        channels: of the four levels, multiples of 32.
         time_features: width of the time embedding, even.
-        time_scale: standard deviation of its fixed Gaussian frequencies, per unit of t.
+        time_scale: standard deviation of its fixed Gaussian frequencies, in periods per
+            ``time_steps``.
+        time_steps: number of diffusion steps.
 
     Returns:
-        A model from x (batch, in_channels, side, side) and t (batch,) to (batch, in_channels,
-        side, side). Sides are 20, 28, 36, ...: then the way up gives the sizes of the way down.
+        A model from images x (batch, in_channels, side, side) and steps t (batch,) in
+        [0, time_steps] to (batch, in_channels, side, side). Sides are 20, 28, 36, ...: then the way up gives the sizes of the way down.
 
     Raises:
         RequestError: a size is not allowed; from the model, an image's side is not.
 
     Source: the diffusion model of arXiv 2408.11804.
     """
-    require_positive(in_channels=in_channels, time_features=time_features, time_scale=time_scale)
+    require_positive(in_channels=in_channels, time_features=time_features)
+    require_positive(time_scale=time_scale, time_steps=time_steps)
     if len(channels) != 4 or any(width <= 0 or width % 32 for width in channels):
         raise invalid("channels", [*channels], "four multiples of 32")
     if time_features % 2:
@@ -121,5 +134,6 @@ def unet(
         in_channels=in_channels,
         channels=tuple(channels),
         time_features=time_features,
-        scale=time_scale,
+        time_scale=time_scale,
+        time_steps=time_steps,
     )
