@@ -1,1 +1,47 @@
-"""Placeholder."""
+"""Tasks, models, one loop, run folders and reports.
+
+Names load on first use, so that a recipe is checked, and refused, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Batch": "data",
+    "Dataset": "data",
+    "Processes": "processes",
+    "Recipe": "recipe",
+    "RunFolder": "run_folder",
+    "RunResult": "loop",
+    "Task": "task",
+    "TensorDataset": "data",
+    "load_recipe": "recipe",
+    "parse_recipe": "recipe",
+    "train": "loop",
+}
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Processes",
+    "Recipe",
+    "RunFolder",
+    "RunResult",
+    "Task",
+    "TensorDataset",
+    "load_recipe",
+    "parse_recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

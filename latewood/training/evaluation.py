@@ -1,0 +1,96 @@
+"""Scoring a model on a data set, and what is left of it after the methods are finalized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.training.data import Batch, Dataset, batches
+from latewood.training.randomness import derive
+from latewood.training.session import Session
+
+__all__ = ["evaluate", "recalibrate"]
+
+
+@torch.no_grad()
+def evaluate(
+    session: Session, model: nn.Module, dataset: Dataset | None = None
+) -> dict[str, float]:
+    """The objective's means over a data set, each process scoring its share.
+
+    The randomness that an objective draws is the same at every evaluation, so that two differ by
+    the model alone.
+
+    Args:
+        session: the run; its model's mode is left as it was.
+        model: what to score.
+        dataset: where; the task's validation samples if None.
+
+    Returns:
+        measures by name, "loss" among them, the same on all processes.
+    """
+    processes, recipe, task = session.processes, session.recipe, session.task
+    dataset = task.validation if dataset is None else dataset
+    processes.share_buffers(model)
+    noise = torch.Generator(processes.device.type)
+    names: list[str] = []
+    sums: list[torch.Tensor] = []
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        shares = batches(
+            dataset,
+            batch_size=recipe.batch_size,
+            seed=0,
+            epoch=0,
+            shuffle=False,
+            rank=processes.rank,
+            world_size=processes.count,
+        )
+        for number, (batch, weight) in enumerate(shares):
+            noise.manual_seed(derive(recipe.seed, "evaluate", number, processes.rank))
+            with processes.autocast():
+                scores = task.objective.evaluate(model, session.placed(batch), noise)
+            in_batch = min(recipe.batch_size, len(dataset) - number * recipe.batch_size)
+            share = weight * in_batch / processes.count
+            names = names or list(scores)
+            row = torch.stack([scores[name].detach().double() for name in names])
+            # Not a product with 0: a process without a sample must not bring in its NaN.
+            sums.append(row * share if share else torch.zeros_like(row))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    total = torch.stack(sums).sum(dim=0).tolist()
+    means = [value / len(dataset) for value in processes.sum(total)]
+    return task.objective.summarise(dict(zip(names, means, strict=True)))
+
+
+def recalibrate(session: Session, model: nn.Module) -> bool:
+    """Renews batch-norm statistics on training batches, the same ones in every process.
+
+    Returns:
+        whether the model has batch norms.
+    """
+    noise = torch.Generator(session.processes.device.type)
+    noise.manual_seed(derive(session.recipe.seed, "recalibrate"))
+
+    def forward(network: nn.Module, batch: Batch) -> object:
+        with session.processes.autocast():
+            return session.task.objective.loss(network, batch, noise)
+
+    return recalibrate_batch_norm(model, _some_batches(session), forward) > 0
+
+
+def _some_batches(session: Session) -> Iterator[Batch]:
+    recipe, dataset = session.recipe, session.task.train
+    full = recipe.batch_size <= len(dataset)
+    taken = batches(
+        dataset, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, drop_last=full
+    )
+    for number, (batch, _) in enumerate(taken):
+        if number == recipe.recalibration_batches:
+            return
+        yield session.placed(batch)

@@ -1,0 +1,133 @@
+"""What happens around the steps: metrics, validation, probes, checkpoints, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from latewood.training import checkpoints
+from latewood.training.evaluation import evaluate
+from latewood.training.progress import Advance
+from latewood.training.session import Meter, Session
+
+__all__ = ["Observer", "begin", "observers", "save_checkpoint"]
+
+Observer = Callable[[Session], None]
+"""Called after every step, in order; it may look at the session and write to its folder."""
+
+CHECKPOINT_SECONDS = 30.0
+"""Without ``checkpoint_every``, the ends of epochs closer together than this get no checkpoint."""
+
+
+def observers(advance: Advance) -> list[Observer]:
+    """The observers of a run, checkpoints last: one must cover all that its step has written."""
+    return [write_training_metrics, validate, run_probes, keep_state, _progress(advance)]
+
+
+def begin(session: Session) -> None:
+    """What is seen before the first step: the methods' metrics and the probes'."""
+    _write_method_metrics(session)
+    run_probes(session)
+
+
+def write_training_metrics(session: Session) -> None:
+    """Writes the means since the last row."""
+    if not session.due(session.recipe.log_every):
+        return
+    totals = session.meter.totals(session.processes)
+    session.meter = Meter()
+    steps = totals["steps"]
+    if not steps:
+        return
+    row = {
+        "loss": totals["loss"] / steps,
+        "penalty": totals["penalty"] / steps,
+        "gradient_norm": totals["norm"] / steps,
+        "lr": float(session.optimizer.param_groups[0]["lr"]),
+        "seconds": round(session.seconds, 3),
+    }
+    session.note = f"loss {row['loss']:.4g}"
+    _write(session, "train", row)
+
+
+def validate(session: Session) -> None:
+    """Scores the model on the validation samples."""
+    if not session.due(session.recipe.evaluate_every):
+        return
+    session.scores = scores = evaluate(session, session.model)
+    headline = session.task.headline
+    if headline in scores:
+        session.note += f", {headline} {scores[headline]:.4g}"
+    _write(session, "validation", scores)
+    _write_method_metrics(session)
+
+
+def run_probes(session: Session) -> None:
+    """Lets the probes look, in the main process."""
+    if session.processes.is_main:
+        for probe in session.probes:
+            _write(session, "probe", probe.observe(session.step))
+
+
+def keep_state(session: Session) -> None:
+    """Writes a checkpoint when one is due."""
+    every = session.recipe.checkpoint_every
+    if not session.due(every):
+        return
+    if every is None and not session.finished:
+        quiet = time.monotonic() - session.saved_at < CHECKPOINT_SECONDS
+        if not session.processes.on_main(lambda: not quiet):
+            return
+    save_checkpoint(session)
+
+
+def save_checkpoint(session: Session) -> None:
+    """Writes a checkpoint of the state as it is.
+
+    Raises:
+        WorkError: it could not be written; the one before it is kept.
+    """
+    if session.saved_step == session.step:
+        return
+    state = session.state()
+
+    def write() -> None:
+        session.folder.sync_metrics()
+        checkpoints.save(
+            session.folder.checkpoints,
+            session.step,
+            session.model.state_dict(),
+            state,
+            keep=session.recipe.keep_checkpoints,
+        )
+
+    session.processes.on_main(write)
+    session.saved_step = session.step
+    session.saved_at = time.monotonic()
+
+
+def _write_method_metrics(session: Session) -> None:
+    row = {
+        f"{prefix}/{name}": float(value)
+        for prefix, method in session.methods.items()
+        for name, value in method.metrics().items()
+    }
+    _write(session, "method", row)
+
+
+def _write(session: Session, kind: str, values: dict[str, float]) -> None:
+    if not session.processes.is_main or not values:
+        return
+    row: dict[str, Any] = {"step": session.step, "epoch": session.epoch, "kind": kind, **values}
+    session.folder.append_metrics(row)
+    if session.recipe.trackers:
+        tracked = {f"{kind}/{name}": value for name, value in values.items()}
+        session.processes.accelerator.log(tracked, step=session.step)
+
+
+def _progress(advance: Advance) -> Observer:
+    def show(session: Session) -> None:
+        advance(1, session.note)
+
+    return show

@@ -1,0 +1,339 @@
+"""Recipes: what to train and how, as TOML that is checked whole before anything starts."""
+
+from __future__ import annotations
+
+import platform
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from latewood.errors import RequestError
+from latewood.training import components
+from latewood.training.components import Kind, importable, nearest
+from latewood.training.toml import to_toml
+
+__all__ = ["Recipe", "Section", "check_sections", "environment", "load_recipe", "parse_recipe"]
+
+ENVIRONMENT = "environment"
+"""The table that records where a run was made; it is written, and ignored on reading."""
+
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+
+
+def _section(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Section = Annotated[
+    dict[str, Any], BeforeValidator(_section), Field(description="a name, or a table with one")
+]
+"""A component: its name alone, or a table of its name and arguments."""
+
+
+class Recipe(BaseModel):
+    """Everything that decides a run.
+
+    Args:
+        task: what is learned, from which data.
+        model: what learns it; the task's own choice if left out.
+        optimizer: a name and its arguments.
+        schedule: factor on every learning rate by progress; besides its own arguments it takes
+            ``per`` ("step" or "epoch"), ``warmup`` (fraction of the run) and ``warmup_start``.
+        methods: what changes the training, in the order in which they are built and finalized.
+        probes: what looks at it.
+        epochs: passes over the training data; exactly one of epochs and steps is given.
+        steps: optimizer steps.
+        batch_size: samples per step over all processes together.
+        drop_last: leave out a last batch of an epoch that is not full.
+        seed: decides initial weights, data order, augmentation and all other randomness.
+        precision: "no" for full, "bf16" or "fp16" for mixed.
+        clip_norm: largest norm of the gradient of the model's own parameters.
+        log_every: steps between two rows of training metrics.
+        evaluate_every: steps between two validations; every epoch if left out.
+        checkpoint_every: steps between two checkpoints; if left out, at ends of epochs, when the
+            last one is older than half a minute.
+        keep_checkpoints: how many of the last checkpoints stay on disk.
+        recalibration_batches: training batches that renew batch-norm statistics after finalizing.
+        trackers: accelerate's trackers to log to besides the run folder.
+        channels_last: keep images in channels-last order.
+        compile: compile the model with torch.compile.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    task: Section
+    model: Section | None = None
+    optimizer: Section = {"name": "adamw"}
+    schedule: Section = {"name": "constant"}
+    methods: list[Section] = []
+    probes: list[Section] = []
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 128
+    drop_last: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip_norm: PositiveFloat | None = None
+    log_every: PositiveInt = 10
+    evaluate_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+    recalibration_batches: PositiveInt = 50
+    trackers: list[Tracker] = []
+    channels_last: bool = False
+    compile: bool = False
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+
+    _folders: tuple[Path, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        for path, section in _sections(self):
+            if not isinstance(section.get("name"), str):
+                raise RequestError(f"{path}.name: missing; expected the name of a component")
+        if (self.epochs is None) == (self.steps is None):
+            given = "neither" if self.epochs is None else "both"
+            raise RequestError(f"epochs, steps: got {given}; expected exactly one of them")
+        if self.precision == "fp16" and self.device in ("cpu", "mps"):
+            raise RequestError(
+                f"precision: got 'fp16' with device {self.device!r}; expected 'no' or 'bf16' there"
+            )
+        for name in ("methods", "probes"):
+            self._no_duplicates(name)
+        if len(set(self.trackers)) != len(self.trackers):
+            raise RequestError(f"trackers: got {self.trackers}; expected each tracker once")
+        return self
+
+    def _no_duplicates(self, field: str) -> None:
+        sections: list[dict[str, Any]] = getattr(self, field)
+        for index, section in enumerate(sections):
+            if section in sections[:index]:
+                raise RequestError(
+                    f"{field}[{index}]: got {section['name']!r} twice with the same arguments; "
+                    "expected each once"
+                )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where modules of the user's own are looked for: the recipe's folder, then the current."""
+        return (*self._folders, Path.cwd())
+
+    def to_toml(self, **environment: Any) -> str:
+        """The resolved recipe as TOML.
+
+        Args:
+            environment: what to record about where and with what the run was made; it goes to a
+                table that ``load_recipe`` ignores.
+        """
+        document = self.model_dump()
+        return to_toml(document | {ENVIRONMENT: environment} if environment else document)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: the TOML file.
+        overrides: "key.path=value" each; list items by number, as in ``methods.0.name`` or
+            ``methods[0].name``. The value is read as TOML, and as a string if it is none.
+
+    Raises:
+        RequestError: no such file, broken TOML, unknown keys, wrong types, impossible
+            combinations; it says the key's path, what was given and what is allowed.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: is not valid TOML: {error}") from error
+    recorded = document.pop(ENVIRONMENT, None)
+    for override in overrides:
+        _apply(document, override)
+    folders = [path.resolve().parent]
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
+        folders.insert(0, Path(recorded["folder"]))
+    return parse_recipe(document, folders)
+
+
+def parse_recipe(document: Mapping[str, Any], folders: Sequence[Path] = ()) -> Recipe:
+    """A recipe from a document already read.
+
+    Args:
+        document: what the TOML file holds.
+        folders: where modules of the user's own are looked for, before the current folder.
+
+    Raises:
+        RequestError: as ``load_recipe``.
+    """
+    try:
+        recipe = Recipe.model_validate(dict(document))
+    except ValidationError as error:
+        raise RequestError("\n".join(_explain(item) for item in error.errors())) from error
+    recipe._folders = tuple(folders)
+    check_sections(recipe)
+    return recipe
+
+
+def check_sections(recipe: Recipe) -> None:
+    """Checks every component's arguments against its signature.
+
+    Raises:
+        RequestError: the first that does not fit, with its key path.
+    """
+    with importable(*recipe.folders):
+        for path, section in _sections(recipe):
+            kind = _kind(path)
+            own = section
+            if kind == "schedule":
+                own, options = split_schedule(section)
+                _check_schedule_options(options, path)
+            components.check(kind, own, path, offered=None if kind == "model" else ())
+
+
+def split_schedule(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schedule's own arguments, and those that every schedule takes."""
+    common = ("per", "warmup", "warmup_start")
+    options = {key: section[key] for key in common if key in section}
+    return {key: value for key, value in section.items() if key not in common}, options
+
+
+def environment(recipe: Recipe, **more: Any) -> dict[str, Any]:
+    """What to record beside a recipe: versions, seed, platform and where the recipe lay.
+
+    Args:
+        more: further entries (device, processes, threads).
+    """
+    names = ("latewood", "torch", "accelerate", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "platform": platform.platform(),
+        "seed": recipe.seed,
+        **({"folder": str(recipe.folders[0])} if len(recipe.folders) > 1 else {}),
+        **more,
+    }
+
+
+def _check_schedule_options(options: dict[str, Any], path: str) -> None:
+    per = options.get("per", "step")
+    if per not in ("step", "epoch"):
+        raise RequestError(f"{path}.per: got {per!r}; expected 'step' or 'epoch'")
+    for key in ("warmup", "warmup_start"):
+        value = options.get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise RequestError(f"{path}.{key}: got {value!r}; expected a fraction in [0, 1)")
+
+
+def _sections(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+    single = [(key, getattr(recipe, key)) for key in ("task", "model", "optimizer", "schedule")]
+    methods = [(f"methods[{i}]", section) for i, section in enumerate(recipe.methods)]
+    probes = [(f"probes[{i}]", section) for i, section in enumerate(recipe.probes)]
+    return [(path, section) for path, section in single if section is not None] + methods + probes
+
+
+def _kind(path: str) -> Kind:
+    return cast(Kind, path.split("[")[0].removesuffix("s"))
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's errors in the form that all of Latewood's have."""
+    path = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in Recipe.model_fields or path:
+            path += f".{part}" if path else str(part)
+        else:
+            path = str(part)
+    allowed = list(Recipe.model_fields)
+    if error["type"] == "extra_forbidden":
+        keys = ", ".join(allowed)
+        return f"{path}: got {error['input']!r}; expected one of: {keys}{nearest(path, allowed)}"
+    if error["type"] == "missing":
+        return f"{path}: missing; expected {_expected(path)}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "string_pattern_mismatch":
+        return f"{path}: got {error['input']!r}; expected 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
+    message = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    message = "a name, or a table with a name" if "dictionary" in message else message
+    return f"{path}: got {error['input']!r}; expected {message}"
+
+
+def _expected(path: str) -> str:
+    return f"the {path} to train" if path == "model" else "a name, or a table with a name"
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Sets one "key.path=value" in a document read from TOML."""
+    key, separator, text = override.partition("=")
+    parts = [part for part in re.split(r"[.\[\]]+", key.strip()) if part]
+    if not separator or not parts:
+        raise RequestError(f"--set: got {override!r}; expected key.path=value")
+    value = _parsed(text.strip())
+    place: Any = document
+    for depth, part in enumerate(parts[:-1]):
+        inner = _child(place, part, override, default=[] if parts[depth + 1].isdigit() else {})
+        if isinstance(inner, str):  # a bare name gains arguments
+            inner = {"name": inner}
+            _put(place, part, inner, override)
+        elif not isinstance(inner, dict | list):
+            raise RequestError(
+                f"--set: got {override!r}; {'.'.join(parts[: depth + 1])!r} is {inner!r} and has "
+                "no keys"
+            )
+        place = inner
+    _put(place, parts[-1], value, override)
+    # The length of a run is one choice with two spellings, so the override takes the file's place.
+    if parts in (["epochs"], ["steps"]):
+        document.pop("steps" if parts == ["epochs"] else "epochs", None)
+
+
+def _child(place: Any, part: str, override: str, default: Any) -> Any:
+    if isinstance(place, list):
+        index = _index(place, part, override)
+        if index == len(place):
+            place.append(default)
+        return place[index]
+    return place.setdefault(part, default)
+
+
+def _put(place: Any, part: str, value: Any, override: str) -> None:
+    if isinstance(place, list):
+        index = _index(place, part, override)
+        place[index : index + 1] = [value]
+    else:
+        place[part] = value
+
+
+def _index(place: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) > len(place):
+        raise RequestError(f"--set: got {override!r}; expected a list index 0 to {len(place)}")
+    return int(part)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

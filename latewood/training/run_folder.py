@@ -1,0 +1,236 @@
+"""The folder that a run leaves behind: recipe, metrics, checkpoints, spectra, model, summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from latewood.errors import RequestError, WorkError
+
+__all__ = ["RunFolder", "write_atomically"]
+
+_OWN = (
+    "recipe.toml",
+    "metrics.jsonl",
+    "summary.json",
+    "model.safetensors",
+    "report.html",
+    "checkpoints",
+    "spectra",
+    "failure",
+    "trackers",
+)
+
+
+class RunFolder:
+    """One run's files, by name.
+
+    A folder is a run folder if it holds a ``recipe.toml`` that a run wrote, which is one with a
+    table of the environment. Nothing here ever deletes a file that no run made.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.toml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.summary_path = self.path / "summary.json"
+        self.model_path = self.path / "model.safetensors"
+        self.report_path = self.path / "report.html"
+        self.checkpoints = self.path / "checkpoints"
+        self.spectra_folder = self.path / "spectra"
+        self.failure_folder = self.path / "failure"
+        self.trackers_folder = self.path / "trackers"
+
+    def __repr__(self) -> str:
+        """The folder's path."""
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        try:
+            recipe = tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(recipe.get("environment"), dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary_path.exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the run came to; {} while it has not.
+
+        Raises:
+            WorkError: the file is damaged.
+        """
+        if not self.summary_path.exists():
+            return {}
+        try:
+            summary: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WorkError(f"{self.summary_path}: cannot be read ({error})") from error
+        return summary
+
+    def create(self, recipe: str, *, overwrite: bool = False) -> None:
+        """Starts a run here.
+
+        Args:
+            recipe: text of ``recipe.toml``, with a table of the environment.
+            overwrite: remove what an earlier run left here; other files stay.
+
+        Raises:
+            RequestError: the folder holds a run or anything else, or cannot be written to.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RequestError(f"folder: got '{self.path}', which is a file; expected a folder")
+        if self.exists and not overwrite:
+            raise RequestError(
+                f"folder: got '{self.path}', which holds a run already; expected a new folder, or "
+                "--resume to go on with that run, or --overwrite to replace it"
+            )
+        with _refusing(self.path):
+            if self.exists:
+                self._clear()
+            elif self.path.is_dir() and any(self.path.iterdir()):
+                raise RequestError(
+                    f"folder: got '{self.path}', which is not empty and holds no run; expected a "
+                    "new or an empty folder"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            write_atomically(self.recipe_path, recipe)
+            self.metrics_path.touch()
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds one row to the metrics; a number that is not finite is written as null.
+
+        Args:
+            row: "step", "epoch", "kind", and named scalars.
+
+        Raises:
+            WorkError: the file cannot be written.
+        """
+        plain = {key: _finite(value) for key, value in row.items()}
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain, allow_nan=False) + "\n")
+        except OSError as error:
+            raise WorkError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows of the metrics; null reads as NaN, and a torn last line is left out.
+
+        Raises:
+            WorkError: a line before the last is damaged.
+        """
+        return [row for row, _ in self._rows()]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the rows after ``step`` and a torn last line, as a resumed run writes them anew.
+
+        Args:
+            step: number of updates that the resumed run starts from.
+
+        Raises:
+            WorkError: the file is damaged or cannot be written.
+        """
+        kept = "".join(line for row, line in self._rows() if row["step"] <= step)
+        write_atomically(self.metrics_path, kept)
+
+    def sync_metrics(self) -> None:
+        """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``, which marks the run as finished.
+
+        Raises:
+            WorkError: the file cannot be written.
+        """
+        write_atomically(self.summary_path, json.dumps(_clean(summary), indent=2) + "\n")
+
+    def _rows(self) -> Iterator[tuple[dict[str, Any], str]]:
+        if not self.metrics_path.exists():
+            return
+        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines(True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                if not line.endswith("\n"):
+                    raise ValueError("it has no end")
+                row = json.loads(line)
+                row["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):
+                    return
+                raise WorkError(
+                    f"{self.metrics_path}: line {number} is damaged ({error})"
+                ) from error
+            yield {key: math.nan if value is None else value for key, value in row.items()}, line
+
+    def _clear(self) -> None:
+        for name in _OWN:
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that it is either the old one or the whole new one, also on disk.
+
+    Raises:
+        WorkError: the file cannot be written; the old one is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise WorkError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Before a run has started, a folder that cannot be written is a wrong request."""
+    try:
+        yield
+    except (OSError, WorkError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(
+            f"folder: got '{path}', which cannot be written to ({reason}); expected one that can"
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list | tuple) else _finite(value)

@@ -1,0 +1,334 @@
+"""A run in progress: everything that a recipe builds, and the state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.groups import parameter_groups
+from latewood.core.method import Method, Probe
+from latewood.core.schedules import Schedule, with_warmup
+from latewood.errors import RequestError
+from latewood.training import components
+from latewood.training.checkpoints import Checkpoint, load_into
+from latewood.training.data import Batch, batch_count
+from latewood.training.processes import Processes
+from latewood.training.randomness import (
+    derive,
+    host_random_state,
+    restore_host_random_state,
+    seed_torch,
+)
+from latewood.training.recipe import Recipe, split_schedule
+from latewood.training.run_folder import RunFolder
+from latewood.training.task import Task
+
+__all__ = ["Meter", "Session", "open_session"]
+
+
+@dataclass
+class Meter:
+    """Means of the training metrics since they were last written."""
+
+    steps: int = 0
+    loss: float = 0.0
+    penalty: float = 0.0
+    norm: float = 0.0
+
+    def add(self, loss: float, penalty: float, norm: float) -> None:
+        """Takes in one step."""
+        self.steps += 1
+        self.loss += loss
+        self.penalty += penalty
+        self.norm += norm
+
+    def totals(self, processes: Processes) -> dict[str, float]:
+        """The sums of all processes; losses are shares of the global mean, so they are averaged."""
+        loss = processes.sum([self.loss / processes.count])[0]
+        return {"steps": self.steps, "loss": loss, "penalty": self.penalty, "norm": self.norm}
+
+
+@dataclass
+class Session:
+    """What the loop and its observers work on.
+
+    Args:
+        recipe: what to do.
+        folder: where it is written.
+        processes: who does it.
+        task: the data and the objective.
+        model: the bare model, whose state is saved and which methods and probes see.
+        network: what the loss is computed with: the model, distributed and compiled as asked.
+        optimizer: built on the model's and the methods' parameters.
+        methods: by the prefix of their metrics.
+        probes: what looks at the model.
+        schedule: factor on the learning rates by progress.
+        schedule_per_epoch: whether the factor moves between epochs only.
+        steps_per_epoch: optimizer steps per pass over the data.
+        total_steps: optimizer steps of the whole run.
+        step: optimizer steps done.
+        meter: training metrics not yet written.
+        note: what a progress bar says.
+        scores: of the last validation in this process.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    processes: Processes
+    task: Task
+    model: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    methods: dict[str, Method]
+    probes: list[Probe]
+    schedule: Schedule
+    schedule_per_epoch: bool
+    steps_per_epoch: int
+    total_steps: int
+    step: int = 0
+    meter: Meter = field(default_factory=Meter)
+    note: str = ""
+    scores: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+        self.saved_step = -1
+        self.saved_at = self.started
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        claimed = {
+            id(parameter)
+            for method in self.methods.values()
+            for group in method.parameter_groups()
+            for parameter in group["params"]
+        }
+        self.clipped = [p for p in self.trained if id(p) not in claimed]
+        self.objective_noise = torch.Generator(self.processes.device.type)
+        self.augment_noise = torch.Generator()
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training data so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of work, those before an interruption included."""
+        return time.monotonic() - self.started
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.total_steps
+
+    def due(self, every: int | None) -> bool:
+        """Whether something done every so many steps, or every epoch, is due now."""
+        return self.finished or self.step % (every or self.steps_per_epoch) == 0
+
+    def begin_step(self) -> None:
+        """Sets the learning rates and seeds everything that this step draws from.
+
+        Randomness is a function of the seed, the step and the rank, so that a resumed run, a
+        re-run of a failing step and a run with other probes all draw the same numbers.
+        """
+        whole = self.steps_per_epoch if self.schedule_per_epoch else 1
+        done = self.step // whole * whole
+        factor = self.schedule(min(1.0, done / self.total_steps))
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        seed, rank = self.recipe.seed, self.processes.rank
+        seed_torch(derive(seed, "model", self.step, rank), self.processes.device)
+        self.objective_noise.manual_seed(derive(seed, "objective", self.step, rank))
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch augmented, on the device, in the memory format asked for."""
+        if self.task.augment is not None:
+            seed = derive(self.recipe.seed, "augment", self.step, self.processes.rank)
+            batch = self.task.augment(batch, self.augment_noise.manual_seed(seed))
+        return self.placed(batch)
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch on the device, in the memory format asked for."""
+        device = self.processes.device
+        if device.type != "cpu":
+            batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+        if self.recipe.channels_last:
+            batch = tuple(
+                tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+                for tensor in batch
+            )
+        return batch
+
+    def loss(self, network: nn.Module, batch: Batch, weight: float) -> tuple[Tensor, Tensor | None]:
+        """The loss to differentiate, and the methods' part of it."""
+        with self.processes.autocast():
+            loss = self.task.objective.loss(network, batch, self.objective_noise)
+            if weight != 1.0:
+                loss = loss * weight
+            penalty: Tensor | None = None
+            for method in self.methods.values():
+                own = method.penalty()
+                penalty = own if penalty is None else penalty + own
+        return (loss if penalty is None else loss + penalty), penalty
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs beyond the model's own state."""
+        scaler = self.processes.scaler
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "meter": self.meter.totals(self.processes),
+            "optimizer": self.optimizer.state_dict(),
+            "methods": [method.state_dict() for method in self.methods.values()],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "host_random": host_random_state(),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint.
+
+        Raises:
+            RequestError: it is of another model.
+        """
+        load_into(self.model, checkpoint.model_state(), str(checkpoint.path))
+        state = checkpoint.state()
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            for method, own in zip(self.methods.values(), state["methods"], strict=True):
+                method.load_state_dict(own)
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{checkpoint.path}: does not fit the recipe's optimizer and methods: {error}"
+            ) from error
+        if self.processes.scaler is not None and state["scaler"] is not None:
+            self.processes.scaler.load_state_dict(state["scaler"])
+        restore_host_random_state(state["host_random"])
+        meter = state["meter"] if self.processes.is_main else {**state["meter"], "loss": 0.0}
+        meter["loss"] *= self.processes.count
+        self.meter = Meter(**meter)
+        self.step = self.saved_step = checkpoint.step
+        self.started = time.monotonic() - state["seconds"]
+
+
+def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: Task) -> Session:
+    """Builds what the recipe asks for.
+
+    Args:
+        recipe: a checked recipe.
+        folder: the run's folder; nothing is written to it here.
+        processes: device and ranks.
+        task: the recipe's task.
+
+    Raises:
+        RequestError: what only shows with the data and the model at hand: more processes than
+            samples, a batch size that leaves no full batch, arguments that a component refuses.
+    """
+    seed = recipe.seed
+    _require_samples(recipe, processes, task)
+    steps_per_epoch = batch_count(len(task.train), recipe.batch_size, recipe.drop_last)
+    total_steps = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
+    section = recipe.model or {"name": task.model}
+    seed_torch(derive(seed, "initial weights"), processes.device)
+    model: nn.Module = components.build(
+        "model", section, "model", offered=dict(task.model_arguments)
+    )
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"model: {section['name']!r} returned no nn.Module but {type(model)}")
+    model.to(processes.device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    methods: dict[str, Method] = {}
+    for index, own in enumerate(recipe.methods):
+        seed_torch(derive(seed, "method", index), processes.device)
+        methods[_prefix(own, methods)] = components.build(
+            "method",
+            own,
+            f"methods[{index}]",
+            model=model,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            seed=derive(seed, "method seed", index),
+        )
+    model.train()
+    schedule, per_epoch = _schedule(recipe.schedule)
+    return Session(
+        recipe=recipe,
+        folder=folder,
+        processes=processes,
+        task=task,
+        model=model,
+        network=_network(recipe, processes, model),
+        optimizer=_optimizer(recipe.optimizer, model, methods),
+        methods=methods,
+        probes=[
+            components.build(
+                "probe",
+                own,
+                f"probes[{index}]",
+                model=model,
+                steps_per_epoch=steps_per_epoch,
+                folder=folder.spectra_folder,
+            )
+            for index, own in enumerate(recipe.probes)
+        ],
+        schedule=schedule,
+        schedule_per_epoch=per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _optimizer(
+    section: Mapping[str, Any], model: nn.Module, methods: Mapping[str, Method]
+) -> torch.optim.Optimizer:
+    decay = section.get("weight_decay")
+    groups = parameter_groups(model, list(methods.values()), weight_decay=decay)
+    optimizer = components.build("optimizer", section, "optimizer", params=groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise RequestError(f"optimizer: {section['name']!r} returned no torch optimizer")
+    return optimizer
+
+
+def _network(recipe: Recipe, processes: Processes, model: nn.Module) -> nn.Module:
+    network = processes.distribute(model)
+    if recipe.compile:
+        compiled: Callable[..., Any] = torch.compile(network)
+        assert isinstance(compiled, nn.Module)
+        return compiled
+    return network
+
+
+def _schedule(section: Mapping[str, Any]) -> tuple[Schedule, bool]:
+    own, options = split_schedule(section)
+    schedule: Schedule = components.build("schedule", own, "schedule")
+    if options.get("warmup"):
+        schedule = with_warmup(schedule, options["warmup"], options.get("warmup_start", 0.0))
+    return schedule, options.get("per", "step") == "epoch"
+
+
+def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
+    name = str(section["name"]).rpartition(":")[2]
+    number = 2
+    prefix = name
+    while prefix in taken:
+        prefix, number = f"{name}_{number}", number + 1
+    return prefix
+
+
+def _require_samples(recipe: Recipe, processes: Processes, task: Task) -> None:
+    for name, dataset in (("training", task.train), ("validation", task.validation)):
+        if len(dataset) < processes.count:
+            raise RequestError(
+                f"processes: got {processes.count} for {len(dataset)} {name} samples; "
+                f"expected at most {len(dataset)}, one sample each"
+            )
+    if recipe.drop_last and recipe.batch_size > len(task.train):
+        raise RequestError(
+            f"batch_size: got {recipe.batch_size} with drop_last; expected at most the "
+            f"{len(task.train)} training samples"
+        )
