@@ -1,0 +1,58 @@
+"""Weight transformations that the tests of core share."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latewood.core.transforms import FAULTS, MASK, PRECISION
+
+
+class Mask(nn.Module):
+    """Soft and learned: one logit an entry."""
+
+    order = MASK
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.logits = nn.Parameter(torch.randn(shape, generator=generator))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * torch.sigmoid(self.logits.to(weight.dtype))
+
+
+class Precision(nn.Module):
+    """Multiplies by a learned step, then adds a constant: does not commute with a mask."""
+
+    order = PRECISION
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.step.to(weight.dtype) + 0.125
+
+
+class Faults(nn.Module):
+    """Nothing to learn: negates the first row."""
+
+    order = FAULTS
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.cat([-weight[:1], weight[1:]])
+
+
+@pytest.fixture
+def mask():
+    return Mask
+
+
+@pytest.fixture
+def precision():
+    return Precision
+
+
+@pytest.fixture
+def faults():
+    return Faults
