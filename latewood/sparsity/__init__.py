@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""Learned sparsity: which weights a network can do without, found while it trains."""
+
+from latewood.sparsity.continuous import ContinuousSparsification
+
+__all__ = ["ContinuousSparsification"]

@@ -1,0 +1,396 @@
+"""Continuous sparsification: a soft mask on every weight, sharpened until it is binary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core import (
+    MASK,
+    Selected,
+    attach,
+    bake,
+    exponential,
+    progress,
+    select_parameters,
+    transformations,
+)
+from latewood.errors import RequestError, invalid
+from latewood.sparsity.mask import DECIDED, SoftMask, unit_scale
+
+__all__ = ["ContinuousSparsification"]
+
+_LARGEST_LOGIT: Final = 16.0
+_MOST_UNDECIDED: Final = 0.01
+
+
+class ContinuousSparsification:
+    """Learns which weights to keep, in the one run that trains them.
+
+    Each weight w owns a logit s and acts as ``w * c * sigmoid(beta * s)``. The loss gains
+    ``penalty_weight * sum(c * sigmoid(beta * s))``, and the temperature beta rises from 1 to
+    ``final_temperature``, ``beta = final_temperature ** progress``, so that the mask ends as the
+    binary H(s) = (s > 0). ``harden`` fixes that mask, ``finalize`` folds it into the weights.
+
+    Args:
+        model: its selected weight matrices are masked in place; biases, norms and embeddings never.
+            A tied tensor is masked in all its uses.
+        total_steps: optimizer steps of the run; the last one runs at ``final_temperature``.
+        steps_per_epoch: None raises beta every step; a number raises it at each epoch's start, as
+            the authors' code does.
+        initial_logit: (s0) of every weight, in [-16, 16]; lower is sparser, though not monotonely
+            in short runs. The authors' range is about -0.3 to 0.3.
+        final_temperature: (beta_T), at least 1.
+        penalty_weight: (lambda), 0 or more; the authors' 1e-8 is nearly inert.
+        scale: "code" is the authors' code, c = 1 / sigmoid(s0): attaching leaves the network's
+            function as it was. "none" is c = 1, the paper's formula.
+        mask_lr: learning rate of the logits; None takes the optimizer's.
+        include: patterns on layer or parameter names (``core.select_parameters``).
+        exclude: patterns of the same form. None keeps the last layer in registration order dense,
+            as the authors' code does its classifier, unless ``include`` is given or the model has
+            one layer only; () excludes nothing.
+
+    Raises:
+        RequestError: an argument out of range, a pattern that matches nothing, a weight that
+            already has a mask or a foreign parametrization, or that has no data or no real dtype.
+
+    Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification",
+    NeurIPS 2020 (arXiv 1912.04427), and its authors' code for the scale and the schedule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        total_steps: int,
+        steps_per_epoch: int | None = None,
+        initial_logit: float = 0.0,
+        final_temperature: float = 200.0,
+        penalty_weight: float = 1e-8,
+        scale: Literal["code", "none"] = "code",
+        mask_lr: float | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] | None = None,
+    ) -> None:
+        _require_count("total_steps", total_steps)
+        if steps_per_epoch is not None:
+            _require_count("steps_per_epoch", steps_per_epoch)
+        if not abs(initial_logit) <= _LARGEST_LOGIT:
+            raise invalid(
+                "initial_logit",
+                initial_logit,
+                "a number in [-16, 16]; beyond, a float32 sigmoid has no gradient",
+            )
+        if not 1.0 <= final_temperature < math.inf:
+            raise invalid("final_temperature", final_temperature, "a finite number, 1 or more")
+        if not 0.0 <= penalty_weight < math.inf:
+            raise invalid("penalty_weight", penalty_weight, "a finite number, 0 or more")
+        if scale not in ("code", "none"):
+            raise invalid("scale", scale, "'code' or 'none'")
+        if mask_lr is not None and not 0.0 < mask_lr < math.inf:
+            raise invalid("mask_lr", mask_lr, "a positive finite number, or None")
+        chosen = _select(model, include, exclude)
+        for each in chosen:
+            _require_maskable(each)
+
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.penalty_weight = penalty_weight
+        self.mask_lr = mask_lr
+        self._temperature_at = exponential(1.0, final_temperature)
+        self._model = model
+        self._step = 0
+        self._final_metrics: dict[str, float] | None = None
+        self._masks: dict[str, SoftMask] = {}
+        self._layers: dict[str, str] = {}
+        self._places: dict[str, list[Selected]] = {}
+        places = _places(model)
+        for each in chosen:
+            weight = each.stored
+            factor = unit_scale(initial_logit, weight) if scale == "code" else 1.0
+            mask = SoftMask(weight, initial_logit=initial_logit, scale=factor)
+            for owner in places[id(weight)]:
+                attach(owner.module, owner.parameter_name, mask)
+            self._masks[each.name] = mask
+            self._layers[each.name] = each.layer
+            self._places[each.name] = places[id(weight)]
+        self._set_temperature()
+
+    @property
+    def temperature(self) -> float:
+        """The temperature (beta) of the step to come."""
+        if self.steps_per_epoch is None:
+            return self._temperature_at(progress(self._step, self.total_steps))
+        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        return self._temperature_at(progress(self._step // self.steps_per_epoch, epochs))
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the masks are fixed."""
+        return all(mask.hard_mask is not None for mask in self._masks.values())
+
+    def mask_parameters(self) -> list[nn.Parameter]:
+        """The logits, in the model's order.
+
+        Whoever builds optimizer groups by hand gives these weight decay 0, since decay pulls every
+        logit to 0, the undecided point, and clips their gradients apart from the weights'.
+        """
+        return [mask.mask_logits for mask in self._masks.values()]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The logits as one optimizer group without weight decay, with ``mask_lr`` if given."""
+        group: dict[str, Any] = {"params": self.mask_parameters(), "weight_decay": 0.0}
+        if self.mask_lr is not None:
+            group["lr"] = self.mask_lr
+        return [group]
+
+    def penalty(self) -> Tensor:
+        """``penalty_weight * sum(c * sigmoid(beta * s))`` over all masked weights.
+
+        Returns:
+            0-dim tensor, differentiable in the logits; 0 once the masks are fixed.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self._require_unfinished("penalty")
+        first = next(iter(self._masks.values())).mask_logits
+        total = torch.zeros((), dtype=first.dtype, device=first.device)
+        if self.penalty_weight == 0.0 or self.hardened:
+            return total
+        for mask in self._masks.values():
+            total = total + mask.total().to(total)
+        return self.penalty_weight * total
+
+    def step(self) -> None:
+        """Moves the temperature; called once after every ``optimizer.step()``.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self._require_unfinished("step")
+        self._step += 1
+        self._set_temperature()
+
+    def masks(self) -> dict[str, Tensor]:
+        """The binary masks by parameter name: bool, shape of the weight, True where kept."""
+        return {name: mask.binary().clone() for name, mask in self._masks.items()}
+
+    @contextlib.contextmanager
+    def hard(self) -> Iterator[nn.Module]:
+        """Runs the model with its binary masks inside a ``with`` block, and soft again after it.
+
+        Evaluating inside and outside measures the soft-hard gap before anything is fixed. The
+        statistics of batch norms are still those of the soft network.
+        """
+        self._require_unfinished("hard")
+        before = [mask.hard for mask in self._masks.values()]
+        for mask in self._masks.values():
+            mask.hard = True
+        try:
+            yield self._model
+        finally:
+            for mask, was in zip(self._masks.values(), before, strict=True):
+                mask.hard = was
+
+    def harden(self) -> None:
+        """Fixes the masks at H(s). They keep multiplying: fine-tuning cannot revive an entry.
+
+        A layer whose logits are all 0 or less keeps its largest one, with a warning; so does a
+        warning come when more than 1 % of the entries are undecided (|beta s| < 4).
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self._require_unfinished("harden")
+        if self.hardened:
+            return
+        undecided = self._undecided()
+        if undecided > _MOST_UNDECIDED:
+            warnings.warn(
+                f"{undecided:.1%} of the masked weights are undecided (|temperature * logit| < "
+                f"{DECIDED:g}): the hard network may differ from the soft one; a higher "
+                "final_temperature, more steps or a lower initial_logit decide more",
+                UserWarning,
+                stacklevel=2,
+            )
+        for name, mask in self._masks.items():
+            binary = mask.binary()
+            if not binary.any():
+                warnings.warn(
+                    f"{name}: no logit is above 0; the largest one is kept, because a layer "
+                    "without weights makes the network constant",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                binary = _largest_only(mask.mask_logits)
+            mask.freeze(binary)
+
+    def density_target(self, density: float) -> None:
+        """Fixes the masks at the largest logits so that exactly the asked density is kept.
+
+        ``round(density * n)`` of all n masked entries stay: the largest logit of every layer, then
+        the largest of the rest; of equal logits the earlier entry in the model's order.
+
+        Args:
+            density: fraction kept, in (0, 1].
+
+        Raises:
+            RequestError: a density that leaves some layer without a weight, masks already fixed,
+                or after ``finalize``.
+        """
+        self._require_unfinished("density_target")
+        if self.hardened:
+            raise RequestError("density_target: the masks are already fixed")
+        masks = list(self._masks.values())
+        logits = torch.cat([mask.mask_logits.detach().flatten().cpu().double() for mask in masks])
+        if not 0.0 < density <= 1.0 or round(density * logits.numel()) < len(masks):
+            least = len(masks) / logits.numel()
+            raise invalid(
+                "density", density, f"a number in ({least:.3g}, 1]: every layer keeps a weight"
+            )
+        sizes = [mask.mask_logits.numel() for mask in masks]
+        for part in logits.split(sizes):
+            part[part.argmax()] = math.inf
+        kept = torch.zeros(logits.numel(), dtype=torch.bool)
+        order = torch.argsort(logits, descending=True, stable=True)
+        kept[order[: round(density * logits.numel())]] = True
+        for mask, part in zip(masks, kept.split(sizes), strict=True):
+            mask.freeze(part.view_as(mask.mask_logits).to(mask.mask_logits.device))
+
+    def finalize(self) -> nn.Module:
+        """Folds the binary masks into the weights, ``w <- w * c * H(s)``, and removes them.
+
+        The masks are hardened first if they are not. Training on with momentum or decay revives
+        pruned entries of the plain model: fine-tune between ``harden`` and ``finalize``. Batch
+        norms keep the statistics of the soft network: ``core.recalibrate_batch_norm``.
+
+        Returns:
+            The model, with plain weights; only this method's transformations are gone.
+
+        Raises:
+            RequestError: a second call.
+        """
+        self._require_unfinished("finalize")
+        self.harden()
+        self._final_metrics = self.metrics()
+        for name, mask in self._masks.items():
+            for owner in self._places[name]:
+                bake(owner.module, owner.parameter_name, mask)
+                # A tied tensor now holds the scale: folding its other uses must not repeat it.
+                mask.scale = 1.0
+        return self._model
+
+    def metrics(self) -> dict[str, float]:
+        """Densities by H(s), never by the soft mask, and how far the masks are.
+
+        Returns:
+            "density" (fraction kept of all masked weights), "undecided" (fraction with
+            |beta s| < 4), "temperature" (beta) and "density/<layer>"; after ``finalize`` the final
+            values.
+        """
+        if self._final_metrics is not None:
+            return dict(self._final_metrics)
+        kept: dict[str, list[Tensor]] = {}
+        size: dict[str, int] = {}
+        for name, mask in self._masks.items():
+            layer = self._layers[name]
+            kept.setdefault(layer, []).append(mask.binary().sum())
+            size[layer] = size.get(layer, 0) + mask.mask_logits.numel()
+        counts = {layer: sum(count.item() for count in each) for layer, each in kept.items()}
+        return {
+            "density": sum(counts.values()) / sum(size.values()),
+            "undecided": self._undecided(),
+            "temperature": self.temperature,
+            **{f"density/{layer}": count / size[layer] for layer, count in counts.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the model's state does not hold: the step. Logits and masks are the model's."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned; the model's own state is loaded beside it.
+
+        Raises:
+            RequestError: a state of another kind, or after ``finalize``.
+        """
+        self._require_unfinished("load_state_dict")
+        step = state.get("step")
+        if set(state) != {"step"} or not isinstance(step, int) or step < 0:
+            raise invalid("state", state, "what ContinuousSparsification.state_dict() returned")
+        self._step = step
+        self._set_temperature()
+
+    def _set_temperature(self) -> None:
+        temperature = self.temperature
+        for mask in self._masks.values():
+            mask.temperature.fill_(temperature)
+
+    def _undecided(self) -> float:
+        counts = [mask.undecided().sum().item() for mask in self._masks.values()]
+        return sum(counts) / sum(mask.mask_logits.numel() for mask in self._masks.values())
+
+    def _require_unfinished(self, call: str) -> None:
+        if self._final_metrics is not None:
+            raise RequestError(
+                f"{call}: finalize() has folded the masks into the model; build a new "
+                "ContinuousSparsification to sparsify it again"
+            )
+
+
+def _select(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str] | None
+) -> list[Selected]:
+    chosen = select_parameters(model, include=include, exclude=exclude or ())
+    if exclude is not None or tuple(include) != ("*",):
+        return chosen
+    last = chosen[-1].module
+    return [each for each in chosen if each.module is not last] or chosen
+
+
+def _require_maskable(selected: Selected) -> None:
+    for each in transformations(selected.module, selected.parameter_name):
+        order = getattr(each, "order", None)
+        if order == MASK:
+            raise RequestError(f"model: {selected.name} already has a mask; finalize it first")
+        if order is None:
+            raise RequestError(
+                f"model: {selected.name} has the parametrization {type(each).__name__}, through "
+                "which a mask cannot be folded; remove it or exclude this parameter"
+            )
+    weight = selected.stored
+    if not weight.is_floating_point():
+        raise invalid("model", f"{selected.name} of {weight.dtype}", "weights of a real dtype")
+    if weight.is_meta:
+        raise invalid("model", f"{selected.name} on the meta device", "weights that hold data")
+
+
+def _places(model: nn.Module) -> dict[int, list[Selected]]:
+    """Every place of the model that holds a tensor, by the tensor's identity."""
+    places: dict[int, list[Selected]] = {}
+    for module_name, module in model.named_modules():
+        if "parametrizations" in module_name.split("."):
+            continue
+        held = dict(module._parameters)
+        for name, stack in getattr(module, "parametrizations", {}).items():
+            held[name] = getattr(stack, "original", None)
+        for name, tensor in held.items():
+            places.setdefault(id(tensor), []).append(Selected(module_name, module, name))
+    return places
+
+
+def _largest_only(logits: Tensor) -> Tensor:
+    positions = torch.arange(logits.numel(), device=logits.device)
+    return (positions == logits.detach().flatten().argmax()).view(logits.shape)
+
+
+def _require_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise invalid(name, value, "a whole number, 1 or more")
