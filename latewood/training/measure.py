@@ -266,12 +266,12 @@ def _clock(device: torch.device) -> tuple[Callable[[], float], Callable[[], None
 
 def _lstm_cpu(inputs: Sequence[int], *shapes: Any, **_: Any) -> int:
     # One call per layer and direction: (time, batch, features), then W_ih, W_hh and the biases.
-    return 2 * prod(inputs[:-1]) * sum(prod(shape) for shape in shapes[:2])
+    return 2 * prod(inputs[:-1]) * sum(int(prod(shape)) for shape in shapes[:2])
 
 
 def _recurrent_cuda(inputs: Sequence[int], weights: Any, *_: Any, **__: Any) -> int:
     # One call for all layers: every matrix is applied at every position.
-    return 2 * prod(inputs[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
+    return 2 * prod(inputs[:-1]) * sum(int(prod(shape)) for shape in weights if len(shape) == 2)
 
 
 def _attention_cpu(

@@ -117,7 +117,8 @@ def unet(
 
     Returns:
         A model from images x (batch, in_channels, side, side) and steps t (batch,) in
-        [0, time_steps] to (batch, in_channels, side, side). Sides are 20, 28, 36, ...: then the way up gives the sizes of the way down.
+        [0, time_steps] to (batch, in_channels, side, side). Sides are 20, 28, 36, ...: then the
+        way up gives the sizes of the way down.
 
     Raises:
         RequestError: a size is not allowed; from the model, an image's side is not.
