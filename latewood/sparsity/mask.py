@@ -114,8 +114,8 @@ class SoftMask(nn.Module):
 def unit_scale(initial_logit: float, like: Tensor) -> float:
     """The scale with which a mask is 1 at its initial logit and temperature 1.
 
-    ``c = 1 / sigmoid(s0) = 1 + exp(-s0)``, taken among its neighbouring floats so that the mask
-    rounds to exactly 1 where such a float exists.
+    ``c = 1 / sigmoid(s0) = 1 + exp(-s0)``, corrected for the rounding of the mask itself, so that
+    the mask is exactly 1 where some float makes it so, and within a unit in the last place else.
 
     Args:
         initial_logit: (s0).
@@ -129,9 +129,11 @@ def unit_scale(initial_logit: float, like: Tensor) -> float:
     dtype = torch.promote_types(like.dtype, torch.float32)
     logit = torch.full((1,), initial_logit, dtype=dtype, device=like.device)
     one = torch.ones_like(logit)
+
+    def mask(scale: Tensor) -> Tensor:
+        return masked_weight(one, logit, one[0], scale.item())
+
     exact = torch.full_like(one, 1.0 + math.exp(-initial_logit))
-    neighbours = [exact, exact.nextafter(exact + 1), exact.nextafter(exact - 1)]
-    for candidate in neighbours:
-        if masked_weight(one, logit, one[0], candidate.item()).item() == 1.0:
-            return candidate.item()
-    return exact.item()
+    nearest = exact / mask(exact)
+    neighbours = (nearest, nearest.nextafter(nearest + 1), nearest.nextafter(nearest - 1))
+    return min(neighbours, key=lambda scale: (mask(scale) - 1).abs().item()).item()
