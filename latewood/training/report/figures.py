@@ -1,0 +1,194 @@
+"""Plotly figures in the report's manner: curves over steps, heat maps over layers and steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from latewood.training.report.sampling import evenly, keep_extremes, short
+from latewood.training.report.section import Figure
+from latewood.training.report.words import plot_text
+
+__all__ = ["Line", "heat_figure", "line_figure", "ramp_legend", "row_axis"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve.
+
+    Args:
+        name: its name in the legend and under the pointer; any text.
+        x: (n,) horizontal positions.
+        y: (n,) values; NaN is a gap.
+        colour: "run 0", "ramp 0.5", "ink", "muted".
+        faint: drawn thin and pale, behind the others.
+        markers: whether its points are marked.
+        group: lines of one group are switched together in the legend.
+        legend: whether the legend lists it.
+    """
+
+    name: str
+    x: Sequence[float] | NDArray[np.float64]
+    y: Sequence[float] | NDArray[np.float64]
+    colour: str
+    faint: bool = False
+    markers: bool = False
+    group: str = ""
+    legend: bool = True
+
+
+def line_figure(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    points: int,
+    log: bool = False,
+    percent: bool = False,
+    size: Literal["full", "half", "panel"] = "half",
+    height: int = 300,
+    subtitle: str = "",
+    legend: bool = True,
+) -> Figure:
+    """Curves over the steps of a run.
+
+    Args:
+        title: caption, which names the vertical axis.
+        lines: the curves.
+        points: most points of one curve; peaks are kept.
+        log: a logarithmic vertical axis, where all values are positive.
+        percent: values are shares, shown in percent.
+        size: see ``Figure``.
+        height: in CSS pixels.
+        subtitle: see ``Figure``.
+        legend: whether to show a legend when there is more than one curve.
+    """
+    value = "%{y:.2%}" if percent else "%{y:.4~g}"
+    data = []
+    for line in lines:
+        x, y = keep_extremes(line.x, line.y, points)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if line.markers and len(x) <= 60 else "lines",
+                "name": plot_text(line.name),
+                "x": short(x, 10),
+                "y": short(y),
+                "line": {"color": line.colour, "width": 1 if line.faint else 2.25},
+                "marker": {"color": line.colour, "size": 5},
+                "opacity": 0.45 if line.faint else 1,
+                "legendgroup": plot_text(line.group or line.name),
+                "showlegend": line.legend,
+                "hovertemplate": f"{value}<br>step %{{x:,}}",
+            }
+        )
+    y_axis: dict[str, Any] = {"rangemode": "normal"}
+    if percent:
+        y_axis["tickformat"] = ".0%" if _spread(lines) >= 0.05 else ".1%"
+    if log and all(value > 0 for line in lines for value in line.y if math.isfinite(value)):
+        y_axis |= {"type": "log", "dtick": 1}
+    shown = sum(line.legend for line in lines)
+    return Figure(
+        title=title,
+        subtitle=subtitle,
+        data=data,
+        layout={
+            "showlegend": legend and shown > 1,
+            "xaxis": {"title": {"text": "step"}},
+            "yaxis": y_axis,
+        },
+        height=height,
+        size=size,
+        description=f"{title}: {', '.join(line.name for line in lines[:8])} over the steps.",
+    )
+
+
+def _spread(lines: Sequence[Line]) -> float:
+    values = [value for line in lines for value in line.y if math.isfinite(value)]
+    return max(values) - min(values) if values else 0.0
+
+
+def heat_figure(
+    title: str,
+    rows: Sequence[str],
+    steps: Sequence[float] | NDArray[np.float64],
+    values: NDArray[np.float64],
+    *,
+    quantity: str,
+    snapshots: int,
+    log: bool = False,
+    size: Literal["full", "half"] = "full",
+    subtitle: str = "",
+) -> Figure:
+    """Values between 0 and 1 over layers (downwards) and steps (to scale).
+
+    Args:
+        title: caption.
+        rows: name of each layer, from the first to the last.
+        steps: (n,) ascending.
+        values: (rows, n); NaN is left blank.
+        quantity: what the values are, for the colour bar and under the pointer.
+        snapshots: most columns that are drawn.
+        log: colour by the logarithm, for values that span several powers of ten.
+        size: see ``Figure``.
+        subtitle: see ``Figure``.
+    """
+    columns = evenly(len(steps), snapshots)
+    values = np.asarray(values, dtype=float)[:, columns]
+    positive = values[np.isfinite(values) & (values > 0)]
+    lowest = float(positive.min()) if log and len(positive) else 1.0
+    logarithmic = log and lowest < 0.1
+    colours = np.log10(np.where(values > 0, values, np.nan)) if logarithmic else values
+    bar: dict[str, Any] = {"title": {"text": quantity, "side": "right"}, "thickness": 10}
+    floor = 0.0
+    if logarithmic:
+        floor = float(math.floor(math.log10(lowest)))
+        ticks = list(range(int(floor), 1))
+        bar |= {"tickvals": ticks, "ticktext": [f"{10.0**tick:g}" for tick in ticks]}
+    trace = {
+        "type": "heatmap",
+        "x": short([float(steps[i]) for i in columns], 10),
+        "y": list(range(len(rows))),
+        "z": [short(row, 3) for row in colours],
+        "text": [short(row, 3) for row in values] if logarithmic else None,
+        "meta": {"rows": [plot_text(row) for row in rows]},
+        "zmin": floor if logarithmic else 0,
+        "zmax": 0 if logarithmic else 1,
+        "colorscale": "heat",
+        "colorbar": bar,
+        "hovertemplate": "%{customdata}<br>step %{x:,}<br>"
+        + f"{quantity} %{{{'text' if logarithmic else 'z:.3f'}}}<extra></extra>",
+    }
+    return Figure(
+        title=title,
+        subtitle=subtitle,
+        data=[{key: value for key, value in trace.items() if value is not None}],
+        layout={
+            "xaxis": {"title": {"text": "step"}, "showgrid": False},
+            "yaxis": row_axis(rows),
+        },
+        height=90 + max(120, 22 * len(rows)),
+        size=size,
+        description=f"{title}: {quantity} of {len(rows)} layers at {len(columns)} moments.",
+    )
+
+
+def row_axis(rows: Sequence[str]) -> dict[str, Any]:
+    """A vertical axis with one row per name, the first on top."""
+    return {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [plot_text(row) for row in rows],
+        "range": [len(rows) - 0.5, -0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def ramp_legend(first: str, last: str) -> Markup:
+    """A legend for lines whose colours run from ``ramp 0`` to ``ramp 1``."""
+    return Markup('<span class="ramp">{}<i></i>{}</span>').format(first, last)

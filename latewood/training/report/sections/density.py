@@ -1,0 +1,62 @@
+"""The share of weights that is left in every layer, over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latewood.training.report.figures import Line, heat_figure, line_figure, ramp_legend
+from latewood.training.report.grids import grid
+from latewood.training.report.runs import Run, Series
+from latewood.training.report.section import Group, Section
+
+__all__ = ["density"]
+
+
+def density(runs: Sequence[Run]) -> Section | None:
+    """A heat map and curves for each run whose methods report densities; None if none does."""
+    found = {run.name: layers for run in runs if (layers := run.by_layer("method", "density"))}
+    if not found:
+        return None
+    groups = [
+        _group(run, found[run.name], several=len(runs) > 1) for run in runs if run.name in found
+    ]
+    without = [run.name for run in runs if run.name not in found]
+    return Section(
+        title="Density by layer",
+        lead="The share of each layer's weights that the method keeps, from the first layer to the "
+        "last.",
+        groups=groups,
+        legend=ramp_legend("first layer", "last layer"),
+        notes=[f"No densities were reported by {', '.join(without)}."] if without else [],
+    )
+
+
+def _group(run: Run, layers: dict[str, Series], *, several: bool) -> Group:
+    steps, values = grid(list(layers.values()))
+    heat = heat_figure(
+        "Density over depth and time",
+        list(layers),
+        steps,
+        values,
+        quantity="density",
+        snapshots=2 * run.detail.snapshots,
+        log=True,
+    )
+    lines = [
+        Line(
+            name=name,
+            x=series.steps,
+            y=series.values,
+            colour=f"ramp {position / max(1, len(layers) - 1):.3f}",
+        )
+        for position, (name, series) in enumerate(layers.items())
+    ]
+    curves = line_figure(
+        "Density of each layer",
+        lines,
+        points=run.detail.points // 2,
+        log=True,
+        size="full",
+        legend=False,
+    )
+    return Group(title=run.name if several else "", figures=[heat, curves])
