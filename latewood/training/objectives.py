@@ -131,7 +131,7 @@ class Diffusion:
 
     ``x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise``, ``abar_t = prod_{s <= t} (1 - beta_s)``,
     ``beta = sigmoid(linspace(-6, 6, steps)) (last - first) + first``. The model maps
-    (images, times t / steps of shape (n,), float32 in [0, 1)) to noise of the images' shape.
+    (images, time steps as int64 of shape (n,), 0 to steps - 1) to noise of the images' shape.
 
     Args:
         steps: number of time steps.
@@ -171,8 +171,7 @@ class Diffusion:
         times = torch.randint(self.steps, (len(images),), generator=generator, device=device)
         noise = torch.randn(images.shape, generator=generator, device=device)
         times, noise = times.to(images.device), noise.to(images.device)
-        predicted = model(self.diffuse(images, noise, times), times / self.steps)
-        return F.mse_loss(predicted, noise)
+        return F.mse_loss(model(self.diffuse(images, noise, times), times), noise)
 
     @torch.no_grad()
     def evaluate(

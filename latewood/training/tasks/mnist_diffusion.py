@@ -39,7 +39,7 @@ def mnist_diffusion(
 
     Returns:
         task with images (n, 1, 28, 28) and labels (n,), which the loss does not read; its model
-        maps (images, times in [0, 1)) to noise.
+        maps (images, time steps) to noise.
 
     Raises:
         RequestError: no data, not the data expected, or a number out of range.
@@ -71,6 +71,6 @@ def mnist_diffusion(
         headline="loss",
         higher_is_better=False,
         model="unet",
-        model_arguments={"in_channels": shape[0], "image_size": shape[1]},
-        example_inputs=(torch.zeros(1, *shape), torch.zeros(1)),
+        model_arguments={"in_channels": shape[0], "image_size": shape[1], "time_steps": steps},
+        example_inputs=(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)),
     )
