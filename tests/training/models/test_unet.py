@@ -38,3 +38,36 @@ def test_side_that_does_not_come_back_is_refused(side) -> None:
     model = unet(channels=[32, 32, 32, 32])
     with pytest.raises(RequestError, match="sides of 20, 28, 36"):
         model(torch.randn(2, 1, side, side), torch.zeros(2))
+
+
+def test_levels_have_the_papers_strides_and_groups() -> None:
+    with torch.device("meta"):
+        layers = dict(unet().named_modules())
+    down = [layers[f"conv{level}"] for level in (1, 2, 3, 4)]
+    up = [layers[f"tconv{level}"] for level in (4, 3, 2, 1)]
+    assert [conv.stride[0] for conv in down] == [1, 2, 2, 2]
+    assert [conv.stride[0] for conv in up] == [2, 2, 2, 1]
+    assert [conv.output_padding[0] for conv in up] == [0, 1, 1, 0]
+    assert [conv.bias is not None for conv in [*down, *up]] == [False] * 7 + [True]
+    assert [layers[f"norm{level}"].num_groups for level in (1, 2, 3, 4)] == [4, 32, 32, 32]
+    assert [layers[f"tnorm{level}"].num_groups for level in (4, 3, 2)] == [32, 32, 32]
+
+
+def test_skips_add_what_each_level_had_on_the_way_down() -> None:
+    model = unet(channels=[32, 32, 32, 32], time_features=8)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in model.named_children():
+        if "norm" in name:
+            module.register_forward_hook(
+                lambda _, __, output, name=name: seen.__setitem__(name, output)
+            )
+        if "tconv" in name:
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0])
+            )
+    model(torch.randn(2, 1, 28, 28), torch.tensor([3, 4]))
+    silu = torch.nn.functional.silu
+    torch.testing.assert_close(seen["tconv4"], silu(seen["norm4"]))
+    for level, above in ((3, 4), (2, 3), (1, 2)):
+        expected = silu(seen[f"tnorm{above}"]) + silu(seen[f"norm{level}"])
+        torch.testing.assert_close(seen[f"tconv{level}"], expected)

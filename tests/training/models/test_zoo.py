@@ -259,7 +259,12 @@ def test_matrices_of_the_transformers_are_those_of_the_spectra() -> None:
         ("resnet20", {"shortcut": "conv3x3"}, 32, 42_910_336),
         ("resnet20", {"shortcut": "pad", "width": 2}, 32, 161_318_144),
         ("resnet20", {"shortcut": "conv3x3", "width": 2}, 32, 170_755_328),
-        # Published as 4.09 and 0.569 billion.
+        # Weights times positions: 1024 (3x64 + 64x64) 9 + ... + 4 (3 * 512x512) 9, head 5,120.
+        ("vgg16", {}, 32, 313_196_544 + 5_120),
+        ("vgg11", {}, 32, 152_764_416 + 5_120),
+        ("vgg13", {}, 32, 152_764_416 + 1024 * 36_864 + 256 * 147_456 + 5_120),
+        # Published as 5.2, 4.09 and 0.569 billion.
+        ("wide_resnet28", {}, 32, 5_243_328_768),
         ("resnet50", {}, 224, 4_089_184_256),
         ("mobilenet_v1", IMAGENET, 224, 568_740_352),
     ],
