@@ -47,9 +47,16 @@ class Classification:
 
     Args:
         label_smoothing: share of the target spread evenly over the classes, in training only.
+
+    Raises:
+        RequestError: a share that is not in [0, 1].
     """
 
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise invalid("label_smoothing", self.label_smoothing, "a share, 0 to 1")
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy."""
