@@ -11,11 +11,12 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from latewood.training.report.runs import Run
 from latewood.training.report.sampling import evenly, keep_extremes, short
 from latewood.training.report.section import Figure
 from latewood.training.report.words import plot_text
 
-__all__ = ["Line", "heat_figure", "line_figure", "ramp_legend", "row_axis"]
+__all__ = ["Line", "heat_figure", "line_figure", "ramp_legend", "row_axis", "runs_legend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,9 @@ def line_figure(
                 "name": plot_text(line.name),
                 "x": short(x, 10),
                 "y": short(y),
-                "line": {"color": line.colour, "width": 1 if line.faint else 2.25},
+                "line": {"color": line.colour, "width": 1.2 if line.faint else 2.25},
                 "marker": {"color": line.colour, "size": 5},
-                "opacity": 0.45 if line.faint else 1,
+                "opacity": 0.6 if line.faint else 1,
                 "legendgroup": plot_text(line.group or line.name),
                 "showlegend": line.legend,
                 "hovertemplate": f"{value}<br>step %{{x:,}}",
@@ -149,7 +150,12 @@ def heat_figure(
     if logarithmic:
         floor = float(math.floor(math.log10(lowest)))
         ticks = list(range(int(floor), 1))
-        bar |= {"tickvals": ticks, "ticktext": [f"{10.0**tick:g}" for tick in ticks]}
+        bar |= {
+            "tickvals": ticks,
+            "ticktext": [
+                f"{10.0**tick:g}" if tick > -4 else f"10<sup>{tick}</sup>" for tick in ticks
+            ],
+        }
     trace = {
         "type": "heatmap",
         "x": short([float(steps[i]) for i in columns], 10),
@@ -192,3 +198,12 @@ def row_axis(rows: Sequence[str]) -> dict[str, Any]:
 def ramp_legend(first: str, last: str) -> Markup:
     """A legend for lines whose colours run from ``ramp 0`` to ``ramp 1``."""
     return Markup('<span class="ramp">{}<i></i>{}</span>').format(first, last)
+
+
+def runs_legend(runs: Sequence[Run]) -> Markup:
+    """A legend for figures whose lines are the runs, in their colours."""
+    keys = (
+        Markup('<span><span class="key" data-run="{}"></span>{}</span>').format(position, run.name)
+        for position, run in enumerate(runs)
+    )
+    return Markup("").join(keys)

@@ -64,12 +64,8 @@ def result(runs: Sequence[Run]) -> Result:
         base, other = with_result
         headline = f"{other.name} has {_lower_first(_outcome(other))}{_against(base, other)}"
         return Result(headline, f"{lead} {_what(other)}", _tiles(other))
-    lead = f"{lead} The largest change against {runs[0].name} is in the table below."
-    return Result(
-        f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}",
-        f"{len(runs)} runs: {names}.",
-        _tiles(best),
-    )
+    headline = f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}"
+    return Result(headline, f"{lead} Of the best: {_lower_first(_what(best))}", _tiles(best))
 
 
 def _outcome(run: Run) -> str:
@@ -92,10 +88,8 @@ def _against(base: Run, other: Run) -> str:
     if base.result is None or other.result is None or base.headline != other.headline:
         return ""
     difference = other.result - base.result
-    if is_share(base.headline):
-        text = f"{100 * difference:+.1f} points"
-    else:
-        text = f"{difference:+.3g}"
+    share = is_share(base.headline)
+    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
     return f", {text.replace('-', MINUS)} against {base.name}"
 
 

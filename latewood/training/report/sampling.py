@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,7 +83,7 @@ def keep_extremes(x: ArrayLike, y: ArrayLike, most: int) -> tuple[Array, Array]:
         return x, y
     edges = np.linspace(1, len(x) - 1, (most - 2) // 2 + 1).astype(int)
     chosen = {0, len(x) - 1}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         piece = y[start:stop]
         if len(piece) and not np.isnan(piece).all():
             chosen |= {start + int(np.nanargmin(piece)), start + int(np.nanargmax(piece))}

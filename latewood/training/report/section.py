@@ -12,6 +12,8 @@ from latewood.training.report.runs import Run
 
 __all__ = ["Figure", "Group", "Section", "SectionBuilder"]
 
+_NOTHING = Markup("")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -73,9 +75,9 @@ class Section:
 
     title: str
     lead: str = ""
-    html: Markup = Markup("")
+    html: Markup = _NOTHING
     groups: Sequence[Group] = ()
-    legend: Markup = Markup("")
+    legend: Markup = _NOTHING
     log_axis: bool = False
     notes: Sequence[str] = ()
 

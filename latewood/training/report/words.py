@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 __all__ = [
+    "DASH",
+    "MINUS",
+    "SIGMA",
+    "SPACE",
+    "TIMES",
     "bytes_text",
     "count_text",
     "is_share",
@@ -15,7 +20,10 @@ __all__ = [
     "reading",
 ]
 
+DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 SPACE = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -30,7 +38,7 @@ def number(value: float, digits: int = 4) -> str:
     text = f"{value:.{digits}g}"
     if "e" in text:
         mantissa, exponent = text.split("e")
-        return f"{mantissa}×10^{int(exponent)}".replace("-", MINUS)
+        return f"{mantissa}{TIMES}10^{int(exponent)}".replace("-", MINUS)
     return text.replace("-", MINUS)
 
 

@@ -46,7 +46,7 @@
 
   function axis(own, hues, width) {
     const merged = {
-      automargin: true, gridcolor: hues.grid, zeroline: false, linecolor: hues.rule,
+      automargin: true, gridcolor: hues.grid, zeroline: false, exponentformat: "power", minexponent: 4, linecolor: hues.rule,
       tickfont: { size: 11, color: hues.muted }, nticks: width < narrow ? 5 : 7, ...own,
     };
     if (own?.title) {
@@ -101,7 +101,8 @@
     return [data, layout];
   }
 
-  const OPTIONS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  // Plotly's own buttons are left out: one of them would send the data away.
+  const OPTIONS = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 
   function show(plot) {
     if (plot.clientWidth === 0) return;  // Folded away; drawn when it is opened.
@@ -133,6 +134,15 @@
   for (const fold of document.querySelectorAll("details.group")) {
     fold.addEventListener("toggle", () => {
       if (fold.open) for (const plot of fold.querySelectorAll(".plot")) show(plot);
+    });
+  }
+  for (const button of document.querySelectorAll("button.save")) {
+    button.addEventListener("click", () => {
+      const plot = button.closest("figure").querySelector(".plot");
+      const filename = button.title.replace(/[^\w.-]+/g, "-");
+      Plotly.downloadImage(plot, {
+        format: "svg", filename, width: plot.clientWidth, height: plot.clientHeight,
+      });
     });
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

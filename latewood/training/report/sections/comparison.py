@@ -10,7 +10,10 @@ from markupsafe import Markup
 from latewood.training.report.runs import Run
 from latewood.training.report.section import Section
 from latewood.training.report.words import (
+    DASH,
     MINUS,
+    SPACE,
+    TIMES,
     bytes_text,
     count_text,
     is_share,
@@ -29,7 +32,7 @@ SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
     "bits": ("Bits per weight", number),
     "macs": ("Multiply-accumulates", count_text),
     "file_bytes": ("File", bytes_text),
-    "latency_ms": ("Latency", lambda value: f"{value:.3g} ms"),
+    "latency_ms": ("Latency", lambda value: f"{value:.3g}{SPACE}ms"),
 }
 """Entries of a run's size that the report names; others follow under their own names."""
 
@@ -48,7 +51,7 @@ def comparison(runs: Sequence[Run]) -> Section | None:
         return Section(title="Before and after", lead=_stage_words(runs[0]), html=body)
     return Section(
         title="Side by side",
-        lead=f"Changes are relative to {runs[0].name}; for shares they are in percentage points.",
+        lead=f"Final readings and sizes; the changes are against {runs[0].name}.",
         html=_side_by_side(runs),
     )
 
@@ -86,7 +89,7 @@ def _stages(run: Run) -> Markup:
             label(name),
             Markup("").join(
                 Markup("<td>{}</td>").format(
-                    reading(name, metrics[name]) if name in metrics else "–"
+                    reading(name, metrics[name]) if name in metrics else DASH
                 )
                 for metrics in stages.values()
             ),
@@ -121,20 +124,37 @@ def _side_by_side(runs: Sequence[Run]) -> Markup:
         for position, run in enumerate(runs)
     )
     rows = []
+    headlines = {run.headline for run in runs}
     for name in _ordered_metrics(runs):
-        for stage in dict.fromkeys(stage for run in runs for stage in run.readings):
-            values = [run.readings.get(stage, {}).get(name) for run in runs]
-            if any(value is not None for value in values):
-                better = _direction(name, runs)
-                texts = [None if v is None else reading(name, v) for v in values]
-                headline = name in {run.headline for run in runs}
-                title = f"{label(name)}, {label(stage)}"
-                rows.append(_row(title, values, texts, better, is_share(name), headline))
+        rows.append(_metric_row(name, label(name), [_last(run, name) for run in runs], runs))
+        if name in headlines:
+            stages = dict.fromkeys(stage for run in runs for stage in run.readings)
+            for stage in stages if len(stages) > 1 else ():
+                values = [run.readings.get(stage, {}).get(name) for run in runs]
+                rows.append(_metric_row(name, f"{label(name)}, {label(stage)}", values, runs))
     for name, (title, text) in _size_names(runs).items():
         values = [run.size.get(name) for run in runs]
         texts = [None if v is None else text(v) for v in values]
-        rows.append(_row(title, values, texts, -1, False, False))
+        rows.append(_row(title, values, texts, better=-1, points=name == "density"))
     return _table("", Markup("<th></th>") + head, Markup("").join(rows))
+
+
+def _last(run: Run, name: str) -> float | None:
+    values = [metrics[name] for metrics in run.readings.values() if name in metrics]
+    return values[-1] if values else None
+
+
+def _metric_row(
+    name: str, title: str, values: Sequence[float | None], runs: Sequence[Run]
+) -> Markup:
+    return _row(
+        title,
+        values,
+        [None if value is None else reading(name, value) for value in values],
+        better=_direction(name, runs),
+        points=is_share(name),
+        headline=title == label(name) and any(name == run.headline for run in runs),
+    )
 
 
 def _direction(name: str, runs: Sequence[Run]) -> int:
@@ -148,16 +168,17 @@ def _row(
     title: str,
     values: Sequence[float | None],
     texts: Sequence[str | None],
+    *,
     better: int,
     points: bool,
-    headline: bool,
+    headline: bool = False,
 ) -> Markup:
     cells = []
     for position, (value, text) in enumerate(zip(values, texts, strict=True)):
         change = Markup("")
         if position > 0 and value is not None and values[0] is not None:
             change = _change(values[0], value, better, points)
-        cells.append(Markup("<td>{}{}</td>").format(text or "–", change))
+        cells.append(Markup("<td>{}{}</td>").format(text or DASH, change))
     return Markup('<tr{}><th scope="row">{}</th>{}</tr>').format(
         Markup(' class="headline"' if headline else ""), title, Markup("").join(cells)
     )
@@ -165,17 +186,16 @@ def _row(
 
 def _change(before: float, after: float, better: int, points: bool) -> Markup:
     difference = after - before
-    if not math.isfinite(difference) or (before == 0 and not points):
+    if not math.isfinite(difference) or difference == 0 or (before == 0 and not points):
         return Markup("")
     if points:
         text = f"{100 * difference:+.1f} points"
+    elif difference > abs(before):
+        text = f"{TIMES}{after / before:.3g}"
     else:
-        share = difference / abs(before)
-        text = f"×{after / before:.2f}" if share > 1 else f"{100 * share:+.1f} %"
-    flat = abs(difference) <= 5e-4 * max(abs(before), 1e-12)
-    kind = "" if flat or not better else "better" if difference * better > 0 else "worse"
-    shown = "same" if difference == 0 else text.replace("-", MINUS)
-    return Markup('<small class="{}">{}</small>').format(kind, shown)
+        text = f"{100 * difference / abs(before):+.1f}{SPACE}%"
+    kind = "" if better == 0 else "better" if difference * better > 0 else "worse"
+    return Markup('<small class="{}">{}</small>').format(kind, text.replace("-", MINUS))
 
 
 def _table(caption: str, head: Markup, rows: Markup) -> Markup:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from latewood.training.report.figures import Line, line_figure
 from latewood.training.report.runs import Run
 from latewood.training.report.sampling import bucket_means
@@ -14,7 +16,7 @@ __all__ = ["learning"]
 
 # Further training scalars are not measures of learning; the schedules section draws them.
 _BOTH = "loss"
-_TREND = 120
+_TREND = 80
 
 
 def learning(runs: Sequence[Run]) -> Section | None:
@@ -25,48 +27,53 @@ def learning(runs: Sequence[Run]) -> Section | None:
     figures = [figure for name in names if (figure := _figure(name, runs)) is not None]
     if not figures:
         return Section(title="Learning", lead="No metrics were written, so there are no curves.")
-    lead = "Training losses are those of single batches; validation covers the whole set."
+    lead = "Training losses are means over the steps since the point before"
     if len(runs) > 1:
-        lead = "Of training, the trend is drawn; validation covers the whole set."
-    if not validated:
-        lead = "There was no validation yet; only the loss of training batches is shown."
-    return Section(
-        title="Learning", lead=lead, groups=[Group(figures=figures)], log_axis=bool(figures)
-    )
+        lead = "Of training, the trend is drawn"
+    lead += "; validation covers the whole set." if validated else "; there was no validation yet."
+    return Section(title="Learning", lead=lead, groups=[Group(figures=figures)], log_axis=True)
 
 
 def _figure(name: str, runs: Sequence[Run]) -> Figure | None:
-    lines = []
+    several = len(runs) > 1
+    lines: list[Line] = []
     for position, run in enumerate(runs):
-        colour = f"run {position}"
-        training, validation = run.series("train", name), run.series("validation", name)
-        before = f"{run.name} · " if len(runs) > 1 else ""
-        if training is not None and len(runs) == 1:
-            shade = {"x": training.steps, "y": training.values}
-            lines.append(Line(name="batch", colour="muted", faint=True, **shade))
-        if training is not None:
-            x, y = bucket_means(training.steps, training.values, _TREND)
-            shown = "training" if len(runs) == 1 else f"{before}training"
-            pale = len(runs) > 1 and validation is not None
-            hue = "run 2" if len(runs) == 1 else colour
-            lines.append(
-                Line(name=shown, x=x, y=y, colour=hue, faint=pale, group=run.name + before)
-            )
-        if validation is not None:
-            lines.append(
-                Line(
-                    name=f"{before}validation"
-                    if training is not None
-                    else before[:-3] or "validation",
-                    x=validation.steps,
-                    y=validation.values,
-                    colour=colour,
-                    markers=True,
-                    group=run.name + before,
-                )
-            )
+        lines += _lines(run, name, f"run {position}", several=several)
     if not lines:
         return None
-    percent = is_share(name) and all(max(line.y) <= 1 for line in lines)
+    percent = is_share(name) and all(np.nanmax(line.y, initial=0) <= 1 for line in lines)
     title = label(name).capitalize()
     return line_figure(title, lines, points=runs[0].detail.points, percent=percent)
+
+
+def _lines(run: Run, name: str, colour: str, *, several: bool) -> list[Line]:
+    training, validation = run.series("train", name), run.series("validation", name)
+    lines = []
+    if training is not None and not several and len(training.steps) > _TREND:
+        x, y = training.steps, training.values
+        lines.append(Line(name="as written", x=x, y=y, colour="muted", faint=True))
+    if training is not None:
+        x, y = bucket_means(training.steps, training.values, _TREND)
+        lines.append(
+            Line(
+                name=f"{run.name} · training" if several else "training",
+                x=x,
+                y=y,
+                colour=colour if several else "run 2",
+                faint=several and validation is not None,
+                group=run.name if several else "",
+            )
+        )
+    if validation is not None:
+        alone = run.name if training is None else f"{run.name} · validation"
+        lines.append(
+            Line(
+                name=alone if several else "validation",
+                x=validation.steps,
+                y=validation.values,
+                colour=colour,
+                markers=True,
+                group=run.name if several else "",
+            )
+        )
+    return lines

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from latewood.training.report.runs import Run
 from latewood.training.report.section import Section
+from latewood.training.report.words import DASH
 
 __all__ = ["recipe"]
 
@@ -17,13 +18,21 @@ def recipe(runs: Sequence[Run]) -> Section:
     """The recipe of each run in full, folded, after what differs between them."""
     parts = [_differences(runs)] if len(runs) > 1 else []
     for run in runs:
-        before = f"{run.name}: " if len(runs) > 1 else ""
+        several = len(runs) > 1
         if run.recipe_text:
             parts.append(
-                _folded(f"{before}recipe", Markup("<pre>{}</pre>").format(run.recipe_text))
+                _folded(
+                    f"Recipe of {run.name}" if several else "Recipe",
+                    Markup("<pre>{}</pre>").format(run.recipe_text),
+                )
             )
         if run.environment:
-            parts.append(_folded(f"{before}environment", _pairs(_flat(run.environment))))
+            parts.append(
+                _folded(
+                    f"Environment of {run.name}" if several else "Environment",
+                    _pairs(_flat(run.environment)),
+                )
+            )
     missing = [run.name for run in runs if not run.recipe_text]
     notes = [f"There is no recipe in the folder of {', '.join(missing)}."] if missing else []
     return Section(title="Recipe and environment", html=Markup("").join(parts), notes=notes)
@@ -40,7 +49,7 @@ def _differences(runs: Sequence[Run]) -> Markup:
         Markup('<tr><th scope="row"><code>{}</code></th>{}</tr>').format(
             key,
             Markup("").join(
-                Markup("<td><code>{}</code></td>").format(one.get(key, "–")) for one in flat
+                Markup("<td><code>{}</code></td>").format(one.get(key, DASH)) for one in flat
             ),
         )
         for key in different

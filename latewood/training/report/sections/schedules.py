@@ -5,32 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
-from latewood.training.report.figures import Line, line_figure
+from latewood.training.report.figures import Line, line_figure, runs_legend
 from latewood.training.report.runs import Run
 from latewood.training.report.section import Figure, Group, Section
 from latewood.training.report.words import is_share, label
 
 __all__ = ["schedules"]
 
-_TRAINING = {"lr": "Learning rate", "penalty": "Penalty"}
+_TRAINING = {"lr": "Learning rate", "penalty": "Penalty", "gradient_norm": "Gradient norm"}
 _PER_LAYER = ("/density/", "/effective_rank/")
 
 
 def schedules(runs: Sequence[Run]) -> Section | None:
     """One small figure per scalar that is not a measure of learning or of one layer."""
-    figures = [_figure(runs, "train", name, title) for name, title in _TRAINING.items()]
+    wanted = [("train", name) for name in _TRAINING]
     for kind in ("method", "probe"):
-        for name in dict.fromkeys(name for run in runs for name in run.names(kind)):
-            if not any(part in f"/{name}" for part in _PER_LAYER):
-                figures.append(_figure(runs, kind, name, label(name).replace("/", " · ")))
-    drawn = [figure for figure in figures if figure is not None]
+        names = dict.fromkeys(name for run in runs for name in run.names(kind))
+        wanted += [(kind, name) for name in names if not any(p in f"/{name}" for p in _PER_LAYER)]
+    drawn = [figure for kind, name in wanted if (figure := _figure(runs, kind, name)) is not None]
     if not drawn:
         return None
-    return Section(title="Schedules and methods", groups=[Group(figures=drawn)], log_axis=True)
+    return Section(
+        title="Schedules and methods",
+        groups=[Group(figures=drawn)],
+        legend=runs_legend(runs) if len(runs) > 1 else Markup(""),
+        log_axis=True,
+    )
 
 
-def _figure(runs: Sequence[Run], kind: str, name: str, title: str) -> Figure | None:
+def _figure(runs: Sequence[Run], kind: str, name: str) -> Figure | None:
     lines = [
         Line(name=run.name, x=series.steps, y=series.values, colour=f"run {position}")
         for position, run in enumerate(runs)
@@ -38,6 +43,14 @@ def _figure(runs: Sequence[Run], kind: str, name: str, title: str) -> Figure | N
     ]
     if not lines or all(np.all(np.asarray(line.y) == 0) for line in lines):
         return None
-    percent = is_share(name)
-    points = runs[0].detail.points
-    return line_figure(title, lines, points=points, percent=percent, size="panel", height=220)
+    owner, _, quantity = name.rpartition("/")
+    return line_figure(
+        _TRAINING.get(name) or label(quantity).capitalize(),
+        lines,
+        points=runs[0].detail.points,
+        percent=is_share(name),
+        size="panel",
+        legend=False,
+        height=220,
+        subtitle=label(owner).replace("/", " · "),
+    )

@@ -11,7 +11,7 @@ from latewood.training.report.figures import ramp_legend
 from latewood.training.report.runs import Layer, Run
 from latewood.training.report.sampling import Detail, evenly, leading_and_even, short
 from latewood.training.report.section import Figure, Group, Section
-from latewood.training.report.words import number
+from latewood.training.report.words import SIGMA, TIMES, number
 
 __all__ = ["singular_values"]
 
@@ -42,7 +42,8 @@ def singular_values(runs: Sequence[Run]) -> Section | None:
     return Section(
         title="Singular values",
         lead="One panel for each weight matrix; each line is one singular value. The largest are "
-        "strongest in colour.",
+        "strongest in colour. Above each panel: the matrix, its effective rank at the first and at "
+        "the last snapshot, and that of a random matrix of its shape.",
         groups=groups,
         legend=ramp_legend("largest", "smallest"),
         log_axis=True,
@@ -60,22 +61,23 @@ def _panel(layer: Layer, detail: Detail) -> Figure:
         {
             "type": "scatter",
             "mode": "lines" if len(layer.steps) > 1 else "markers",
-            "name": f"σ{index + 1}",
+            "name": f"{SIGMA}{index + 1}",
             "y": short(layer.values[:, index]),
             "line": {"color": f"ramp {index / max(1, rank - 1):.3f}", "width": 1.4},
             "marker": {"color": f"ramp {index / max(1, rank - 1):.3f}", "size": 5},
-            "hovertemplate": f"σ<sub>{index + 1}</sub> = %{{y:.4~g}}<br>step %{{x:,}}<extra></extra>",
+            "hovertemplate": f"{SIGMA}<sub>{index + 1}</sub> %{{y:.4~g}}<br>step %{{x:,}}"
+            "<extra></extra>",
         }
         # From the smallest to the largest, so that the largest lie on top.
         for index in reversed(leading_and_even(rank, detail.ranks))
     ]
     first, last = layer.ranks[0], layer.ranks[-1]
     random = random_effective_rank(*layer.shape[-2:])
-    shape = " × ".join(str(side) for side in layer.shape)
+    shape = TIMES.join(str(side) for side in layer.shape)
     way = f"{_rank(first)} → {_rank(last)}" if len(layer.steps) > 1 else _rank(last)
     return Figure(
         title=layer.name,
-        subtitle=f"{shape} · effective rank {way} (random {random:.2f})",
+        subtitle=f"{shape} · rank {way} · random {random:.2f}",
         data=data,
         layout={"showlegend": False, "hovermode": "closest", "margin": {"t": 6, "r": 8}},
         shared_x=[step for step in short(layer.steps, 10) if step is not None],
