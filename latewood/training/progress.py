@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Advance", "duration", "progress", "track"]
+__all__ = ["Advance", "duration", "one_line_warnings", "progress", "track"]
 
 PATIENCE = 2.0
 """Seconds of silence before anything is shown."""
@@ -57,6 +58,18 @@ def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             advance()
+
+
+@contextmanager
+def one_line_warnings(prefix: str) -> Iterator[None]:
+    """Shows warnings as ``prefix: warning: message``, without the line of code that gave them."""
+
+    def show(message: Warning | str, *rest: object, **more: object) -> None:
+        print(f"{prefix}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -32,15 +32,20 @@ def cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, int) or (isinstance(value, float) and _is_whole(value)):
+        return f"{int(value):,}"
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
 
 
 def print_table(
-    rows: Sequence[Row], *, title: str = "", columns: Sequence[str] = (), to: TextIO | None = None
+    rows: Sequence[Row],
+    *,
+    title: str = "",
+    columns: Sequence[str] = (),
+    right: Collection[str] = (),
+    to: TextIO | None = None,
 ) -> None:
     """Prints rows as a table; numbers are aligned to the right.
 
@@ -48,15 +53,19 @@ def print_table(
         rows: the rows, in order.
         title: a line above the table.
         columns: which columns, in which order; those of the first row if empty.
+        right: columns of text to align to the right as well.
         to: where; standard output if None.
     """
     to = to or sys.stdout
     columns = list(columns) or list(rows[0] if rows else [])
-    right = [any(isinstance(row.get(name), int | float) for row in rows) for name in columns]
+    to_right = [
+        name in right or any(isinstance(row.get(name), int | float) for row in rows)
+        for name in columns
+    ]
     texts = [[cell(row.get(name)) for name in columns] for row in rows]
     if to.isatty():
         table = Table(title=escape(title) or None, title_justify="left")
-        for name, numeric in zip(columns, right, strict=True):
+        for name, numeric in zip(columns, to_right, strict=True):
             table.add_column(escape(name), justify="right" if numeric else "left")
         for text in texts:
             table.add_row(*map(escape, text))
@@ -71,7 +80,7 @@ def print_table(
     for text in [columns, *texts]:
         padded = [
             value.rjust(width) if numeric else value.ljust(width)
-            for value, width, numeric in zip(text, widths, right, strict=True)
+            for value, width, numeric in zip(text, widths, to_right, strict=True)
         ]
         to.write("  ".join(padded).rstrip() + "\n")
 
@@ -101,6 +110,10 @@ def write_table(rows: Sequence[Row], path: Path, *, columns: Sequence[str] = ())
     except OSError as error:
         raise WorkError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+def _is_whole(value: float) -> bool:
+    return math.isfinite(value) and value == int(value) and abs(value) < 1e15
 
 
 def _finite(value: object) -> object:

@@ -1,0 +1,83 @@
+"""The demo: one small network, dense and with every method of ``demo.toml``, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from latewood.training.loop import train
+from latewood.training.outcome import outcome
+from latewood.training.recipe import load_recipe
+from latewood.training.report import write_report
+from latewood.training.run_folder import RunFolder
+from latewood.training.tables import Row
+
+__all__ = ["BASELINE", "COMPOSED", "DemoResult", "run_demo"]
+
+BASELINE, COMPOSED = "dense", "latewood"
+"""The names of the two runs: the recipe without its methods, and the whole recipe."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo came to.
+
+    Args:
+        rows: the before/after table, see ``outcome``.
+        report: the HTML page.
+        seconds: how long it took, wall-clock.
+        trained: how many of the two runs were trained now rather than found finished.
+    """
+
+    rows: list[Row]
+    report: Path
+    seconds: float
+    trained: int
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> DemoResult:
+    """Trains both runs, compares them and writes ``report.html``.
+
+    A demo that was stopped goes on, and one that had been finished only writes its report again.
+
+    Args:
+        folder: gets a run folder for each run, and the report.
+        overrides: changes of the recipe, "key.path=value".
+        overwrite: train again what is there already.
+        show_progress: None shows it when it takes longer than two seconds; False never.
+
+    Raises:
+        RequestError: a wrong override, or a folder with runs of another recipe.
+        WorkError: a training failed, or a file cannot be written.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    with as_file(files("latewood.training").joinpath("demo.toml")) as path:
+        recipes = {
+            BASELINE: load_recipe(path, [*overrides, "methods=[]"]),
+            COMPOSED: load_recipe(path, overrides),
+        }
+    runs = {name: RunFolder(folder / name) for name in recipes}
+    trained = 0
+    for name, recipe in recipes.items():
+        resume = runs[name].exists and not overwrite
+        done = train(
+            recipe,
+            folder=runs[name].path,
+            resume=resume,
+            overwrite=overwrite,
+            show_progress=show_progress,
+        )
+        trained += done.model is not None
+    report = write_report(list(runs.values()), folder / "report.html")
+    return DemoResult(outcome(runs), report, time.monotonic() - start, trained)
