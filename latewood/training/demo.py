@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from latewood.errors import RequestError
 from latewood.training.loop import train
 from latewood.training.outcome import outcome
-from latewood.training.recipe import load_recipe
+from latewood.training.recipe import Recipe, load_recipe
 from latewood.training.report import write_report
 from latewood.training.run_folder import RunFolder
 from latewood.training.tables import Row
@@ -68,6 +69,12 @@ def run_demo(
             COMPOSED: load_recipe(path, overrides),
         }
     runs = {name: RunFolder(folder / name) for name in recipes}
+    for name, run in runs.items():
+        if run.exists and not overwrite and _differ(load_recipe(run.recipe_path), recipes[name]):
+            raise RequestError(
+                f"folder: got '{folder}', which holds a demo with other settings; expected a new "
+                "folder, or --overwrite to replace that one"
+            )
     trained = 0
     for name, recipe in recipes.items():
         resume = runs[name].exists and not overwrite
@@ -81,3 +88,8 @@ def run_demo(
         trained += done.model is not None
     report = write_report(list(runs.values()), folder / "report.html")
     return DemoResult(outcome(runs), report, time.monotonic() - start, trained)
+
+
+def _differ(one: Recipe, other: Recipe) -> bool:
+    # The folders that modules are looked for in may differ; they are no part of the recipe.
+    return one.model_dump() != other.model_dump()
