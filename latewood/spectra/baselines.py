@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from latewood.errors import invalid
 __all__ = ["random_effective_rank"]
 
 
+@cache
 def random_effective_rank(rows: int, columns: int) -> float:
     r"""The normalised effective rank ("exp") of a large matrix with independent random entries.
 

@@ -73,7 +73,7 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
     table = pa.table(
         {
             "step": np.full(sum(sizes), step, dtype=np.int64),
-            "name": [s.name for s in spectra for _ in range(s.values.size)],
+            "name": _repeated([spectrum.name for spectrum in spectra], sizes),
             "index": np.concatenate([np.zeros(0, np.int32), *map(_indices, spectra)]),
             "singular_value": np.concatenate(
                 [np.zeros(0, np.float32), *(s.values.ravel() for s in spectra)]
@@ -95,6 +95,11 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _repeated(names: list[str], counts: list[int]) -> pa.Array:
+    positions = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    return pa.array(names, type=pa.string()).take(pa.array(positions))
+
+
 def _indices(spectrum: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     rank = spectrum.values.shape[-1]
     return np.tile(np.arange(rank, dtype=np.int32), spectrum.values.size // max(1, rank))
@@ -113,9 +118,9 @@ def read_snapshot(path: Path) -> list[Spectrum]:
         WorkError: the file cannot be read or is not a snapshot.
     """
     try:
-        table = pq.read_table(path, schema=_SCHEMA)
         metadata = pq.read_schema(path).metadata or {}
         shapes: dict[str, list[int]] = json.loads(metadata[_METADATA])["shapes"]
+        table = pq.read_table(path, columns=["singular_value"], use_threads=False)
         values = table.column("singular_value").to_numpy().astype(np.float32)
         spectra, start = [], 0
         for name, shape in shapes.items():

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from latewood.errors import WorkError, invalid
-from latewood.spectra import effective_rank, read_snapshot, snapshot_paths
+from latewood.spectra import Spectrum, effective_rank, read_snapshot, snapshot_paths
 from latewood.training.report.sampling import Detail, evenly
 from latewood.training.run_folder import RunFolder
 
@@ -178,13 +178,18 @@ def load_runs(folders: Sequence[RunFolder], detail: Detail) -> list[Run]:
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """Folder names, with as many parents as tell them apart."""
-    parts = [folder.path.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{folder.name} ({position})" for position, folder in enumerate(folders, start=1)]
+    """Folder names, each with as many parents as tell it from the others."""
+    paths = [folder.path.resolve().parts for folder in folders]
+    names = []
+    for path in paths:
+        depths = range(1, len(path))
+        alone = (d for d in depths if sum(other[-d:] == path[-d:] for other in paths) == 1)
+        names.append("/".join(path[-next(alone, 1) :]))
+    # The same folder given twice.
+    return [
+        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
 
 def _load(folder: RunFolder, name: str, detail: Detail, *, spectra: bool) -> Run:
@@ -234,7 +239,7 @@ def _recipe(folder: RunFolder, problems: list[str]) -> tuple[str, dict[str, Any]
 
 def _layers(folder: RunFolder, detail: Detail, problems: list[str]) -> tuple[Layer, ...]:
     paths = list(snapshot_paths(folder.spectra_folder).items())
-    collected: dict[str, list[tuple[int, tuple[int, ...], NDArray[np.float64], float]]] = {}
+    collected: dict[str, list[tuple[int, Spectrum]]] = {}
     for step, path in (paths[i] for i in evenly(len(paths), detail.snapshots)):
         try:
             spectra = read_snapshot(path)
@@ -242,20 +247,20 @@ def _layers(folder: RunFolder, detail: Detail, problems: list[str]) -> tuple[Lay
             problems.append(f"A snapshot of singular values could not be read: {path.name}.")
             continue
         for spectrum in spectra:
-            values = spectrum.values.astype(np.float64).reshape(-1, spectrum.values.shape[-1])
-            rank = float(effective_rank(torch.from_numpy(spectrum.values)).mean())
-            collected.setdefault(spectrum.name, []).append(
-                (step, spectrum.shape, values.mean(0), rank)
-            )
-    return tuple(
-        Layer(
-            name=name,
-            shape=moments[-1][1],
-            steps=np.array([moment[0] for moment in kept], dtype=float),
-            values=np.stack([moment[2] for moment in kept]),
-            ranks=np.array([moment[3] for moment in kept]),
-        )
-        for name, moments in collected.items()
-        # A layer that has changed its size is shown from the change on.
-        if (kept := [moment for moment in moments if moment[1] == moments[-1][1]])
+            collected.setdefault(spectrum.name, []).append((step, spectrum))
+    return tuple(_layer(name, moments) for name, moments in collected.items())
+
+
+def _layer(name: str, moments: Sequence[tuple[int, Spectrum]]) -> Layer:
+    shape = moments[-1][1].shape
+    # A layer that has changed its size is shown from the change on.
+    kept = [(step, spectrum) for step, spectrum in moments if spectrum.shape == shape]
+    values = np.stack([spectrum.values for _, spectrum in kept]).astype(np.float64)
+    by_group = values.reshape(len(kept), -1, values.shape[-1])
+    return Layer(
+        name=name,
+        shape=shape,
+        steps=np.array([step for step, _ in kept], dtype=float),
+        values=by_group.mean(1),
+        ranks=effective_rank(torch.from_numpy(by_group)).mean(1).numpy(),
     )

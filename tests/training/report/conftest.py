@@ -39,7 +39,16 @@ every = 10
 @pytest.fixture
 def make_run(tmp_path):
     """A factory of run folders; what a run shall lack is given as False."""
+    return run_factory(tmp_path)
 
+
+@pytest.fixture(scope="module")
+def make_shared_run(tmp_path_factory):
+    """The same for tests that share their runs."""
+    return run_factory(tmp_path_factory.mktemp("runs"))
+
+
+def run_factory(place):
     def make(
         name="sparse",
         *,
@@ -53,7 +62,7 @@ def make_run(tmp_path):
         rank=16,
         text=lambda words: words,
     ):
-        folder = RunFolder(tmp_path / name)
+        folder = RunFolder(place / name)
         folder.path.mkdir(parents=True)
         recipe = RECIPE.format(seed=seed, methods=METHOD if sparse else "")
         folder.recipe_path.write_text(recipe + f"note = {json.dumps(text('a plain note'))}\n")

@@ -105,7 +105,7 @@
   const OPTIONS = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 
   function show(plot) {
-    if (plot.clientWidth === 0) return;  // Folded away; drawn when it is opened.
+    if (plot.closest("details:not([open])")) return;  // Drawn when it is unfolded.
     const [data, layout] = picture(plot);
     Plotly.react(plot, data, layout, OPTIONS);
     plot.drawn = true;

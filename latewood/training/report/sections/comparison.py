@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from latewood.training.report.runs import Run
-from latewood.training.report.section import Section
+from latewood.training.report.section import Figure, Group, Section
 from latewood.training.report.words import (
     DASH,
     MINUS,
@@ -20,6 +20,7 @@ from latewood.training.report.words import (
     label,
     number,
     percent,
+    plot_text,
     reading,
 )
 
@@ -53,6 +54,7 @@ def comparison(runs: Sequence[Run]) -> Section | None:
         title="Side by side",
         lead=f"Final readings and sizes; the changes are against {runs[0].name}.",
         html=_side_by_side(runs),
+        groups=[Group(figures=[trade])] if (trade := _trade_off(runs)) is not None else [],
     )
 
 
@@ -154,6 +156,45 @@ def _metric_row(
         better=_direction(name, runs),
         points=is_share(name),
         headline=title == label(name) and any(name == run.headline for run in runs),
+    )
+
+
+def _trade_off(runs: Sequence[Run]) -> Figure | None:
+    """The headline against the number of parameters left, if that differs between the runs."""
+    points = [
+        (position, run, run.result, run.size["nonzero"])
+        for position, run in enumerate(runs)
+        if run.result is not None and run.size.get("nonzero", 0) > 0
+    ]
+    if len({size for *_, size in points}) < 2:
+        return None
+    headline = points[0][1].headline
+    percentages = is_share(headline)
+    return Figure(
+        title=f"{label(headline).capitalize()} against size",
+        data=[
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [size],
+                "y": [value],
+                "name": plot_text(run.name),
+                "text": [plot_text(run.name)],
+                "textposition": "top center",
+                "cliponaxis": False,
+                "marker": {"size": 12, "color": f"run {position}"},
+                "hovertemplate": f"%{{x:,}} parameters<br>{plot_text(reading(headline, value))}",
+            }
+            for position, run, value, size in points
+            if run.headline == headline
+        ],
+        layout={
+            "showlegend": False,
+            "hovermode": "closest",
+            "xaxis": {"type": "log", "title": {"text": "nonzero parameters"}},
+            "yaxis": {"tickformat": ".1%" if percentages else "", "nticks": 5},
+            "margin": {"t": 28, "r": 40},
+        },
     )
 
 

@@ -32,7 +32,7 @@ def effective_rank(runs: Sequence[Run]) -> Section:
         )
     several = len(runs) > 1
     heats = [_heat(run, found[run.name], several=several) for run in runs if found[run.name]]
-    journeys = _journeys([run for run in runs if run.layers])
+    journeys = _journeys(runs)
     without = [run.name for run in runs if not found[run.name]]
     notes = [f"Nothing is known about the spectra of {', '.join(without)}."] if without else []
     if journeys is not None:
@@ -65,7 +65,7 @@ def _heat(run: Run, ranks: dict[str, Series], *, several: bool) -> Figure:
 
 
 def _journeys(runs: Sequence[Run]) -> Figure | None:
-    if not runs:
+    if not any(run.layers for run in runs):
         return None
     names = list(dict.fromkeys(layer.name for run in runs for layer in run.layers))
     positions = {name: position for position, name in enumerate(names)}
