@@ -376,7 +376,7 @@ def _detail(error: Exception) -> str:
     first = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
     bound = first["msg"] if first["type"].startswith(("greater", "less", "multiple")) else ""
-    if place:
+    if place and first["type"] != "missing":
         return f" (item {place} is {first['input']!r})"
     return f" ({bound[0].lower()}{bound[1:]})" if bound else ""
 

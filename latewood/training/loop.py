@@ -28,7 +28,7 @@ from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session, open_session
 from latewood.training.task import Task
 
-__all__ = ["RunResult", "train"]
+__all__ = ["RunResult", "train", "train_steps"]
 
 ASK_EVERY = 10
 """Steps between two times that several processes agree on whether to stop."""
@@ -95,8 +95,9 @@ def train(
     ):
         if resume and run.finished:
             return RunResult(run, run.summary, None)
-        task: Task = components.build("task", recipe.task, "task")
-        session = open_session(recipe, run, group, task)
+        if not resume:
+            group.on_main(lambda: run.require_free(overwrite=overwrite))
+        session = open_session(recipe, run, group, _task(recipe, group))
         try:
             _start(session, resume=resume, overwrite=overwrite)
             with (
@@ -104,7 +105,7 @@ def train(
                 progress(run.name, session.total_steps, show=_shown(show_progress, group)) as tick,
             ):
                 tick(session.step)
-                _train_steps(session, observers(tick), lambda: stop.requested)
+                train_steps(session, observers(tick), lambda: stop.requested)
             return _finish(session)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; go on with --resume {run.path}") from None
@@ -114,9 +115,7 @@ def train(
                     tracker.finish()
 
 
-def _train_steps(
-    session: Session, after_step: list[Observer], stopping: Callable[[], bool]
-) -> None:
+def train_steps(session: Session, after_step: list[Observer], stopping: Callable[[], bool]) -> None:
     optimizer, processes = session.optimizer, session.processes
     for raw, weight in _remaining_batches(session):
         session.begin_step()
@@ -233,8 +232,9 @@ def _agreed(recipe: Recipe | str | Path | None, run: RunFolder, *, resume: bool)
     if not run.exists:
         raise RequestError(f"resume: got '{run.path}'; expected the folder of a run")
     stored = load_recipe(run.recipe_path)
-    if recipe is not None and recipe != stored:
-        given, kept = recipe.model_dump(), stored.model_dump()
+    kept = stored.model_dump()
+    given = kept if recipe is None else recipe.model_dump()
+    if given != kept:
         listed = "\n  ".join(
             f"{key}: the run has {kept[key]!r}, the recipe {given[key]!r}"
             for key in kept
@@ -245,6 +245,23 @@ def _agreed(recipe: Recipe | str | Path | None, run: RunFolder, *, resume: bool)
             f"way:\n  {listed}"
         )
     return stored
+
+
+def _task(recipe: Recipe, group: Processes) -> Task:
+    """The task, built by the main process first: the others then find its decoded files."""
+    built: list[Any] = []
+
+    def build() -> None:
+        built.append(components.build("task", recipe.task, "task"))
+
+    group.on_main(build)
+    if not built:
+        build()
+    if not isinstance(built[0], Task):
+        kind = type(built[0]).__name__
+        raise RequestError(f"task: {recipe.task['name']!r} returned a {kind}; expected a Task")
+    task: Task = built[0]
+    return task
 
 
 def _start(session: Session, *, resume: bool, overwrite: bool) -> None:

@@ -275,7 +275,9 @@ def _explain(error: Any) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "string_pattern_mismatch":
         return f"{path}: got {error['input']!r}; expected 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
-    message = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    message = error["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+    message = message.replace("a valid ", "a ").replace("boolean", "true or false")
+    message = message.replace("a true", "true").replace("greater than", "a number greater than")
     message = "a name, or a table with a name" if "dictionary" in message else message
     return f"{path}: got {error['input']!r}; expected {message}"
 

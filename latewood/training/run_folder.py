@@ -89,6 +89,29 @@ class RunFolder:
             raise WorkError(f"{self.summary_path}: cannot be read ({error})") from error
         return summary
 
+    def require_free(self, *, overwrite: bool = False) -> None:
+        """Checks that a run can start here.
+
+        Args:
+            overwrite: whether an earlier run may be replaced.
+
+        Raises:
+            RequestError: the folder holds a run, or anything else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RequestError(f"folder: got '{self.path}', which is a file; expected a folder")
+        if self.exists and not overwrite:
+            raise RequestError(
+                f"folder: got '{self.path}', which holds a run already; expected a new folder, or "
+                "--resume to go on with that run, or --overwrite to replace it"
+            )
+        with _refusing(self.path):
+            if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
+                raise RequestError(
+                    f"folder: got '{self.path}', which is not empty and holds no run; expected a "
+                    "new or an empty folder"
+                )
+
     def create(self, recipe: str, *, overwrite: bool = False) -> None:
         """Starts a run here.
 
@@ -99,21 +122,10 @@ class RunFolder:
         Raises:
             RequestError: the folder holds a run or anything else, or cannot be written to.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RequestError(f"folder: got '{self.path}', which is a file; expected a folder")
-        if self.exists and not overwrite:
-            raise RequestError(
-                f"folder: got '{self.path}', which holds a run already; expected a new folder, or "
-                "--resume to go on with that run, or --overwrite to replace it"
-            )
+        self.require_free(overwrite=overwrite)
         with _refusing(self.path):
             if self.exists:
                 self._clear()
-            elif self.path.is_dir() and any(self.path.iterdir()):
-                raise RequestError(
-                    f"folder: got '{self.path}', which is not empty and holds no run; expected a "
-                    "new or an empty folder"
-                )
             self.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             write_atomically(self.recipe_path, recipe)
