@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from latewood import __version__
-from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError
+from latewood.errors import LatewoodError, RequestError, WorkError
 
 __all__ = ["app", "main"]
 
@@ -355,8 +355,6 @@ def _run(words: Sequence[str], debug: bool) -> int:
 def _explain(error: Exception, debug: bool) -> int:
     if isinstance(error, RequestError):
         return _failed(str(error), 2)
-    if isinstance(error, Interrupted):
-        return _failed(str(error), 1, prefix="")
     if isinstance(error, LatewoodError):
         return _failed(str(error), 1)
     hint = "" if debug else " (--debug shows where)"
@@ -367,6 +365,6 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
     _failed(f"warning: {message}", 0)
 
 
-def _failed(message: str, code: int, prefix: str = "latewood: ") -> int:
-    print(prefix + " ".join(message.split()), file=sys.stderr)
+def _failed(message: str, code: int) -> int:
+    print("latewood: " + " ".join(message.split()), file=sys.stderr)
     return code

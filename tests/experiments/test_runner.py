@@ -50,7 +50,7 @@ def test_record_survives_its_file(tmp_path: Path) -> None:
 
 def test_larger_scales_come_first(tmp_path: Path) -> None:
     for scale in ("quick", "cpu"):
-        run_experiment(EXPERIMENT, scale, tmp_path).save(tmp_path)  # type: ignore[arg-type]
+        run_experiment(EXPERIMENT, scale, tmp_path).save(tmp_path)
     assert [record.scale for record in load_records(tmp_path)] == ["cpu", "quick"]
 
 

@@ -36,7 +36,7 @@ def test_random_matrix_is_near_its_own_baseline() -> None:
 
 
 def test_not_a_number_is_shown_as_such() -> None:
-    assert math.isnan(inspect_tensor("w", torch.full((3, 3), math.nan))["effective rank"])  # type: ignore[arg-type]
+    assert math.isnan(inspect_tensor("w", torch.full((3, 3), math.nan))["effective rank"])
 
 
 def test_vectors_and_integers_are_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,302 @@
+"""The command line as people call it: one run of every command, mistakes, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latewood import __version__
+from latewood.cli import main
+from latewood.experiments import registry
+
+RECIPE = """
+task = "digits"
+model = "mlp"
+steps = 4
+batch_size = 32
+optimizer = {name = "sgd", lr = 0.1}
+
+[[methods]]
+name = "continuous_sparsification"
+initial_logit = 0.1
+final_temperature = 1e4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def latewood(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls the command line in a process of its own, in an empty folder."""
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "latewood", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+
+    return call
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls the command line in this process and returns its one line on standard error."""
+
+    def call(code: int, *words: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, words)])
+        lines = capsys.readouterr().err.splitlines()
+        assert ended.value.code == code
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def succeeds(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls the command line in this process and returns its standard output."""
+
+    def call(*words: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, words)])
+        shown = capsys.readouterr()
+        assert (ended.value.code, shown.err) == (0, "")
+        return shown.out
+
+    return call
+
+
+def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    words = ("--set", "epochs=1", "model.channels=[4,4,4]", "--set", "methods.0.initial_logit=1")
+    done = latewood("demo", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Before and after"
+    assert lines[1].split() == ["dense", "latewood"]
+    assert any(line.startswith("accuracy, finalized (hard)") for line in lines)
+    assert (tmp_path / "runs" / "demo" / "report.html").exists()
+
+
+def test_ctrl_c_leaves_a_run_to_go_on_with(
+    fails: Callable[..., str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-m", "latewood", "train", str(recipe), "--set", "steps=100000"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("latewood: stopped after step ")
+    assert "--resume runs/small" in errors
+
+    # The length of a run cannot change on the way.
+    monkeypatch.chdir(tmp_path)
+    assert "100000" in fails(2, "train", "--resume", "runs/small", "--set", "steps=4")
+
+
+def test_train_resume_and_report(
+    latewood: Callable[..., subprocess.CompletedProcess[str]],
+    succeeds: Callable[..., str],
+    fails: Callable[..., str],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = latewood("train", recipe, "--set", "optimizer.lr=0.2", "--out", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy, trained" in done.stdout
+    assert (tmp_path / "mine" / "report.html").exists()
+    assert "lr = 0.2" in (tmp_path / "mine" / "recipe.toml").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert "--overwrite" in fails(2, "train", recipe, "--out", "mine")
+    (tmp_path / "mine" / "summary.json").unlink()
+    resumed = succeeds("train", "--resume", "mine")
+    same = [line for line in done.stdout.splitlines() if not line.startswith("Latency")]
+    assert same == [line for line in resumed.splitlines() if not line.startswith("Latency")]
+    assert succeeds("report", "mine", "--out", "page.html") == "report: page.html\n"
+    assert (tmp_path / "page.html").stat().st_size > 1_000_000
+
+
+def test_sweep(
+    latewood: Callable[..., subprocess.CompletedProcess[str]], recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more.txt").write_text("optimizer.lr=1e30\n")
+    words = ("--set", "methods=[]", "steps=2", "--grid", "seed=0,1", "--list", "more.txt")
+    done = latewood("sweep", recipe, *words, "--jobs", 1)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "latewood: 1 of 3 runs failed: optimizer.lr=1e30"
+    assert done.stdout.splitlines()[0] == "By accuracy, best first"
+    folder = tmp_path / "runs" / "small-sweep"
+    assert len(json.loads((folder / "sweep.json").read_text())) == 3
+    assert (folder / "sweep.html").exists()
+
+
+def test_inspect(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    torch.save(
+        {"state_dict": {"module.w": torch.eye(3), "module.b": torch.ones(3)}}, tmp_path / "a.pt"
+    )
+    save_file({"v": torch.ones(2, 4)}, tmp_path / "b.safetensors")
+    words = ("--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
+    done = latewood("inspect", "a.pt", "b.safetensors", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a.pt"
+    assert lines[2].split()[:4] == ["w", "3x3", "3", "1"]
+    rows = json.loads((tmp_path / "t.json").read_text())
+    assert [(row["file"], row["name"], row["rank"]) for row in rows] == [
+        ("a.pt", "w", 3),
+        ("b.safetensors", "v", 2),
+    ]
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+    assert (tmp_path / "t.csv").read_text().startswith("file,name,shape,rank")
+
+
+def test_reproduce(
+    latewood: Callable[..., subprocess.CompletedProcess[str]],
+    succeeds: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = latewood("reproduce", "continuous-sparsification", "--out", "r", "--claims", "c.md")
+    assert done.returncode == 0, done.stderr
+    assert "pruning-in-one-run" in done.stdout
+    page = (tmp_path / "c.md").read_text()
+    assert "`latewood reproduce continuous-sparsification --scale quick`" in page
+    monkeypatch.chdir(tmp_path)
+    assert succeeds("reproduce", "--no-run", "--out", "r", "--claims", "d.md") == "claims: d.md\n"
+    assert (tmp_path / "d.md").read_text() == page
+
+
+def test_help_and_version_do_not_load_torch() -> None:
+    for word in ("--help", "--version", "train --help", "--nothing"):
+        code = (
+            "import sys\nfrom latewood.cli import main\n"
+            f"try: main({word.split()!r})\nexcept SystemExit: pass\n"
+            "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("nothing", 'Unknown command "nothing"'),
+        ("train --nothing", "Unknown option: --nothing"),
+        ("train a.toml b.toml", "Unused Tokens"),
+        ("train", "RECIPE: missing"),
+        ("train --resume run --overwrite", "--overwrite"),
+        ("train missing.toml", "missing.toml: cannot be read"),
+        ("train --resume missing", "cannot be read"),
+        ("sweep missing.toml --grid seed=0", "missing.toml: cannot be read"),
+        ("sweep missing.toml --grid seed", "--grid"),
+        ("sweep missing.toml --list missing.txt", "missing.txt"),
+        ("sweep missing.toml --backend slurm", '"loky", "ray", "dask"'),
+        ("inspect", "FILES"),
+        ("inspect missing.pt", "missing.pt"),
+        ("inspect missing.pt --csv table.txt", "a name ending in .csv"),
+        ("report missing", "missing"),
+        ("reproduce nothing", "expected one of"),
+        ("reproduce --scale huge", '"quick", "cpu", "full"'),
+        ("demo --set epochs=none", "epochs: got 'none'"),
+    ],
+)
+def test_wrong_requests_exit_with_2(
+    fails: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(2, *words.split())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_damaged_file_exits_with_1(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    assert "torn.safetensors" in fails(1, "inspect", tmp_path / "torn.safetensors")
+
+
+def test_unexpected_errors_are_one_line_with_a_hint(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("by accident\nand so on")
+
+    monkeypatch.setattr("latewood.experiments.experiments", broken)
+    monkeypatch.setattr("latewood.experiments.runner.experiments", broken)
+    line = fails(1, "reproduce", "--list")
+    assert line == (
+        "latewood: unexpected ZeroDivisionError: by accident and so on (--debug shows where)"
+    )
+
+
+def test_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--debug", "inspect", str(tmp_path / "missing.pt")])
+    assert ended.value.code == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_a_run_says_how_to_go_on(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latewood.experiments.runner.experiments", interrupted)
+    assert fails(1, "reproduce", "--list").startswith("latewood: stopped")
+
+
+def test_a_failed_experiment_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(scale: str, bench: object) -> registry.Results:
+        raise RuntimeError("no such luck")
+
+    claim = registry.Claim("c", "C.", "[R] x", "1", lambda r: "1", lambda r: True)
+    broken = registry.Experiment("broken", "Broken", "Nobody 2020", run, (claim,))
+    monkeypatch.setattr("latewood.experiments.runner.experiments", lambda: {"broken": broken})
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "broken", "--out", str(tmp_path)])
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert "not measured" in shown.out
+    assert shown.err == "latewood: broken: RuntimeError: no such luck\n"
+
+
+def test_a_reader_that_has_gone_is_no_accident() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "latewood", "--version"]
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")

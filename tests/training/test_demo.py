@@ -1,0 +1,62 @@
+"""The demo: both runs and their comparison, once; then only what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latewood.errors import RequestError
+from latewood.training.demo import BASELINE, COMPOSED, DemoResult, run_demo
+from latewood.training.run_folder import RunFolder
+
+# So short a run decides nothing, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no logit is above 0:UserWarning")
+
+SMALL = ("epochs=1", "model.channels=[4,4,4]")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder, overrides=SMALL, show_progress=False)
+
+
+def test_before_and_after(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    assert result.trained == 2
+    table = {str(row[""]): row for row in result.rows}
+    assert table["accuracy, trained"].keys() == {"", BASELINE, COMPOSED}
+    assert BASELINE not in table["accuracy, finalized (hard)"]
+    assert COMPOSED in table["accuracy, finalized, batch norms recalibrated"]
+    assert table["Density of the weights"][BASELINE] == "100.0 %"
+    assert table["Density of the weights"][COMPOSED] != "100.0 %"
+    words = ("Parameters", "Nonzero parameters", "Bits per weight", "Multiply-accumulates", "File")
+    assert {*words, "Latency"} <= table.keys()
+    assert result.report == folder / "report.html"
+    page = result.report.read_text()
+    assert all(text in page for text in (BASELINE, COMPOSED, "continuous_sparsification"))
+
+
+def test_both_runs_are_the_packaged_recipe(demo: tuple[Path, DemoResult]) -> None:
+    folder, _ = demo
+    dense, composed = ((folder / name / "recipe.toml").read_text() for name in (BASELINE, COMPOSED))
+    assert "continuous_sparsification" in composed
+    assert "continuous_sparsification" not in dense
+    assert all("spectral" in text for text in (dense, composed))
+    assert all(
+        list(RunFolder(folder / name).spectra_folder.iterdir()) for name in (BASELINE, COMPOSED)
+    )
+
+
+def test_a_finished_demo_is_not_trained_again(demo: tuple[Path, DemoResult]) -> None:
+    folder, first = demo
+    first.report.unlink()
+    again = run_demo(folder, overrides=SMALL, show_progress=False)
+    assert (again.trained, again.rows) == (0, first.rows)
+    assert again.report.exists()
+
+
+def test_other_settings_need_another_folder(demo: tuple[Path, DemoResult]) -> None:
+    with pytest.raises(RequestError, match=r"other settings.*--overwrite"):
+        run_demo(demo[0], overrides=("epochs=2",), show_progress=False)

@@ -1,0 +1,162 @@
+"""Sweeps: every point to its end, only what is missing, the same bits however many run at once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latewood.errors import RequestError
+from latewood.training import sweep as module
+from latewood.training.sweep import SweepResult, sweep
+from latewood.training.sweep_page import heat_map
+
+RECIPE = """
+task = "digits"
+model = "mlp"
+steps = 3
+batch_size = 32
+optimizer = {name = "sgd", lr = 0.1}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def _run(recipe: Path, folder: Path, grid: dict[str, list[object]], **more: Any) -> SweepResult:
+    return sweep(recipe, grid, folder=folder, show_progress=False, **{"jobs": 1, **more})
+
+
+def _model(result: SweepResult, run: str) -> bytes:
+    return (result.folder / run / "model.safetensors").read_bytes()
+
+
+def test_grid_to_table(recipe: Path, tmp_path: Path) -> None:
+    result = _run(recipe, tmp_path / "s", {"optimizer.lr": [1e-6, 0.1], "seed": [0, 1]})
+    assert [row["status"] for row in result.rows] == ["done"] * 4
+    assert result.headline == "accuracy"
+    scores = [row["accuracy"] for row in result.rows]
+    assert scores == sorted(scores, reverse=True)
+    assert {row["optimizer.lr"] for row in result.rows[:2]} == {0.1}
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text()) == result.rows
+    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert "accuracy over optimizer.lr and seed" in page
+    written = tomllib.loads(
+        (tmp_path / "s" / str(result.rows[0]["run"]) / "recipe.toml").read_text()
+    )
+    assert written["environment"]["threads"] == 1
+
+
+def test_same_bits_however_many_run_at_once(recipe: Path, tmp_path: Path) -> None:
+    one = _run(recipe, tmp_path / "one", {"seed": [0, 1]})
+    two = _run(recipe, tmp_path / "two", {"seed": [0, 1]}, jobs=2)
+    assert [row["run"] for row in one.rows] == [row["run"] for row in two.rows]
+    assert [row["accuracy"] for row in one.rows] == [row["accuracy"] for row in two.rows]
+    for run in ("seed=0", "seed=1"):
+        assert _model(one, run) == _model(two, run)
+    assert _model(one, "seed=0") != _model(one, "seed=1")
+
+
+def test_only_what_is_missing_or_unfinished_is_done(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    first = _run(recipe, folder, {"seed": [0, 1]})
+    before = {run: _model(first, run) for run in ("seed=0", "seed=1")}
+    (folder / "seed=0" / "model.safetensors").write_bytes(b"kept as it is")
+    for name in ("summary.json", "model.safetensors"):
+        (folder / "seed=1" / name).unlink()
+    again = _run(recipe, folder, {"seed": [0, 1, 2]})
+    assert [row["status"] for row in again.rows] == ["done"] * 3
+    assert _model(again, "seed=0") == b"kept as it is"
+    assert _model(again, "seed=1") == before["seed=1"]
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(recipe: Path, tmp_path: Path) -> None:
+    result = _run(recipe, tmp_path / "s", {"optimizer.lr": [1e30, 0.1]}, jobs=2)
+    assert result.rows[0]["status"] == "done"
+    [failed] = result.failed
+    assert failed["optimizer.lr"] == 1e30
+    assert "not finite" in str(failed["status"]) or "loss" in str(failed["status"])
+    assert "loss" in (tmp_path / "s" / "sweep.csv").read_text()
+
+
+def test_any_error_of_a_run_is_recorded(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **more: object) -> None:
+        raise ZeroDivisionError("by the user's own task")
+
+    monkeypatch.setattr("latewood.training.loop.train", broken)
+    result = _run(recipe, tmp_path / "s", {"seed": [0]})
+    assert result.rows[0]["status"] == "ZeroDivisionError: by the user's own task"
+    assert not (tmp_path / "s" / "sweep.html").exists()
+
+
+def test_points_beside_a_grid(recipe: Path, tmp_path: Path) -> None:
+    points = [("optimizer.lr=0.2", "seed=3")]
+    result = _run(recipe, tmp_path / "s", {"seed": [0]}, points=points, overrides=["steps=1"])
+    assert {row["run"] for row in result.rows} == {"seed=0", "optimizer.lr=0.2,seed=3"}
+    assert json.loads((tmp_path / "s" / "seed=0" / "summary.json").read_text())["steps"] == 1
+
+
+def test_another_recipe_in_the_folder(recipe: Path, tmp_path: Path) -> None:
+    _run(recipe, tmp_path / "s", {"seed": [0]})
+    with pytest.raises(RequestError, match="another recipe"):
+        _run(recipe, tmp_path / "s", {"seed": [0]}, overrides=["steps=2"])
+    result = _run(recipe, tmp_path / "s", {"seed": [0]}, overrides=["steps=2"], overwrite=True)
+    assert json.loads((result.folder / "seed=0" / "summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "message"),
+    [
+        ({}, {}, "one point or more"),
+        ({"seed": [0]}, {"points": [("seed=0",)]}, "each once"),
+        ({"optimizer.lrr": [0.1]}, {}, r"optimizer\.lrr"),
+        ({"seed": [0]}, {"jobs": 0}, "jobs"),
+        ({"seed": [0]}, {"threads": 0}, "threads"),
+        ({"seed": [0]}, {"backend": "slurm"}, "'loky', 'ray', 'dask'"),
+    ],
+)
+def test_wrong_requests_start_nothing(
+    recipe: Path, tmp_path: Path, grid: dict[str, list[object]], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        _run(recipe, tmp_path / "s", grid, **more)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("backend", ["ray", "dask"])
+def test_a_backend_that_is_not_installed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=rf"latewood\[{backend}\]"):
+        _run(recipe, tmp_path / "s", {"seed": [0]}, backend=backend)
+
+
+def test_a_folder_of_something_else(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="holds no sweep"):
+        _run(recipe, tmp_path, {"seed": [0]})
+
+
+def test_heat_map_has_its_values_in_place() -> None:
+    rows = [
+        {"lr": 0.1, "name": "b<i>", "accuracy": 0.9},
+        {"lr": 0.01, "name": "a", "accuracy": 0.8},
+        {"lr": 0.1, "name": "a", "accuracy": None},
+        {"lr": 0.1, "name": "b<i>", "accuracy": 0.1},
+    ]
+    figure = heat_map(rows, ["lr", "name"], "accuracy")
+    assert figure is not None
+    trace = figure.data[0]
+    assert (trace["y"], trace["x"]) == (["0.01", "0.1"], ["a", "b&lt;i&gt;"])
+    assert trace["z"] == [[0.8, None], [None, 0.9]]
+    assert heat_map(rows, ["lr"], "accuracy") is None
