@@ -177,9 +177,15 @@ def _weight_names(module: nn.Module) -> list[str]:
     order = getattr(module, "_flat_weights_names", _ORDER)
     known = {name: position for position, name in enumerate(order)}
     return sorted(
-        (name for name in names if "weight" in name),
+        (name for name in names if _is_weight(module, name)),
         key=lambda name: (known.get(name, len(known)), name),
     )
+
+
+def _is_weight(module: nn.Module, name: str) -> bool:
+    # The known layers call their matrices weights; in any other module that the caller asks for,
+    # every matrix counts that is not called a bias.
+    return "weight" in name if isinstance(module, WEIGHT_LAYERS) else "bias" not in name
 
 
 def _identity(module: nn.Module, name: str) -> Tensor:

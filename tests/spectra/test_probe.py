@@ -19,6 +19,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(11, 6)
+        self.positions = nn.Parameter(torch.zeros(1, 5, 6))
         self.attention = nn.MultiheadAttention(6, 2, add_bias_kv=True)
         self.conv = nn.Conv2d(4, 8, 3, groups=2)
         self.norm = nn.LayerNorm((6, 6))
@@ -58,7 +59,7 @@ def test_covers_every_matrix_but_gains_and_biases(net):
         if parameter.ndim >= 2 and not name.startswith("norm") and "bias" not in name
     ]
     assert sorted(names) == sorted(expected)
-    assert len(names) == 7
+    assert len(names) == 8
 
 
 def test_values_are_those_of_the_measures(net):
@@ -68,6 +69,7 @@ def test_values_are_those_of_the_measures(net):
     groups = effective_rank(singular_values(net.conv.weight.flatten(1).unflatten(0, (2, 4))))
     assert groups.shape == (2,)
     assert metrics["effective_rank/conv.weight"] == groups.mean().item()
+    assert metrics["effective_rank/positions"] == 0
     printed = SpectralProbe(net, every=1, kind="entropy").observe(0)
     assert printed["effective_rank/head.weight"] == pytest.approx(math.log(head * 4) / 4)
 
