@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,10 +24,11 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 )
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "page"}
+    script = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)
     for line, code in blocks(page):
         # Blank lines in front keep the line numbers of a traceback those of the page.
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        exec(compile("\n" * line + code, str(page), "exec"), vars(script))
 
 
 def test_relative_links_lead_somewhere() -> None:
