@@ -300,7 +300,7 @@ class ContinuousSparsification:
         kept: dict[str, list[Tensor]] = {}
         size: dict[str, int] = {}
         for name, mask in self._masks.items():
-            layer = self._layers[name]
+            layer = self._layers[name] or name
             kept.setdefault(layer, []).append(mask.binary().sum())
             size[layer] = size.get(layer, 0) + mask.mask_logits.numel()
         counts = {layer: sum(count.item() for count in each) for layer, each in kept.items()}

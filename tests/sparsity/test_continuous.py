@@ -259,7 +259,7 @@ def test_density_is_the_mean_of_the_hard_mask(logits, temperature):
     s = torch.tensor(logits).view(3, 4)
     method.mask_parameters()[0].data.copy_(s)
     metrics = method.metrics()
-    assert metrics["density"] == metrics["density/"] == (s > 0).double().mean().item()
+    assert metrics["density"] == metrics["density/weight"] == (s > 0).double().mean().item()
     beta = layer.parametrizations.weight[0].temperature
     assert metrics["undecided"] == ((beta * s).abs() < 4).double().mean().item()
     assert metrics["temperature"] == temperature
