@@ -21,9 +21,9 @@ def main(arguments: list[str]) -> int:
         Exit code: 0, or 2 for an unknown name.
     """
     if arguments and arguments[0] not in NAMES:
+        about = {name: importlib.import_module(f"benchmarks.{name}").__doc__ for name in NAMES}
         listing = "\n".join(
-            f"  {name}: {(importlib.import_module(f'benchmarks.{name}').__doc__ or '').splitlines()[0]}"
-            for name in NAMES
+            f"  {name}: {(text or '').splitlines()[0]}" for name, text in about.items()
         )
         print(f"unknown benchmark {arguments[0]!r}; known are\n{listing}", file=sys.stderr)
         return 2

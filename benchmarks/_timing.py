@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -39,14 +40,12 @@ def interleaved_minima(
 def describe_machine() -> str:
     """One line that says where a table was measured."""
     model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            ]
-        model = names[0] if names else model
-    except OSError:
-        pass
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        model = next(
+            (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model
+        )
     return (
         f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
