@@ -70,19 +70,20 @@ def _print_parts(rounds: int) -> None:
         def penalty(method: ContinuousSparsification = method) -> None:
             method.penalty().backward()
 
-        for name, run in {
+        parts: dict[str, Callable[[], object]] = {
             "masks": masks,
             "penalty": penalty,
             "optimizer": both.step,
             "plain optimizer": plain.step,
-        }.items():
+        }
+        for name, run in parts.items():
             candidates[f"{name}, {form}"] = partial(_with_form, form, run)
     best = interleaved_minima(candidates, rounds=rounds)
     rows = []
     for form in FORMS:
-        parts = [best[f"masks, {form}"], best[f"penalty, {form}"]]
-        parts.append(best[f"optimizer, {form}"] - best[f"plain optimizer, {form}"])
-        rows.append([form, *(f"{1e3 * part:.2f}" for part in (*parts, sum(parts)))])
+        added = [best[f"masks, {form}"], best[f"penalty, {form}"]]
+        added.append(best[f"optimizer, {form}"] - best[f"plain optimizer, {form}"])
+        rows.append([form, *(f"{1e3 * part:.2f}" for part in (*added, sum(added)))])
     print_table(
         "What continuous sparsification adds to one step of ResNet-20, milliseconds",
         ["kernels", "masks, both ways", "penalty, both ways", "optimizer, more", "sum"],
@@ -129,7 +130,8 @@ def _step(form: str | None) -> Callable[[], None]:
 def _print_kernels(rounds: int) -> None:
     rows = []
     for n in (RESNET_20, BEYOND_CACHE):
-        candidates = {"add": partial(torch.add, torch.ones(n), torch.ones(n), out=torch.ones(n))}
+        add = partial(torch.add, torch.ones(n), torch.ones(n), out=torch.ones(n))
+        candidates: dict[str, Callable[[], object]] = {"add": add}
         for form in FORMS:
             for part, run in _parts(n, form).items():
                 candidates[f"{part}, {form}"] = run

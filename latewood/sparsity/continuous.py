@@ -45,7 +45,7 @@ class ContinuousSparsification:
         steps_per_epoch: None raises beta every step; a number raises it at each epoch's start, as
             the authors' code does.
         initial_logit: (s0) of every weight, in [-16, 16]; lower is sparser, though not monotonely
-            in short runs. The authors' range is about -0.3 to 0.3.
+            in short runs. Useful values lie within about 0.3 of 0.
         final_temperature: (beta_T), at least 1.
         penalty_weight: (lambda), 0 or more; the authors' 1e-8 is nearly inert.
         scale: "code" is the authors' code, c = 1 / sigmoid(s0): attaching leaves the network's
@@ -220,17 +220,16 @@ class ContinuousSparsification:
                 UserWarning,
                 stacklevel=2,
             )
+        empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
+        if empty:
+            warnings.warn(
+                f"{', '.join(empty)}: no logit is above 0; the largest one of each is kept, because "
+                "a layer without weights makes the network constant",
+                UserWarning,
+                stacklevel=2,
+            )
         for name, mask in self._masks.items():
-            binary = mask.binary()
-            if not binary.any():
-                warnings.warn(
-                    f"{name}: no logit is above 0; the largest one is kept, because a layer "
-                    "without weights makes the network constant",
-                    UserWarning,
-                    stacklevel=2,
-                )
-                binary = _largest_only(mask.mask_logits)
-            mask.freeze(binary)
+            mask.freeze(_largest_only(mask.mask_logits) if name in empty else mask.binary())
 
     def density_target(self, density: float) -> None:
         """Fixes the masks at the largest logits so that exactly the asked density is kept.
