@@ -1,0 +1,100 @@
+"""One operation of a traced run, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from latewood.core.coupling.labels import Labels
+from latewood.core.coupling.plan import Resized
+
+__all__ = ["Call", "Result", "Rule", "tensors_in"]
+
+_COUNTS: Final = (
+    "heads",
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "nhead",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+"""Attributes that are known to hold how many parts a layer's code divides an axis into."""
+
+Result = Tensor | Sequence[Tensor | None] | None
+"""Labels of an operation's output or outputs; None where no element belongs to a channel."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation that ran.
+
+    Args:
+        labels: the labels known so far; rules add to them.
+        function: what was called.
+        name: its name without underscores at the ends.
+        positional: its positional arguments.
+        named: its keyword arguments.
+        output: what it returned.
+        modules: names and modules being called, outermost first.
+    """
+
+    labels: Labels
+    function: Callable[..., Any]
+    name: str
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Any
+    modules: tuple[tuple[str, nn.Module], ...]
+
+    @property
+    def where(self) -> str:
+        """The operation and its layer, in words."""
+        layer = self.modules[-1][0] if self.modules else ""
+        return f"{self.name} in {layer or 'the model'}"
+
+    def arguments(self, *names: str) -> tuple[Any, ...]:
+        """The arguments of some names, in the signature's order; None where absent."""
+        return tuple(
+            self.positional[position] if position < len(self.positional) else self.named.get(name)
+            for position, name in enumerate(names)
+        )
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """One argument by position or name."""
+        if position < len(self.positional):
+            return self.positional[position]
+        return self.named.get(name, default)
+
+    def unknown(self) -> Result:
+        """Bars every channel that goes in: a rule for this use of the operation is missing."""
+        reason = f"no rule for {self.where}"
+        for tensor in tensors_in((self.positional, self.named)):
+            self.labels.bar(self.labels.of(tensor), "unknown", reason)
+            self.labels.bar_all_axes(tensor, "unknown", reason)
+        return None
+
+    def counted_by(self, size: int) -> Resized | None:
+        """The attribute of a running module that holds a size, if it is one known to be a count."""
+        for name, module in reversed(self.modules):
+            for attribute in _COUNTS:
+                if getattr(module, attribute, None) == size:
+                    return Resized(name, attribute)
+        return None
+
+
+Rule = Callable[[Call], Result]
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        yield from tensors_in(list(tree.values()))

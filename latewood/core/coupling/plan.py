@@ -1,0 +1,170 @@
+"""What a traced model says about its channels: groups of tensor axes that change size together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from torch import Tensor
+
+from latewood.errors import invalid
+
+__all__ = ["Barrier", "BarrierKind", "ChannelGroup", "ChannelPlan", "Member", "Resized", "Role"]
+
+Role = Literal["producer", "consumer", "per_channel"]
+BarrierKind = Literal["input", "output", "lookup", "normalised", "fixed", "mixed", "unknown"]
+
+_WIDEST_CELL: Final = 60
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor, and where each channel of the group sits on it.
+
+    Args:
+        tensor: name of the parameter or buffer, without the names of transformations on it.
+        axis: the axis.
+        role: "producer" (makes the channels), "consumer" (sums over them) or "per_channel".
+        indices: int64 (width, multiplicity); row c lists the positions that channel c owns: one,
+            H * W behind a flatten, four in an LSTM's gates.
+    """
+
+    tensor: str
+    axis: int
+    role: Role
+    indices: Tensor
+
+    @property
+    def multiplicity(self) -> int:
+        """Positions on the axis that one channel owns."""
+        return self.indices.shape[1]
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Why the channels of a group cannot change.
+
+    Args:
+        kind: "input" or "output" of the model; "lookup": rows that data points to; "normalised":
+            a norm averages over the channels; "fixed": the code holds their number or positions;
+            "mixed": an operation sums or compares them; "unknown": no rule for the operation.
+        reason: the operation and where it is, in words.
+    """
+
+    kind: BarrierKind
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A number in a module that follows the width of a group, such as a count of heads.
+
+    Args:
+        module: qualified name of the module.
+        attribute: the attribute's name.
+    """
+
+    module: str
+    attribute: str
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that exist or vanish together in all their members.
+
+    Args:
+        name: the layer that makes the channels first.
+        width: number of channels.
+        members: the axes that hold them, in the model's order.
+        barriers: why they cannot change; () if they can.
+        resized: attributes that follow the width.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+    barriers: tuple[Barrier, ...] = ()
+    resized: tuple[Resized, ...] = ()
+
+    def having(self, role: Role) -> tuple[Member, ...]:
+        """The members of one role."""
+        return tuple(member for member in self.members if member.role == role)
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """All channel groups of a model, those that can change and those that cannot.
+
+    Args:
+        groups: in the order in which the model's parameters are registered.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+
+    @property
+    def free(self) -> tuple[ChannelGroup, ...]:
+        """The groups without barriers."""
+        return tuple(group for group in self.groups if not group.barriers)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group of that name.
+
+        Raises:
+            RequestError: there is none; the message lists the names.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise invalid("group", name, f"one of {', '.join(group.name for group in self.groups)}")
+
+    def owner(self, tensor: str, axis: int) -> tuple[ChannelGroup, ...]:
+        """The groups with channels on one axis; a concatenation puts several there.
+
+        Args:
+            tensor: name of the parameter or buffer.
+            axis: the axis.
+        """
+        return tuple(
+            group
+            for group in self.groups
+            if any(member.tensor == tensor and member.axis == axis for member in group.members)
+        )
+
+    def table(self) -> str:
+        """The plan as text: one line a group with its width, its members and what holds it."""
+        head = ("group", "width", "made by", "read by", "per channel", "cannot change because")
+        rows = [head, *(_row(group) for group in self.groups)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(lines)
+
+
+def _row(group: ChannelGroup) -> tuple[str, ...]:
+    return (
+        group.name,
+        str(group.width),
+        _axes(group.having("producer")),
+        _axes(group.having("consumer")),
+        _axes(group.having("per_channel")),
+        "; ".join(dict.fromkeys(barrier.reason for barrier in group.barriers)),
+    )
+
+
+def _axes(members: tuple[Member, ...]) -> str:
+    text = ", ".join(
+        f"{member.tensor}[{member.axis}]"
+        + (f" x{member.multiplicity}" if member.multiplicity > 1 else "")
+        for member in members
+    )
+    return text if len(text) <= _WIDEST_CELL else f"{text[: _WIDEST_CELL - 4]} ..."

@@ -1,0 +1,178 @@
+"""Finds the channel groups of any model by running it once and watching every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from latewood.core.coupling.calls import Call, Rule, tensors_in
+from latewood.core.coupling.gathering import gather_plan
+from latewood.core.coupling.labels import Labels
+from latewood.core.coupling.layers import LAYER_RULES
+from latewood.core.coupling.moves import MOVE_RULES
+from latewood.core.coupling.plan import ChannelPlan
+from latewood.core.coupling.sequences import SEQUENCE_RULES
+from latewood.core.selection import parametrization_list
+from latewood.errors import invalid
+
+__all__ = ["layer_tensors", "trace_channels"]
+
+_RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
+
+
+def trace_channels(
+    model: nn.Module, example_inputs: Tensor | Sequence[Any] | dict[str, Any]
+) -> ChannelPlan:
+    """Finds which tensor axes of a model must change size together, and which cannot change.
+
+    Runs the model once in evaluation mode without gradients. Axes that an addition, a contraction,
+    a norm or a recurrence ties become one group; through a concatenation, a flatten, fused gates or
+    attention heads the plan keeps where each channel sits. An operation without a rule, a sum over
+    channels, a norm over them, or code that holds their number makes a barrier, never a guess.
+
+    Args:
+        model: any module, with or without transformations attached.
+        example_inputs: what the model is called with: a tensor, a sequence of positional arguments,
+            or a dict of keyword arguments; a batch of one is enough.
+
+    Returns:
+        The groups with their members and barriers.
+
+    Raises:
+        RequestError: the example does not reach any weight.
+    """
+    tensors = dict(layer_tensors(model))
+    with _computed(model) as names, _evaluated(model), torch.no_grad():
+        watcher = _Watcher(Labels(names))
+        with _call_stack(model, watcher.modules), watcher:
+            outputs = _run(model, example_inputs)
+        for output in _tensors_of(outputs):
+            watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
+    if not watcher.labels.axes:
+        raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
+    return gather_plan(watcher.labels, list(tensors))
+
+
+def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Names of the parameters and buffers that layers compute with, and where they are.
+
+    A transformed weight has its plain name; what belongs to transformations is left out; a tensor
+    tied between layers comes once.
+    """
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        if "parametrizations" in module_name.split("."):
+            continue
+        names = list(module._parameters)
+        if parametrize.is_parametrized(module):
+            names += list(cast(nn.ModuleDict, module.parametrizations))
+        for name in [*names, *module._buffers]:
+            tensor = _identity(module, name)
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{module_name}.{name}" if module_name else name, (module, name)
+
+
+def _identity(module: nn.Module, name: str) -> Tensor | None:
+    if parametrize.is_parametrized(module, name):
+        return next(parametrization_list(module, name).parameters(recurse=False), None)
+    found = module._parameters.get(name)
+    return module._buffers.get(name) if found is None else found
+
+
+class _Watcher(TorchFunctionMode):
+    """Applies the rule of every operation that touches a labelled or named tensor."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.labels = labels
+        self.modules: list[tuple[str, nn.Module]] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        output = function(*args, **named)
+        outputs = list(tensors_in(output))
+        touched = any(
+            id(tensor) in self.labels.names or self.labels.has_any(tensor)
+            for tensor in tensors_in((args, named))
+        )
+        name = getattr(function, "__name__", "").strip("_")
+        if touched and (outputs or name == "setitem"):
+            modules = tuple(self.modules)
+            call = Call(self.labels, function, name, args, named, output, modules)
+            self._put(output, _RULES.get(name, Call.unknown)(call))
+        return output
+
+    def _put(self, output: Any, labels: Any) -> None:
+        if isinstance(output, Tensor):
+            if labels is not None:
+                self.labels.put(output, labels)
+            return
+        for each, own in zip(output or (), labels or (), strict=False):
+            self._put(each, own)
+
+
+@contextmanager
+def _computed(model: nn.Module) -> Iterator[dict[int, str]]:
+    """Names by id of what the layers compute with; each transformation runs once meanwhile."""
+    with parametrize.cached():
+        found = {name: getattr(*place) for name, place in layer_tensors(model)}
+        yield {id(tensor): name for name, tensor in found.items()}
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _call_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, _: Any, name: str = name) -> None:
+            stack.append((name, module))
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            stack.pop()
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: nn.Module, example_inputs: Any) -> Any:
+    if isinstance(example_inputs, Tensor):
+        return model(example_inputs)
+    if isinstance(example_inputs, dict):
+        return model(**example_inputs)
+    return model(*example_inputs)
+
+
+def _tensors_of(outputs: Any) -> Iterable[Tensor]:
+    # Model-output classes of libraries hold their tensors as attributes.
+    return tensors_in(
+        outputs if isinstance(outputs, (Tensor, tuple, list, dict)) else vars(outputs)
+    )
