@@ -172,8 +172,11 @@ def sweep(
         backend=backend,
         overwrite=overwrite,
     )
-    print_table(done.rows, title=f"By {done.headline}, best first")
-    print(f"page: {done.folder / 'sweep.html'}")
+    columns = [column for column in done.rows[0] if column != "error"]
+    print_table(done.rows, title=f"By {done.headline}, best first", columns=columns)
+    for row in done.failed:
+        print(f"{row['run']}: {row['error']}")
+    print(f"tables and page: {done.folder}")
     if done.failed:
         names = ", ".join(str(row["run"]) for row in done.failed)
         raise WorkError(f"{len(done.failed)} of {len(done.rows)} runs failed: {names}")
@@ -273,7 +276,7 @@ def reproduce(
     """
     from latewood.experiments import experiments
     from latewood.experiments.claims import write_claims
-    from latewood.experiments.runner import load_records, run_experiment, select, verdicts
+    from latewood.experiments.runner import run_experiment, select, verdicts
     from latewood.training.progress import duration, track
     from latewood.training.tables import print_table
 
@@ -306,7 +309,7 @@ def reproduce(
         if record.error:
             failed.append(f"{experiment.name}: {record.error}")
     if claims is not None:
-        print(f"claims: {write_claims(claims, load_records(out), experiments())}")
+        print(f"claims: {write_claims(claims, out, experiments())}")
     if failed:
         raise WorkError("; ".join(failed))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latewood.errors import WorkError
 from latewood.experiments.registry import LABELS, Experiment
-from latewood.experiments.runner import Record, Verdict, verdicts
+from latewood.experiments.runner import Record, Verdict, load_records, verdicts
 
 __all__ = ["render_claims", "write_claims"]
 
@@ -17,9 +17,10 @@ _MARKS = {True: "holds", False: "**does not hold**", None: "not measured"}
 _HEADER = """# Claims
 
 Statements of the papers, re-measured. This page is generated from the results of real runs:
-`latewood reproduce --no-run --out {folder} --claims {page}` writes it again without running
-anything, and the command above each table measures its figures again. Intervals are 95 % intervals
-of the mean over seeds (Student's t). What does not hold stays on the page.
+`latewood reproduce --no-run --out {folder} --claims {page}` writes it again
+without running anything, and the command above each table measures its figures again. Intervals of
+measured figures are 95 % intervals of the mean over seeds (Student's t). What does not hold stays
+on the page.
 
 How far a statement can be trusted stands before its source: {labels}.
 """
@@ -29,18 +30,19 @@ def render_claims(
     records: Sequence[Record],
     known: Mapping[str, Experiment],
     *,
-    folder: str = "docs/claims",
-    page: str = "docs/claims.md",
+    folder: Path = Path("docs/claims"),
+    page: Path = Path("docs/claims.md"),
 ) -> str:
     """The page as Markdown.
 
     Args:
         records: runs, those of one experiment next to each other.
         known: experiments by name; records of others are listed as removed.
-        folder, page: as the reader would type them to write the page again.
+        folder: where the records are, as a reader of the page would type it.
+        page: the page itself, likewise.
     """
     labels = "; ".join(f"[{label}] {meaning}" for label, meaning in LABELS.items())
-    parts = [_HEADER.format(folder=folder, page=page, labels=labels)]
+    parts = [_HEADER.format(folder=folder.as_posix(), page=page.as_posix(), labels=labels)]
     grouped = {name: list(group) for name, group in groupby(records, lambda r: r.experiment)}
     parts.append(_summary(grouped, known))
     for name, group in grouped.items():
@@ -49,13 +51,13 @@ def render_claims(
     return "\n".join(parts)
 
 
-def write_claims(page: Path, records: Sequence[Record], known: Mapping[str, Experiment]) -> Path:
-    """Writes the page of claims.
+def write_claims(page: Path, folder: Path, known: Mapping[str, Experiment]) -> Path:
+    """Writes the page of claims from the records in a folder.
 
     Raises:
-        WorkError: the page cannot be written.
+        WorkError: the page cannot be written, or a record cannot be read.
     """
-    text = render_claims(records, known)
+    text = render_claims(load_records(folder), known, folder=folder, page=page)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text, encoding="utf-8")

@@ -257,7 +257,7 @@ def _percent(results: Results, *names: str) -> str:
     return f"{', '.join(parts)}, density {results.text('density', digits=4)}"
 
 
-_EARLIER = "figures of an earlier run in the same setting"
+_EARLIER = "an earlier measurement in the same setting, mean ± standard deviation"
 
 EXPERIMENT = register(
     Experiment(
@@ -289,7 +289,7 @@ EXPERIMENT = register(
                 "hard-as-soft",
                 "As the temperature rises the soft mask becomes the hard one: making it hard at "
                 "the end costs at most 1 point.",
-                "[P] introduction and caption of figure 1, as a limit",
+                "[P] a figure's caption and the authors' README, as a limit",
                 "none (a limit)",
                 lambda r: r.difference_text("soft", "hard", scale=100, unit="points"),
                 lambda r: r.difference("soft", "hard") <= 0.01,

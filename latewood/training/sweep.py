@@ -38,7 +38,8 @@ class SweepResult:
 
     Args:
         rows: one for each run, best headline first, failed ones last: "run", a column for each
-            key that was swept, the headline, sizes, "seconds", and "status": "done" or why not.
+            key that was swept, the headline, sizes, "seconds", "status" ("done" or "failed") and
+            "error".
         headline: the column that the rows are sorted by.
         folder: where everything is; ``sweep.csv``, ``sweep.json`` and ``sweep.html`` in it.
     """
@@ -172,7 +173,9 @@ def _run(
         return
     calls = (joblib.delayed(_train_point)(*task) for task in tasks)
     with _workers(backend, jobs, threads=tasks[0][-1] if tasks else 1):
-        yield from joblib.Parallel(return_as="generator_unordered")(calls)
+        # Ray's backend cannot hand over one result at a time.
+        form = "list" if backend == "ray" else "generator_unordered"
+        yield from joblib.Parallel(return_as=form)(calls)
 
 
 @contextmanager
@@ -235,7 +238,8 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
         row[headline] = final_reading(summary).get(headline) if summary else None
         row |= {key: summary.get("size", {}).get(key) for key in ("parameters", "density", "bits")}
         row["seconds"] = summary.get("seconds")
-        row["status"] = "done" if summary else errors.get(point, "unfinished")
+        row["status"] = "done" if summary else "failed"
+        row["error"] = "" if summary else errors.get(point, "it has no summary")
         rows.append(row)
     order = sorted(range(len(rows)), key=lambda i: _rank(rows[i][headline], higher))
     columns = list(dict.fromkeys(key for row in rows for key in row))

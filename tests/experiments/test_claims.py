@@ -70,4 +70,14 @@ def test_a_removed_experiment_is_said_to_be_removed() -> None:
 def test_an_unwritable_page_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match=r"claims\.md"):
-        write_claims(tmp_path / "file" / "claims.md", [RECORD], {"ab": EXPERIMENT})
+        write_claims(tmp_path / "file" / "claims.md", tmp_path, {"ab": EXPERIMENT})
+
+
+def test_the_page_says_how_to_write_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RECORD.save(Path("found"))
+    page = write_claims(Path("claims.md"), Path("found"), {"ab": EXPERIMENT}).read_text()
+    assert "`latewood reproduce --no-run --out found --claims claims.md`" in page
+    assert "### ab, scale cpu" in page

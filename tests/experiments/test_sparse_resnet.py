@@ -1,0 +1,38 @@
+"""The experiment on CIFAR-10, run through on digits in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latewood.experiments import Bench, Results
+from latewood.experiments import sparse_resnet as experiment
+
+
+def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {
+        "task": {"name": "digits"},
+        "model": {"name": "convnet", "channels": [8, 8, 8]},
+        "epochs": 3,
+        "batch_size": 32,
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+    }
+    monkeypatch.setattr(experiment, "RECIPE", small)
+    monkeypatch.setattr(experiment, "METHOD", experiment.METHOD | {"initial_logit": 0.1})
+    results = experiment.run("full", Bench(tmp_path))
+    assert all(claim.measured(results) for claim in experiment.EXPERIMENT.claims)
+    assert 0 < results.mean("density") <= 1
+    assert results.mean("dense") > 0.5
+    assert results.mean("one shot") > 0.5
+    dense = experiment.RunFolder(tmp_path / "dense")
+    recipe = experiment.parse_recipe(small)
+    assert experiment._one_shot(recipe, dense, 0.01) < results.mean("one shot") - 0.2
+    again = experiment.run("full", Bench(tmp_path))
+    assert again == results
+
+
+def test_claims_can_fail() -> None:
+    broken = {"dense": [0.9], "recalibrated": [0.1], "density": [0.9], "one shot": [0.8]}
+    claims = experiment.EXPERIMENT.claims
+    assert not any(claim.holds(Results(broken)) for claim in claims)
