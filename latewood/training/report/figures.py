@@ -16,7 +16,15 @@ from latewood.training.report.sampling import evenly, keep_extremes, short
 from latewood.training.report.section import Figure
 from latewood.training.report.words import plot_text
 
-__all__ = ["Line", "heat_figure", "line_figure", "ramp_legend", "row_axis", "runs_legend"]
+__all__ = [
+    "Line",
+    "heat_figure",
+    "line_figure",
+    "ramp_legend",
+    "row_axis",
+    "runs_legend",
+    "step_ticks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,6 @@ def line_figure(
     lines: Sequence[Line],
     *,
     points: int,
-    log: bool = False,
     percent: bool = False,
     size: Literal["full", "half", "panel"] = "half",
     height: int = 300,
@@ -62,7 +69,6 @@ def line_figure(
         title: caption, which names the vertical axis.
         lines: the curves.
         points: most points of one curve; peaks are kept.
-        log: a logarithmic vertical axis, where all values are positive.
         percent: values are shares, shown in percent.
         size: see ``Figure``.
         height: in CSS pixels.
@@ -88,11 +94,7 @@ def line_figure(
                 "hovertemplate": f"{value}<br>step %{{x:,}}",
             }
         )
-    y_axis: dict[str, Any] = {"rangemode": "normal"}
-    if percent:
-        y_axis["tickformat"] = ".0%" if _spread(lines) >= 0.05 else ".1%"
-    if log and all(value > 0 for line in lines for value in line.y if math.isfinite(value)):
-        y_axis |= {"type": "log", "dtick": 1}
+    ticks = "" if not percent else ".0%" if _spread(lines) >= 0.05 else ".1%"
     shown = sum(line.legend for line in lines)
     return Figure(
         title=title,
@@ -101,7 +103,7 @@ def line_figure(
         layout={
             "showlegend": legend and shown > 1,
             "xaxis": {"title": {"text": "step"}},
-            "yaxis": y_axis,
+            "yaxis": {"tickformat": ticks},
         },
         height=height,
         size=size,
@@ -122,6 +124,7 @@ def heat_figure(
     *,
     quantity: str,
     snapshots: int,
+    floor: float = 0.0,
     log: bool = False,
     size: Literal["full", "half"] = "full",
     subtitle: str = "",
@@ -135,7 +138,9 @@ def heat_figure(
         values: (rows, n); NaN is left blank.
         quantity: what the values are, for the colour bar and under the pointer.
         snapshots: most columns that are drawn.
-        log: colour by the logarithm, for values that span several powers of ten.
+        floor: the value that gets the first colour.
+        log: colour by the logarithm where values span several powers of ten; zeros then get the
+            colour of the smallest power.
         size: see ``Figure``.
         subtitle: see ``Figure``.
     """
@@ -144,18 +149,14 @@ def heat_figure(
     positive = values[np.isfinite(values) & (values > 0)]
     lowest = float(positive.min()) if log and len(positive) else 1.0
     logarithmic = log and lowest < 0.1
-    colours = np.log10(np.where(values > 0, values, np.nan)) if logarithmic else values
     bar: dict[str, Any] = {"title": {"text": quantity, "side": "right"}, "thickness": 10}
-    floor = 0.0
+    colours = values
     if logarithmic:
         floor = float(math.floor(math.log10(lowest)))
+        colours = np.log10(np.maximum(values, 10.0**floor))
         ticks = list(range(int(floor), 1))
-        bar |= {
-            "tickvals": ticks,
-            "ticktext": [
-                f"{10.0**tick:g}" if tick > -4 else f"10<sup>{tick}</sup>" for tick in ticks
-            ],
-        }
+        texts = [f"{10.0**tick:g}" if tick > -4 else f"10<sup>{tick}</sup>" for tick in ticks]
+        bar |= {"tickvals": ticks, "ticktext": texts}
     trace = {
         "type": "heatmap",
         "x": short([float(steps[i]) for i in columns], 10),
@@ -163,7 +164,7 @@ def heat_figure(
         "z": [short(row, 3) for row in colours],
         "text": [short(row, 3) for row in values] if logarithmic else None,
         "meta": {"rows": [plot_text(row) for row in rows]},
-        "zmin": floor if logarithmic else 0,
+        "zmin": floor,
         "zmax": 0 if logarithmic else 1,
         "colorscale": "heat",
         "colorbar": bar,
@@ -175,13 +176,18 @@ def heat_figure(
         subtitle=subtitle,
         data=[{key: value for key, value in trace.items() if value is not None}],
         layout={
-            "xaxis": {"title": {"text": "step"}, "showgrid": False},
+            "xaxis": {"title": {"text": "step"}, "showgrid": False} | step_ticks(steps),
             "yaxis": row_axis(rows),
         },
         height=90 + max(120, 22 * len(rows)),
         size=size,
         description=f"{title}: {quantity} of {len(rows)} layers at {len(columns)} moments.",
     )
+
+
+def step_ticks(steps: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
+    """Ticks for an axis of steps: its own where there is but one, else Plotly's choice."""
+    return {"tickvals": [float(steps[0])]} if len(steps) == 1 else {}
 
 
 def row_axis(rows: Sequence[str]) -> dict[str, Any]:

@@ -148,6 +148,24 @@ def test_missing_probe_is_said(make_run, read):
     assert "Singular values" not in titles(page)
 
 
+def test_a_single_snapshot_is_said(make_run, read):
+    page = read(make_run(snapshots=1))
+    assert "only one snapshot, at step 0" in page.text
+    panel = next(f for f in page.figures if f["data"][0].get("mode") == "markers")
+    assert panel["layout"]["xaxis"] == {"tickvals": [0]}
+
+
+def test_pruned_layers_get_the_lowest_colour_and_unknown_ones_none(make_run, read):
+    run = make_run(steps=0, finished=False, spectra=False)
+    for step, density in ((1, 0.0), (2, 0.02)):
+        row = {"cs/density/a": density} | ({"cs/density/b": 1.0} if step == 2 else {})
+        run.append_metrics({"step": step, "epoch": 0, "kind": "method", **row})
+    heat = next(t for f in read(run).figures for t in f["data"] if t["type"] == "heatmap")
+    assert heat["zmin"] == -2
+    assert heat["z"] == [[-2, pytest.approx(np.log10(0.02), abs=1e-2)], [None, 0]]
+    assert heat["text"] == [[0, 0.02], [None, 1]]
+
+
 def test_missing_method_leaves_its_section_out(make_run, read):
     page = read(make_run(sparse=False))
     assert "Density by layer" not in titles(page)

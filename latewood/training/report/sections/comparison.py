@@ -191,7 +191,12 @@ def _trade_off(runs: Sequence[Run]) -> Figure | None:
         layout={
             "showlegend": False,
             "hovermode": "closest",
-            "xaxis": {"type": "log", "title": {"text": "nonzero parameters"}},
+            "xaxis": {
+                "type": "log",
+                "dtick": "D2",
+                "tickformat": "~s",
+                "title": {"text": "nonzero parameters"},
+            },
             "yaxis": {"tickformat": ".1%" if percentages else "", "nticks": 5},
             "margin": {"t": 28, "r": 40},
         },

@@ -27,6 +27,7 @@ def density(runs: Sequence[Run]) -> Section | None:
         "last.",
         groups=groups,
         legend=ramp_legend("first layer", "last layer"),
+        log_axis=True,
         notes=[f"No densities were reported by {', '.join(without)}."] if without else [],
     )
 
@@ -55,7 +56,6 @@ def _group(run: Run, layers: dict[str, Series], *, several: bool) -> Group:
         "Density of each layer",
         lines,
         points=run.detail.points // 2,
-        log=True,
         size="full",
         legend=False,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from latewood.spectra import random_effective_rank
 from latewood.training.report.figures import heat_figure, row_axis
 from latewood.training.report.grids import grid
@@ -31,10 +33,17 @@ def effective_rank(runs: Sequence[Run]) -> Section:
             'Add a probe named "spectral" to the recipe to see them here.',
         )
     several = len(runs) > 1
-    heats = [_heat(run, found[run.name], several=several) for run in runs if found[run.name]]
-    journeys = _journeys(runs)
+    floor = _floor([series for ranks in found.values() for series in ranks.values()])
+    heats = [_heat(run, found[run.name], floor, several=several) for run in runs if found[run.name]]
+    journeys = _journeys(runs, floor)
     without = [run.name for run in runs if not found[run.name]]
     notes = [f"Nothing is known about the spectra of {', '.join(without)}."] if without else []
+    notes += [
+        f"Of {run.name} there is only one snapshot, at step {series.steps[0]:,.0f}; a smaller "
+        '"every" of the probe shows how its spectra change.'
+        for run in runs
+        if found[run.name] and len((series := next(iter(found[run.name].values()))).steps) == 1
+    ]
     if journeys is not None:
         notes.insert(
             0,
@@ -51,7 +60,14 @@ def _ranks(run: Run) -> dict[str, Series]:
     return run.by_layer("probe", "effective_rank")
 
 
-def _heat(run: Run, ranks: dict[str, Series], *, several: bool) -> Figure:
+def _floor(series: Sequence[Series]) -> float:
+    """The tenth below all values, so that small differences near 1 are still seen."""
+    values = np.concatenate([one.values for one in series])
+    finite = values[np.isfinite(values)]
+    return float(np.floor(10 * finite.min()) / 10) if len(finite) else 0.0
+
+
+def _heat(run: Run, ranks: dict[str, Series], floor: float, *, several: bool) -> Figure:
     steps, values = grid(list(ranks.values()))
     return heat_figure(
         "Effective rank over depth and time",
@@ -60,11 +76,12 @@ def _heat(run: Run, ranks: dict[str, Series], *, several: bool) -> Figure:
         values,
         quantity="effective rank",
         snapshots=2 * run.detail.snapshots,
+        floor=min(floor, 0.9),
         subtitle=run.name if several else "",
     )
 
 
-def _journeys(runs: Sequence[Run]) -> Figure | None:
+def _journeys(runs: Sequence[Run], floor: float) -> Figure | None:
     if not any(run.layers for run in runs):
         return None
     names = list(dict.fromkeys(layer.name for run in runs for layer in run.layers))
@@ -89,7 +106,7 @@ def _journeys(runs: Sequence[Run]) -> Figure | None:
         layout={
             "xaxis": {
                 "title": {"text": "effective rank"},
-                "range": [-0.02, 1.04],
+                "range": [min(floor, 0.9) - 0.02, 1.02],
                 "showgrid": True,
             },
             "yaxis": row_axis(names) | {"showgrid": True},

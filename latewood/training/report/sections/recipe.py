@@ -66,7 +66,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         pairs = [(f"{path}[{_item_name(i, item)}]", item) for i, item in enumerate(value)]
     else:
-        return {path: str(value)}
+        return {} if value == [] else {path: str(value)}
     flat: dict[str, str] = {}
     for key, item in pairs:
         flat |= _flat(item, key)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latewood.spectra import random_effective_rank
-from latewood.training.report.figures import ramp_legend
+from latewood.training.report.figures import ramp_legend, step_ticks
 from latewood.training.report.runs import Layer, Run
 from latewood.training.report.sampling import Detail, evenly, leading_and_even, short
 from latewood.training.report.section import Figure, Group, Section
@@ -79,7 +79,12 @@ def _panel(layer: Layer, detail: Detail) -> Figure:
         title=layer.name,
         subtitle=f"{shape} · rank {way} · random {random:.2f}",
         data=data,
-        layout={"showlegend": False, "hovermode": "closest", "margin": {"t": 6, "r": 8}},
+        layout={
+            "xaxis": step_ticks(layer.steps),
+            "showlegend": False,
+            "hovermode": "closest",
+            "margin": {"t": 6, "r": 14},
+        },
         shared_x=[step for step in short(layer.steps, 10) if step is not None],
         height=190,
         size="panel",
