@@ -113,6 +113,11 @@ def test_order_depends_on_seed_and_epoch_only(seed, epoch):
     assert not torch.equal(order, epoch_order(50, seed=seed + 1, epoch=epoch))
 
 
+def test_seed_and_epoch_are_not_exchangeable():
+    orders = [epoch_order(50, seed=s, epoch=e).tolist() for s in range(3) for e in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+
+
 def test_batch_size_does_not_change_the_order():
     small = [k for s, _ in read(20, 1, batch_size=3, seed=1, epoch=2)[0] for k in s]
     large = [k for s, _ in read(20, 1, batch_size=8, seed=1, epoch=2)[0] for k in s]

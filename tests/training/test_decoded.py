@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,11 +105,13 @@ def test_a_full_disk_costs_a_warning_and_leaves_no_torn_file(monkeypatch):
 
 def _slow_build(marks: str) -> dict[str, torch.Tensor]:
     (Path(marks) / str(os.getpid())).touch()
+    time.sleep(0.3)  # long enough for the others to arrive
     return {"x": torch.arange(5)}
 
 
-def _worker(cache: str, marks: str) -> None:
+def _worker(cache: str, marks: str, together: Any) -> None:
     os.environ["LATEWOOD_CACHE"] = cache
+    together.wait(60)
     found = decoded("n", "k", lambda: _slow_build(marks))
     assert found["x"].tolist() == [0, 1, 2, 3, 4]
 
@@ -116,8 +120,9 @@ def test_processes_at_the_same_time_decode_once(tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
     context = multiprocessing.get_context("fork")
+    together = context.Barrier(3)
     workers = [
-        context.Process(target=_worker, args=(str(tmp_path / "cache"), str(marks)))
+        context.Process(target=_worker, args=(str(tmp_path / "cache"), str(marks), together))
         for _ in range(3)
     ]
     for worker in workers:

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from latewood.errors import RequestError
 from latewood.training.tasks.digits import digits
@@ -32,6 +34,14 @@ def test_one_mean_and_deviation_of_the_training_part(task):
     assert float(pixels.mean()) == pytest.approx(0, abs=1e-5)
     assert float(pixels.std(correction=0)) == pytest.approx(1, abs=1e-5)
     assert abs(float(task.validation.tensors[0].mean())) > 1e-4
+
+
+def test_the_split_is_scikit_learns_with_seed_0(task):
+    labels = load_digits().target
+    rows = np.arange(len(labels))
+    learned, held_out = train_test_split(rows, test_size=0.3, random_state=0, stratify=labels)
+    assert task.train.tensors[1].tolist() == labels[learned].tolist()
+    assert task.validation.tensors[1].tolist() == labels[held_out].tolist()
 
 
 def test_no_image_is_on_both_sides_and_none_is_lost(task):
