@@ -108,6 +108,11 @@ def test_draws_everything_and_loads_nothing(comparison):
     assert comparison.execute_script(BACKGROUND) == "rgb(250, 247, 241)"
 
 
+def test_no_button_sends_data_away(comparison):
+    # Plotly's own bar has one that uploads the figure.
+    assert comparison.execute_script("return document.querySelectorAll('.modebar-btn').length") == 0
+
+
 def test_axes_become_logarithmic(comparison):
     section = "document.querySelector('input.log').closest('section')"
     kind = f"return {section}.querySelector('.plot')._fullLayout.yaxis.type"

@@ -254,6 +254,18 @@ def test_every_string_is_escaped(make_run, tmp_path):
     assert "&lt;/script&gt;" in named[0]["meta"]["rows"][0]
 
 
+def test_figures_cannot_leave_their_script(make_run, tmp_path):
+    def careless(runs):
+        return Section(
+            title="x", groups=[Group(figures=[Figure(title="x", data=[{"name": EVIL}])])]
+        )
+
+    path = write_report([make_run()], tmp_path / "report.html", sections=[careless])
+    html = path.read_text(encoding="utf-8")
+    assert EVIL not in html
+    assert Page(html).figures == [{"data": [{"name": EVIL}], "layout": {}, "x": []}]
+
+
 def test_nothing_is_loaded_from_anywhere(make_run, tmp_path):
     html = write_report([make_run()], tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(html)
