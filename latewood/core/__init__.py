@@ -1,6 +1,16 @@
 """What several rooms share: protocols, layer selection, schedules, transformations, safe files."""
 
 from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.core.coupling import (
+    Barrier,
+    ChannelGroup,
+    ChannelPlan,
+    Member,
+    slice_channels,
+    trace_channels,
+    verify_plan,
+    widen_channels,
+)
 from latewood.core.groups import parameter_groups
 from latewood.core.method import Method, Probe
 from latewood.core.schedules import (
@@ -25,6 +35,10 @@ __all__ = [
     "MASK",
     "PRECISION",
     "WEIGHT_LAYERS",
+    "Barrier",
+    "ChannelGroup",
+    "ChannelPlan",
+    "Member",
     "Method",
     "Probe",
     "Schedule",
@@ -44,8 +58,12 @@ __all__ = [
     "save_state",
     "schedule",
     "select_parameters",
+    "slice_channels",
     "step_decay",
     "stored_tensor",
+    "trace_channels",
     "transformations",
+    "verify_plan",
+    "widen_channels",
     "with_warmup",
 ]

@@ -9,7 +9,9 @@ from latewood.core.coupling.plan import (
     Resized,
     Role,
 )
+from latewood.core.coupling.resize import slice_channels, widen_channels
 from latewood.core.coupling.trace import trace_channels
+from latewood.core.coupling.verify import verify_plan
 
 __all__ = [
     "Barrier",
@@ -19,5 +21,8 @@ __all__ = [
     "Member",
     "Resized",
     "Role",
+    "slice_channels",
     "trace_channels",
+    "verify_plan",
+    "widen_channels",
 ]

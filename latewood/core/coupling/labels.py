@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from latewood.core.coupling.plan import Barrier, BarrierKind, Resized, Role
@@ -146,6 +144,10 @@ class Labels:
     def channels(self, labels: Tensor) -> Tensor:
         """The channel of each label: coupled labels share one."""
         if self._roots is None:
+            # Here, because importing it takes longer than most users of core ever need it.
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
             pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), int)
             graph = coo_array(
                 (np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])),

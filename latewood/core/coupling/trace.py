@@ -21,7 +21,7 @@ from latewood.core.coupling.sequences import SEQUENCE_RULES
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
-__all__ = ["layer_tensors", "trace_channels"]
+__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
 _RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
 
@@ -51,8 +51,8 @@ def trace_channels(
     with _computed(model) as names, _evaluated(model), torch.no_grad():
         watcher = _Watcher(Labels(names))
         with _call_stack(model, watcher.modules), watcher:
-            outputs = _run(model, example_inputs)
-        for output in _tensors_of(outputs):
+            outputs = run_model(model, example_inputs)
+        for output in outputs_of(outputs):
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
     if not watcher.labels.axes:
         raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
@@ -163,7 +163,8 @@ def _call_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterato
             handle.remove()
 
 
-def _run(model: nn.Module, example_inputs: Any) -> Any:
+def run_model(model: nn.Module, example_inputs: Any) -> Any:
+    """Calls a model on a tensor, on positional arguments or on keyword arguments."""
     if isinstance(example_inputs, Tensor):
         return model(example_inputs)
     if isinstance(example_inputs, dict):
@@ -171,7 +172,8 @@ def _run(model: nn.Module, example_inputs: Any) -> Any:
     return model(*example_inputs)
 
 
-def _tensors_of(outputs: Any) -> Iterable[Tensor]:
+def outputs_of(outputs: Any) -> Iterable[Tensor]:
+    """The tensors in what a model returned."""
     # Model-output classes of libraries hold their tensors as attributes.
     return tensors_in(
         outputs if isinstance(outputs, (Tensor, tuple, list, dict)) else vars(outputs)

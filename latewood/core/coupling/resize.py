@@ -1,0 +1,314 @@
+"""Removes channels from a model, or adds copies, in place: tensors, attributes, optimizer state."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latewood.core.coupling.attributes import Sizes
+from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
+from latewood.core.coupling.trace import layer_tensors
+from latewood.core.selection import stored_tensor
+from latewood.core.transforms import transformations
+from latewood.errors import RequestError, invalid
+
+__all__ = ["slice_channels", "widen_channels"]
+
+Indices = Sequence[int] | Tensor
+
+
+def slice_channels(
+    model: nn.Module,
+    plan: ChannelPlan,
+    keep: Mapping[str, Indices],
+    *,
+    optimizers: Iterable[Optimizer] = (),
+    allow: Collection[BarrierKind] = (),
+) -> ChannelPlan:
+    """Keeps a subset of the channels of some groups and removes the others everywhere, in place.
+
+    Parameters stay the same objects, with smaller data and no gradient; buffers, transformations of
+    the same shape, attributes such as ``out_channels`` or ``num_groups``, and the optimizers' state
+    follow. The function of the model is kept when nothing reads the removed channels. Wrappers with
+    buckets (DDP) must be built anew. If the request is wrong, nothing is changed.
+
+    Args:
+        model: the model that was traced.
+        plan: its plan.
+        keep: for a group's name, the channels to keep, distinct; they stay in their order.
+        optimizers: whose state is to follow.
+        allow: kinds of barriers that the caller takes care of.
+
+    Returns:
+        The plan of the smaller model.
+
+    Raises:
+        RequestError: an unknown group, channels that are not there, a group behind a barrier, or a
+            tensor or optimizer state whose shape does not follow its parameter.
+    """
+    kept: dict[str, list[int]] = {}
+    for name, chosen in keep.items():
+        group = _changeable(plan, name, allow)
+        indices = sorted(_checked(chosen, group, "keep"))
+        if not indices or len(set(indices)) < len(indices):
+            raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
+        kept[name] = indices
+    return _resize(model, plan, kept, optimizers)
+
+
+def widen_channels(
+    model: nn.Module,
+    plan: ChannelPlan,
+    copies: Mapping[str, Indices],
+    *,
+    optimizers: Iterable[Optimizer] = (),
+    allow: Collection[BarrierKind] = (),
+) -> ChannelPlan:
+    """Adds channels behind those of some groups, in place, each a copy of an existing one.
+
+    The counterpart of ``slice_channels``: new entries hold their source's values for the caller to
+    overwrite, and their optimizer state is zero. In the returned plan the new channels of a group
+    have the indices from its old width on.
+
+    Args:
+        model: the model that was traced.
+        plan: its plan.
+        copies: for a group's name, the channel that each new one copies, in order.
+        optimizers: whose state is to follow.
+        allow: kinds of barriers that the caller takes care of.
+
+    Returns:
+        The plan of the wider model.
+
+    Raises:
+        RequestError: as for ``slice_channels``; or a group of one channel that owns several
+            positions, whose layout cannot be told.
+    """
+    chosen: dict[str, list[int]] = {}
+    for name, sources in copies.items():
+        group = _changeable(plan, name, allow)
+        indices = _checked(sources, group, "copies")
+        if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
+            raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
+        chosen[name] = [*range(group.width), *indices]
+    return _resize(model, plan, chosen, optimizers)
+
+
+def _changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> ChannelGroup:
+    group = plan[name]
+    held = [barrier for barrier in group.barriers if barrier.kind not in allow]
+    if held:
+        raise RequestError(
+            f"{name}: its channels cannot change: "
+            + "; ".join(dict.fromkeys(barrier.reason for barrier in held))
+        )
+    return group
+
+
+def _checked(indices: Indices, group: ChannelGroup, argument: str) -> list[int]:
+    listed = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+    if any(type(each) is not int or not 0 <= each < group.width for each in listed):
+        raise invalid(
+            f"{argument}[{group.name!r}]", listed, f"integers from 0 to {group.width - 1}"
+        )
+    return listed
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A new axis: which old position each new one holds, and which of them are copies."""
+
+    source: Tensor
+    copied: Tensor
+    moved: dict[tuple[int, int], int]
+
+
+def _resize(
+    model: nn.Module,
+    plan: ChannelPlan,
+    chosen: Mapping[str, Sequence[int]],
+    optimizers: Iterable[Optimizer],
+) -> ChannelPlan:
+    places = dict(layer_tensors(model))
+    layouts: dict[tuple[str, int], _Layout] = {}
+    for group in plan:
+        for member in group.members if group.name in chosen else ():
+            key = (member.tensor, member.axis)
+            if key not in layouts:
+                module, name = places[member.tensor]
+                size = stored_tensor(module, name).shape[member.axis]
+                layouts[key] = _layout(key, size, plan, chosen)
+    modules = {id(module): module for name, _ in layouts for module in [places[name][0]]}
+    layers = [Sizes.of(module) for module in modules.values()]
+    changes = [
+        change
+        for (name, axis), layout in layouts.items()
+        for change in _changes(*places[name], axis, layout, list(optimizers))
+    ]
+    counts = _counts(model, plan, chosen)
+    # All that can be refused was refused above; from here on everything changes.
+    for change in changes:
+        change.apply()
+    for layer in layers:
+        layer.refresh()
+    for module, attribute, value in counts:
+        setattr(module, attribute, value)
+    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan))
+
+
+def _layout(
+    key: tuple[str, int], size: int, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
+) -> _Layout:
+    dropped: set[int] = set()
+    behind: dict[int, list[tuple[int, int]]] = {}
+    for group in plan.owner(*key):
+        if group.name not in chosen:
+            continue
+        member = next(m for m in group.members if (m.tensor, m.axis) == key)
+        wanted = chosen[group.name]
+        gone = sorted(set(range(group.width)) - set(wanted))
+        dropped.update(member.indices[gone].flatten().tolist())
+        for start, stop in _runs(member.indices):
+            last = int(member.indices[-1, stop - 1])
+            for number, channel in enumerate(wanted[group.width :], start=group.width):
+                block = member.indices[channel, start:stop].tolist()
+                behind.setdefault(last, []).extend((old, number) for old in block)
+    source: list[int] = []
+    copied: list[bool] = []
+    moved: dict[tuple[int, int], int] = {}
+    for old in range(size):
+        if old not in dropped:
+            moved[old, -1] = len(source)
+            source.append(old)
+            copied.append(False)
+        for position, number in behind.get(old, ()):
+            moved[position, number] = len(source)
+            source.append(position)
+            copied.append(True)
+    return _Layout(torch.tensor(source), torch.tensor(copied), moved)
+
+
+def _runs(indices: Tensor) -> list[tuple[int, int]]:
+    """Ranges of columns that lie next to each other for every channel: blocks that stay together.
+
+    Behind a flatten a channel is one run of H * W positions; in a gated layer it has one a gate.
+    """
+    gaps = ((indices[:, 1:] - indices[:, :-1]) != 1).any(0).nonzero().flatten() + 1
+    edges = [0, *gaps.tolist(), indices.shape[1]]
+    return list(itertools.pairwise(edges))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor about to be rebuilt along an axis."""
+
+    tensor: Tensor
+    axis: int
+    layout: _Layout
+    zero_copies: bool = False
+
+    def apply(self) -> None:
+        """Replaces the tensor's data; the tensor stays the same object."""
+        tensor, layout = self.tensor, self.layout
+        with torch.no_grad():
+            data = tensor.detach().index_select(self.axis, layout.source.to(tensor.device))
+            if self.zero_copies:
+                data.index_fill_(self.axis, layout.copied.nonzero().flatten().to(data.device), 0)
+            if tensor.ndim == 4 and not tensor.is_contiguous():
+                data = data.contiguous(memory_format=torch.channels_last)
+            if tensor.requires_grad:
+                # Makes torch forget the node that collects the gradient: while an old loss is
+                # alive it would live on with the old shape. A change of dtype is what does it.
+                other = torch.float32 if data.dtype is torch.float64 else torch.float64
+                tensor.data = torch.empty(0, dtype=other, device=data.device)
+            tensor.data = data
+        tensor.grad = None
+
+
+def _changes(
+    module: nn.Module, name: str, axis: int, layout: _Layout, optimizers: Sequence[Optimizer]
+) -> list[_Change]:
+    stored = stored_tensor(module, name)
+    own = [
+        tensor
+        for transformation in transformations(module, name)
+        for tensor in [*transformation.parameters(), *transformation.buffers()]
+        if tensor.numel() > 1
+    ]
+    changes = []
+    for tensor in [stored, *own]:
+        where = _axis_in(tensor, stored, axis)
+        if where is None:
+            raise RequestError(
+                f"{name}: a transformation holds a tensor of shape {tuple(tensor.shape)} for a "
+                f"weight of shape {tuple(stored.shape)}; expected one that follows its axes"
+            )
+        if where < 0:
+            continue
+        changes.append(_Change(tensor, where, layout))
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(tensor, {}).items():
+                if not isinstance(value, Tensor) or value.numel() == 1 < tensor.numel():
+                    continue
+                if value.shape != tensor.shape:
+                    raise RequestError(
+                        f"{name}: the optimizer's {key} has shape {tuple(value.shape)}; expected "
+                        f"the parameter's {tuple(tensor.shape)}"
+                    )
+                changes.append(_Change(value, where, layout, zero_copies=True))
+    return changes
+
+
+def _axis_in(tensor: Tensor, stored: Tensor, axis: int) -> int | None:
+    """Where a transformation's tensor has the weight's axis; -1 if it has one value for all."""
+    if tensor.ndim == 1 and stored.ndim > 1:
+        if tensor.shape[0] != stored.shape[0]:
+            return None
+        return 0 if axis == 0 else -1
+    if tensor.ndim != stored.ndim:
+        return None
+    if tensor.shape[axis] == stored.shape[axis]:
+        return axis
+    return -1 if tensor.shape[axis] == 1 else None
+
+
+def _counts(
+    model: nn.Module, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
+) -> list[tuple[nn.Module, str, int]]:
+    counts = []
+    for name, wanted in chosen.items():
+        group = plan[name]
+        for each in group.resized:
+            module = model.get_submodule(each.module)
+            per_channel, rest = divmod(getattr(module, each.attribute), group.width)
+            if rest:
+                raise RequestError(
+                    f"{each.module}.{each.attribute}: does not count the channels of {name}"
+                )
+            counts.append((module, each.attribute, per_channel * len(wanted)))
+    return counts
+
+
+def _moved(
+    group: ChannelGroup,
+    chosen: Mapping[str, Sequence[int]],
+    layouts: Mapping[tuple[str, int], _Layout],
+) -> ChannelGroup:
+    wanted = chosen.get(group.name, range(group.width))
+    members: list[Member] = []
+    for member in group.members:
+        layout = layouts.get((member.tensor, member.axis))
+        indices = member.indices[list(wanted)]
+        if layout is not None:
+            rows = [
+                [layout.moved[old, number if number >= group.width else -1] for old in row]
+                for number, row in enumerate(indices.tolist())
+            ]
+            indices = torch.tensor(rows)
+        members.append(replace(member, indices=indices))
+    return replace(group, width=len(wanted), members=tuple(members))
