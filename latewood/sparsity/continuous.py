@@ -223,8 +223,8 @@ class ContinuousSparsification:
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
             warnings.warn(
-                f"{', '.join(empty)}: no logit is above 0; the largest one of each is kept, because "
-                "a layer without weights makes the network constant",
+                f"{', '.join(empty)}: no logit is above 0; the largest one of each is kept, "
+                "because a layer without weights makes the network constant",
                 UserWarning,
                 stacklevel=2,
             )

@@ -323,9 +323,11 @@ def test_hard_inside_the_block_and_soft_after_it():
     model, x = convnet().eval(), images()
     method = randomize(ContinuousSparsification(model, total_steps=3))
     soft = model(x)
-    with method.hard() as same, method.hard():
+    with method.hard() as same:
         assert same is model
         hard = model(x)
+        with method.hard():
+            assert torch.equal(model(x), hard)
         weight = model[0].weight
     assert torch.equal(model(x), soft) and not torch.equal(hard, soft)
     mask = model[0].parametrizations.weight[0]
@@ -361,9 +363,12 @@ def test_fine_tuning_after_hardening_revives_nothing(optimizer, arguments):
     # The user's own groups: the logits decay with everything else until they are fixed.
     step = optimizer(model.parameters(), **arguments)
     train(model, method, step, 5)
-    randomize(method).harden()
+    randomize(method)
+    F.cross_entropy(model(images()), torch.arange(8)).backward()
+    method.harden()
     masks = method.masks()
     logits = copy.deepcopy(method.mask_parameters())
+    step.step()
     train(model, method, step, 10)
     for name, i in (("0.weight", 0), ("3.weight", 3)):
         assert torch.equal(model[i].weight != 0, masks[name])
@@ -657,6 +662,13 @@ def test_fixed_masks_are_part_of_the_models_state():
     assert not any(p.requires_grad for p in resumed.mask_parameters())
     other.load_state_dict(soft)
     assert not resumed.hardened and all(p.requires_grad for p in resumed.mask_parameters())
+
+
+def test_the_methods_state_alone_restores_the_temperature():
+    layer = nn.Linear(2, 2)
+    method = ContinuousSparsification(layer, total_steps=3, final_temperature=4.0)
+    method.load_state_dict({"step": 1})
+    assert method.temperature == layer.parametrizations.weight[0].temperature == 2.0
 
 
 @pytest.mark.parametrize("state", [{}, {"step": -1}, {"step": "3"}, {"step": 1, "more": 2}])
