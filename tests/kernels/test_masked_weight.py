@@ -146,6 +146,16 @@ def test_double_backward_in_float32(kernels):
     torch.testing.assert_close(logits.grad, exact[1].grad, rtol=1e-4, atol=1e-4)
 
 
+def test_double_backward_of_the_sum_in_float32(kernels):
+    _, logits, temperature, scale = inputs(50)
+    second = []
+    for form in (mask_sum, mask_sum_reference):
+        total = form(logits, temperature, scale)
+        (slope,) = torch.autograd.grad(total.square(), logits, create_graph=True)
+        second.append(torch.autograd.grad(slope.pow(2).sum(), logits)[0])
+    torch.testing.assert_close(*second, rtol=1e-4, atol=1e-2)
+
+
 def test_layouts(kernels):
     """Channels-last inputs keep their layout; mixed layouts and strided gradients are right."""
     weight, logits, temperature, scale = (
