@@ -178,6 +178,10 @@ def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise invalid(where, name, "something that can be called")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise invalid(where, name, "a callable whose signature Python can read") from error
     return typing.cast(Callable[..., Any], found)
 
 

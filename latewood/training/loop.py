@@ -22,7 +22,7 @@ from latewood.training.measure import measure
 from latewood.training.observers import Observer, begin, observers, save_checkpoint
 from latewood.training.processes import Processes, processes
 from latewood.training.progress import progress
-from latewood.training.randomness import caller_unchanged, derive, seed_torch
+from latewood.training.randomness import caller_unchanged, derive, seed_everything, seed_torch
 from latewood.training.recipe import Recipe, environment, load_recipe
 from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session, open_session
@@ -252,6 +252,9 @@ def _task(recipe: Recipe, group: Processes) -> Task:
     built: list[Any] = []
 
     def build() -> None:
+        # A task of the user's own may draw from the global generators, and must draw the same
+        # numbers in every process and when the run is resumed.
+        seed_everything(derive(recipe.seed, "task"), group.device)
         built.append(components.build("task", recipe.task, "task"))
 
     group.on_main(build)
@@ -295,6 +298,7 @@ def _last_step(run: RunFolder) -> int | None:
 
 
 def _rewind(run: RunFolder, step: int) -> None:
+    run.remove_leftovers()
     checkpoints.discard_after(run.checkpoints, step)
     run.truncate_metrics(step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -123,8 +124,9 @@ def processes(
 ) -> Iterator[Processes]:
     """Joins the processes that a launcher started; one process alone if none did.
 
-    The processes on one machine share its cores. On the way out a process group made here is
-    closed, and accelerate's global state is as it was.
+    The processes on one machine share its cores. On the way out accelerate's global state is as it
+    was. A process group made here stays open for the next run, as a launcher's processes can meet
+    once only, and is closed when Python ends.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -138,7 +140,7 @@ def processes(
     _require_device(device)
     _require_trackers(trackers)
     before = [dict(state._shared_state) for state in _STATES]
-    grouped = dist.is_available() and dist.is_initialized()
+    grouped = _is_grouped()
     with _device_wish(device):
         for state in _STATES:
             state._shared_state.clear()
@@ -154,11 +156,20 @@ def processes(
             _share_cores()
             yield Processes(accelerator)
         finally:
-            if dist.is_available() and dist.is_initialized() and not grouped:
-                dist.destroy_process_group()
+            if not grouped and _is_grouped():
+                atexit.register(_leave_group)
             for state, saved in zip(_STATES, before, strict=True):
                 state._shared_state.clear()
                 state._shared_state.update(saved)
+
+
+def _is_grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _leave_group() -> None:
+    if _is_grouped():
+        dist.destroy_process_group()
 
 
 def _share_cores() -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "derive",
     "host_random_state",
     "restore_host_random_state",
+    "seed_everything",
     "seed_torch",
 ]
 
@@ -45,6 +46,13 @@ def seed_torch(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seeds torch's, Python's and numpy's global generators."""
+    seed_torch(seed, device)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def host_random_state() -> dict[str, Any]:

@@ -167,6 +167,15 @@ class RunFolder:
         kept = "".join(line for row, line in self._rows() if row["step"] <= step)
         write_atomically(self.metrics_path, kept)
 
+    def remove_leftovers(self) -> None:
+        """Removes the half-written files that a killed process leaves; no run may be under way."""
+        for folder in (self.path, self.spectra_folder, self.checkpoints):
+            for entry in folder.glob(".*.tmp"):
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
     def sync_metrics(self) -> None:
         """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it."""
         with self.metrics_path.open("a", encoding="utf-8") as file:

@@ -22,6 +22,7 @@ from latewood.training.randomness import (
     derive,
     host_random_state,
     restore_host_random_state,
+    seed_everything,
     seed_torch,
 )
 from latewood.training.recipe import Recipe, split_schedule
@@ -254,6 +255,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             steps_per_epoch=steps_per_epoch,
             seed=derive(seed, "method seed", index),
         )
+    seed_everything(derive(seed, "start", processes.rank), processes.device)
     model.train()
     schedule, per_epoch = _schedule(recipe.schedule)
     return Session(

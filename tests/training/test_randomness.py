@@ -1,3 +1,4 @@
+# ruff: noqa: NPY002
 """Streams of random numbers that depend on their names alone."""
 
 import random

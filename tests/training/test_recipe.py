@@ -71,7 +71,7 @@ def test_an_override_takes_the_place_of_what_the_file_says(path, override, read)
     "override", ["seed", "=3", "methods.x.name=3", "epochs.a=1", "methods.5=a"]
 )
 def test_an_override_that_names_nothing_is_refused(path, override):
-    with pytest.raises(RequestError, match="^--set: got"):
+    with pytest.raises(RequestError, match=r"^--set: got"):
         load_recipe(path, [override])
 
 

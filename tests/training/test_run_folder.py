@@ -128,12 +128,25 @@ def test_truncating_drops_later_rows_and_the_torn_one(run):
     assert run.read_metrics() == []
 
 
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(run):
+    run.spectra_folder.mkdir()
+    for path in (run.path / ".summary.json.7.tmp", run.spectra_folder / ".step-1.parquet.7.tmp"):
+        path.write_text("half")
+    (run.checkpoints / ".step-00000001.7.tmp").mkdir()
+    kept = [run.spectra_folder / "step-1.parquet", run.path / ".hidden"]
+    for path in kept:
+        path.write_text("whole")
+    run.remove_leftovers()
+    assert not list(run.path.rglob("*.tmp"))
+    assert all(path.exists() for path in kept)
+
+
 def test_a_summary_comes_back_and_a_damaged_one_is_named(run):
     run.write_summary({"readings": {"trained": {"loss": 1.0}}, "size": {"bits": math.nan}})
     assert run.finished
     assert run.summary == {"readings": {"trained": {"loss": 1.0}}, "size": {"bits": None}}
     run.summary_path.write_text("{")
-    with pytest.raises(WorkError, match="summary.json"):
+    with pytest.raises(WorkError, match=r"summary\.json"):
         run.summary
 
 
