@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from types import ModuleType
+
+import torch
 from torch import Tensor
 
 from latewood.errors import invalid
+from latewood.kernels.dispatch import native_for
 from latewood.kernels.inpainting_objective import (
     Evaluation,
     Inpainting,
@@ -49,4 +54,39 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
         raise invalid("images", tuple(images.shape), "floats (n, channels, height, width)")
     if masks.shape != (len(images), *images.shape[-2:]):
         raise invalid("masks", tuple(masks.shape), "(n, height, width) of the images")
-    return ascend_reference(images, masks.bool(), settings)
+    images, masks = images.detach().contiguous(), masks.bool()
+    compiled = native_for(images) if settings.downscale == 1 else None
+    if compiled is None:
+        return ascend_reference(images, masks, settings)
+    return _ascend_native(compiled, images, masks.contiguous(), settings)
+
+
+def _ascend_native(
+    compiled: ModuleType, images: Tensor, masks: Tensor, settings: Inpainting
+) -> Outcome:
+    n, channels, height, width = images.shape
+    reach = settings.taps // 2
+    found = Outcome(
+        torch.empty_like(masks),
+        torch.empty(n, dtype=torch.int64),
+        torch.empty(n, dtype=torch.int64),
+        torch.empty(n, dtype=torch.bool),
+        torch.empty(n, dtype=torch.float64),
+        torch.empty(n, dtype=torch.float64),
+    )
+    compiled.inpainting_ascend(
+        images.data_ptr(),
+        masks.data_ptr(),
+        *(getattr(found, field.name).data_ptr() for field in fields(found)),
+        n,
+        channels,
+        height,
+        width,
+        gaussian_taps(settings.sigma, settings.taps)[reach:].tolist(),
+        settings.repetitions,
+        settings.neighbours or 0,
+        settings.diversity,
+        settings.iterations,
+        torch.get_num_threads(),
+    )
+    return found
