@@ -15,6 +15,7 @@ from latewood.training.recipe import Recipe, load_recipe
 from latewood.training.report import write_report
 from latewood.training.run_folder import RunFolder
 from latewood.training.tables import Row
+from latewood.training.threads import threads
 
 __all__ = ["BASELINE", "COMPOSED", "DemoResult", "run_demo"]
 
@@ -77,14 +78,16 @@ def run_demo(
             )
     trained = 0
     for name, recipe in recipes.items():
-        resume = runs[name].exists and not overwrite
-        done = train(
-            recipe,
-            folder=runs[name].path,
-            resume=resume,
-            overwrite=overwrite,
-            show_progress=show_progress,
-        )
+        # So small a network gains nothing from a second thread, and beside other work two threads
+        # wait for each other most of the time.
+        with threads(1):
+            done = train(
+                recipe,
+                folder=runs[name].path,
+                resume=runs[name].exists and not overwrite,
+                overwrite=overwrite,
+                show_progress=show_progress,
+            )
         trained += done.model is not None
     report = write_report(list(runs.values()), folder / "report.html")
     return DemoResult(outcome(runs), report, time.monotonic() - start, trained)

@@ -23,6 +23,7 @@ from latewood.training.recipe import Recipe, environment, load_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
 from latewood.training.sweep_page import write_sweep_page
 from latewood.training.tables import Row, write_table
+from latewood.training.threads import threads as limited
 
 __all__ = ["Backend", "SweepResult", "sweep"]
 
@@ -204,10 +205,8 @@ def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tupl
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
     from latewood.training.loop import train
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        with one_line_warnings(folder.name):
+        with one_line_warnings(folder.name), limited(threads):
             train(
                 load_recipe(recipe, point),
                 folder=folder,
@@ -221,8 +220,6 @@ def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tupl
     except Exception as error:
         # One broken run must not take the others with it, whatever broke it.
         return point, f"{type(error).__name__}: {error}"
-    finally:
-        torch.set_num_threads(before)
     return point, ""
 
 
