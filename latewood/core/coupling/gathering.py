@@ -78,7 +78,7 @@ def _settle_elements(labels: Labels) -> None:
     """Finds, for tensors that were labelled element by element, the axis that holds channels."""
     for name, atoms in labels.elements.items():
         channels = labels.channels(atoms)
-        shared = torch.bincount(channels.flatten())[channels] > 1
+        shared = labels.shared(atoms)
         found = {
             axis: chosen
             for axis in range(atoms.ndim)

@@ -158,6 +158,11 @@ class Labels:
         # The last entry answers for NONE, which is -1.
         return self._roots[labels]
 
+    def shared(self, labels: Tensor) -> Tensor:
+        """Whether the channel of each label has other labels too."""
+        every = self.channels(torch.arange(self._count))
+        return (torch.bincount(every)[self.channels(labels)] > 1) & (labels != NONE)
+
     def settle(self) -> dict[int, list[Resized]]:
         """Evaluates what had to wait, into barriers; returns what must follow a channel's group."""
         for labels, dim, barrier in self._constant:
@@ -185,8 +190,8 @@ class Labels:
         Those are entries that met no other tensor, such as the rows of a position table beyond the
         example's length.
         """
-        rows = self.channels(narrowed(labels.movedim(dim, -1)))
-        shared = torch.bincount(self._roots[:-1])[rows] > 1  # type: ignore[index]
+        few = narrowed(labels.movedim(dim, -1))
+        rows, shared = self.channels(few), self.shared(few)
         first = rows.gather(-1, shared.int().argmax(-1, keepdim=True))
         return bool(((rows != first) & shared).any())
 

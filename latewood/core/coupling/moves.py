@@ -57,11 +57,19 @@ def _reduce(call: Call) -> Result:
     dims = sorted({each % inputs.ndim for each in dims})
     output = next(tensors_in(call.output))
     for each in dims:
-        call.labels.must_not_vary(labels, each, "mixed", f"{call.where} reduces over channels")
-        labels = labels.narrow(each, 0, 1)
+        labels = _merged(call, labels, each, "reduces over channels")
     if output.ndim < inputs.ndim:
         labels = labels.squeeze(tuple(dims))
     return labels if isinstance(call.output, Tensor) else tuple(labels for _ in call.output)
+
+
+def _merged(call: Call, labels: Tensor, dim: int, verb: str) -> Tensor:
+    """Labels of what is left of one dimension when all along it comes together."""
+    first = labels.narrow(dim, 0, 1)
+    if not call.labels.vary(labels, dim):
+        return first
+    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} {verb}")
+    return torch.full_like(first, NONE)
 
 
 def _spatial(call: Call) -> Result:
@@ -71,8 +79,7 @@ def _spatial(call: Call) -> Result:
     digits = [int(letter) for letter in call.name if letter in "123"]
     spatial = digits[0] if digits else inputs.ndim - 2
     for dim in range(-spatial, 0):
-        call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} mixes channels")
-        labels = labels.narrow(dim, 0, 1)
+        labels = _merged(call, labels, dim, "mixes channels")
     return labels if isinstance(call.output, Tensor) else (labels, labels)
 
 
