@@ -32,7 +32,7 @@ def slice_channels(
 ) -> ChannelPlan:
     """Keeps a subset of the channels of some groups and removes the others everywhere, in place.
 
-    Parameters stay the same objects, with smaller data and no gradient; buffers, transformations of
+    Parameters stay the same objects; what changes loses its gradient. Buffers, transformations of
     the same shape, attributes such as ``out_channels`` or ``num_groups``, and the optimizers' state
     follow. The function of the model is kept when nothing reads the removed channels. Wrappers with
     buckets (DDP) must be built anew. If the request is wrong, nothing is changed.
