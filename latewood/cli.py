@@ -172,7 +172,7 @@ def sweep(
         backend=backend,
         overwrite=overwrite,
     )
-    columns = [column for column in done.rows[0] if column != "error"]
+    columns = [column for column in done.rows[0] if column not in ("run", "error")]
     print_table(done.rows, title=f"By {done.headline}, best first", columns=columns)
     for row in done.failed:
         print(f"{row['run']}: {row['error']}")

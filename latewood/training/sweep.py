@@ -243,10 +243,9 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
     filled: list[Row] = [{key: rows[i].get(key) for key in columns} for i in order]
     write_table(filled, folder / "sweep.csv", columns=columns)
     write_table(filled, folder / "sweep.json", columns=columns)
-    finished = [runs[i][1] for i in order if summaries[i]]
-    if finished:
+    if summaries[order[0]]:
         keys = list(dict.fromkeys(key for point in points for key in settings(point)))
-        write_sweep_page(filled, keys, headline, finished, folder / "sweep.html")
+        write_sweep_page(filled, keys, headline, runs[order[0]][1], folder / "sweep.html")
     return SweepResult(filled, headline, folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from latewood.training.report import Figure, Group, Run, Section, write_report
+from latewood.training.report.sections.comparison import comparison
 from latewood.training.report.sections.learning import learning
 from latewood.training.report.words import label, plot_text
 from latewood.training.run_folder import RunFolder
@@ -16,36 +17,38 @@ from latewood.training.tables import Row, cell
 
 __all__ = ["heat_map", "write_sweep_page"]
 
-_MOST_CURVES = 10
-
 
 def write_sweep_page(
-    rows: Sequence[Row], keys: Sequence[str], headline: str, runs: Sequence[RunFolder], path: Path
+    rows: Sequence[Row], keys: Sequence[str], headline: str, best: RunFolder, path: Path
 ) -> Path:
-    """Writes a self-contained page about a sweep.
+    """Writes a self-contained page about a sweep, which opens with its best run.
 
     Args:
         rows: the table, best run first.
         keys: the columns that were swept.
         headline: the column that the rows are sorted by.
-        runs: the finished runs, best first; at least one.
+        best: the run of the first row.
         path: the HTML file.
 
     Raises:
         WorkError: the file cannot be written.
     """
 
+    columns = [*keys, *(name for name in rows[0] if name not in ("run", "error", *keys))]
+    words = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+
     def section(found: Sequence[Run]) -> Section:
         figure = heat_map(rows, keys, headline)
         return Section(
             title="All runs",
-            lead=f"{len(rows)} runs over {', '.join(keys)}, the best {label(headline)} first.",
-            html=_table(rows),
+            lead=f"{words} over {', '.join(keys)}, the best {label(headline)} first. What stands "
+            f"above and below is about the best, {best.name}.",
+            html=_table(rows, columns),
             groups=[Group(figures=[figure])] if figure else [],
+            notes=[f"{row['run']}: {row['error']}" for row in rows if row.get("error")],
         )
 
-    shown = list(runs[:_MOST_CURVES])
-    return write_report(shown, path, sections=[section, learning])
+    return write_report([best], path, sections=[section, comparison, learning])
 
 
 def heat_map(rows: Sequence[Row], keys: Sequence[str], headline: str) -> Figure | None:
@@ -78,7 +81,7 @@ def heat_map(rows: Sequence[Row], keys: Sequence[str], headline: str) -> Figure 
         "yaxis": {"type": "category", "title": {"text": plot_text(keys[0])}},
     }
     return Figure(
-        title=f"{label(headline)} over {keys[0]} and {keys[1]}",
+        title=f"{label(headline).capitalize()} over {keys[0]} and {keys[1]}",
         data=[trace],
         layout=layout,
         height=120 + 48 * len(down),
@@ -91,12 +94,11 @@ def _order(value: object) -> tuple[bool, float, str]:
     return (not numeric, float(value) if isinstance(value, int | float) else 0.0, str(value))
 
 
-def _table(rows: Sequence[Row]) -> Markup:
-    columns = list(rows[0]) if rows else []
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> Markup:
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in columns)
     body = Markup("").join(
         Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-            cell(row[columns[0]]),
+            cell(row.get(columns[0])),
             Markup("").join(Markup("<td>{}</td>").format(cell(row.get(c))) for c in columns[1:]),
         )
         for row in rows
