@@ -7,10 +7,12 @@ namespace nb = nanobind;
 
 void bind_inpainting(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
+void bind_optim(nb::module_ &module);
 
 NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
   module.def("instruction_set", &latewood::instruction_set_name);
   bind_inpainting(module);
   bind_masked_weight(module);
+  bind_optim(module);
 }

@@ -1,16 +1,28 @@
-"""One step of the optimizers on plain tensors: what the update rules are, and who carries them out.
+"""One step of the optimizers: chooses who carries it out, tensor by tensor.
 
-Every rule is elementwise, so a step is a list of shares, one per tensor, each with its own few
-numbers. The portable forms are plain torch; the native form walks all shares in one pass.
+A device in this room is a fact about a tensor, not a choice of the caller: on the CPU the native
+form walks all tensors in one pass, on a GPU the Triton form does, and plain torch does the rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from latewood.kernels import optim_native, optim_triton
+from latewood.kernels.optim_foreach import step_foreach
+from latewood.kernels.optim_reference import (
+    Number,
+    Rates,
+    Rule,
+    Scalars,
+    Share,
+    rate_sum_reference,
+    step_reference,
+    working_dtype,
+)
 
 __all__ = [
     "Form",
@@ -19,55 +31,14 @@ __all__ = [
     "Rule",
     "Scalars",
     "Share",
-    "rate_sum_reference",
+    "advance",
+    "fused_available",
     "rate_sums",
     "run_step",
-    "step_reference",
+    "working_dtype",
 ]
 
-Rule = Literal["momentum", "delayed", "bounded"]
-Rates = Literal["none", "old", "new"]
 Form = Literal["auto", "single", "foreach", "fused"]
-Number = float | Tensor
-
-
-class Scalars(NamedTuple):
-    """The numbers of one step that all tensors with the same history share.
-
-    A rule reads the ones it knows. ``factor`` multiplies the gradient (-1 to maximize, the inverse
-    of a loss scale), then ``l2`` times the parameter is added to it. ``keep`` multiplies the
-    parameter before the update; ``size`` scales the update, and a tensor of size 0 stays as it is.
-    ``previous`` and ``following`` are 1/sqrt of the bias corrections of the second moment before
-    and after the step. ``lower`` and ``upper`` clip the elementwise step size.
-    """
-
-    size: Number
-    beta1: float = 0.0
-    beta2: float = 0.0
-    eps: float = 0.0
-    keep: Number = 1.0
-    l2: float = 0.0
-    factor: float = 1.0
-    previous: Number = 1.0
-    following: Number = 1.0
-    lower: Number = 0.0
-    upper: Number = float("inf")
-
-
-@dataclass(slots=True)
-class Share:
-    """One tensor's part in a step: real, local tensors of one shape, and its numbers.
-
-    The moments have the precision the arithmetic is done in; a half-precision parameter is read
-    into it and rounded once, when it is written back.
-    """
-
-    parameter: Tensor
-    gradient: Tensor
-    exp_avg: Tensor | None
-    exp_avg_sq: Tensor | None
-    max_exp_avg_sq: Tensor | None
-    scalars: Scalars
 
 
 def run_step(
@@ -76,123 +47,76 @@ def run_step(
     """Carries out one step, in place.
 
     Args:
-        rule: the update rule, see `step_reference`.
+        rule: the update rule, see `latewood.kernels.optim_reference.step_reference`.
         shares: one per tensor.
         rates: which second moments a delayed step sums the squared rates of.
-        form: "auto" takes the fastest form that each tensor allows.
+        form: "auto" takes the fastest form that each tensor allows; "fused" does too, but falls
+            back on single tensors; "single" and "foreach" are plain torch.
 
     Returns:
         One sum per share; zeros where ``rates`` is "none".
     """
+    sums: list[Number] = [0.0] * len(shares)
+    left = list(range(len(shares)))
+    if form in ("auto", "fused"):
+        for accepted, run in (
+            (optim_native.accepted, optim_native.step_native),
+            (optim_triton.accepted, optim_triton.step_triton),
+        ):
+            taken = [left[index] for index in accepted([shares[index] for index in left])]
+            if not taken:
+                continue
+            results = run(rule, [shares[index] for index in taken], rates)
+            for index, result in zip(taken, results, strict=True):
+                sums[index] = result
+            left = sorted(set(left) - set(taken))
+    results = _portable(rule, [shares[index] for index in left], rates, form)
+    for index, result in zip(left, results, strict=True):
+        sums[index] = result
+    return sums
+
+
+def _portable(rule: Rule, shares: list[Share], rates: Rates, form: Form) -> list[Number]:
+    # Lists pay where launches cost: on the CPU they only add passes over memory.
+    if form == "foreach" or (form == "auto" and shares and shares[0].parameter.is_cuda):
+        return step_foreach(rule, shares, rates)
     return [step_reference(rule, share, rates) for share in shares]
+
+
+def advance(steps: list[Tensor]) -> list[float]:
+    """Adds 1 to each step count, a 0-dim float32 tensor on the CPU, and returns the counts."""
+    counts = optim_native.advance_native(steps)
+    if counts is None:
+        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
+        counts = [step.item() for step in steps]
+    return counts
 
 
 def rate_sums(
     moments: list[Tensor], corrections: list[Number], eps: list[float], form: Form = "auto"
 ) -> list[Number]:
-    """`rate_sum_reference` of each tensor of a list, in the form that `run_step` would choose."""
+    r"""Sum of squared rates of each tensor, rounded as `run_step` rounds them.
+
+    .. math:: \sum_i \frac{1}{(\sqrt{v_i} \, c + \epsilon)^2}
+
+    Args:
+        moments: second moments v, any shapes, also empty.
+        corrections: c, 1/sqrt of the bias correction of each.
+        eps: of each, positive.
+        form: as in `run_step`.
+
+    Returns:
+        One sum per tensor: a float from the native form, else a 0-dim float64 tensor.
+    """
+    if form in ("auto", "fused"):
+        fast = optim_native.rate_sums_native(moments, corrections, eps)
+        if fast is None:
+            fast = optim_triton.rate_sums_triton(moments, corrections, eps)
+        if fast is not None:
+            return fast
     return list(map(rate_sum_reference, moments, corrections, eps))
 
 
-def step_reference(rule: Rule, share: Share, rates: Rates = "none") -> Number:
-    """Carries out one share with plain torch operators, in place; the oracle of the other forms.
-
-    With g the gradient after ``factor`` and ``l2``, m and v the moments::
-
-        momentum   m = beta1 m + (1-beta1) g;  p = keep p - size m
-        delayed    m likewise;  p = keep p - size m / (sqrt(v) previous + eps);
-                   v = beta2 v + (1-beta2) g^2
-        bounded    m, v likewise;  p = keep p - clip(size / (sqrt(v) + eps), lower, upper) m
-                   (v its running maximum where the share has one)
-
-    Args:
-        rule: which of the three.
-        share: tensors, changed in place (never the gradient), and numbers.
-        rates: "old" or "new" asks a delayed step for the sum of squared rates
-            1/(sqrt(v) following + eps), of v before or after the step.
-
-    Returns:
-        The sum as a 0-dim tensor, or 0 where ``rates`` is "none".
-    """
-    numbers = share.scalars
-    dtype = share.gradient.dtype if share.exp_avg is None else share.exp_avg.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
-    stored = share.parameter
-    # An independent copy where precisions differ, the parameter itself where they agree.
-    parameter = stored.to(dtype)
-    gradient = share.gradient.to(dtype)
-    if numbers.factor != 1.0:
-        gradient = gradient * numbers.factor
-    if numbers.l2 != 0.0:
-        gradient = gradient.add(parameter, alpha=numbers.l2)
-    total = _RULES[rule](share, parameter, gradient, rates)
-    if parameter is not stored:
-        stored.copy_(parameter)
-    return total
-
-
-def rate_sum_reference(exp_avg_sq: Tensor, correction: Number, eps: float) -> Tensor:
-    """Sum over all elements of the squared rates 1/(sqrt(v) correction + eps).
-
-    Args:
-        exp_avg_sq: v, any shape, also empty.
-        correction: 1/sqrt of the bias correction of v.
-        eps: positive.
-
-    Returns:
-        0-dim float64 tensor.
-    """
-    return _sum_squared_rates(exp_avg_sq.sqrt(), correction, eps)
-
-
-def _sum_squared_rates(root: Tensor, correction: Number, eps: float) -> Tensor:
-    # Squares are added in the moments' precision by torch's pairwise sum and only the total is
-    # widened: a float64 sum of float32 elements would first copy them all.
-    return (root * correction).add_(eps).reciprocal_().square_().sum().double()
-
-
-def _momentum(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
-    direction = gradient
-    if share.exp_avg is not None:
-        direction = share.exp_avg.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
-    parameter.mul_(numbers.keep).sub_(direction * numbers.size)
-    return 0.0
-
-
-def _delayed(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
-    first, second = _moments(share)
-    root = second.sqrt()
-    first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
-    if isinstance(numbers.size, Tensor) or numbers.size != 0.0:
-        denominator = (root * numbers.previous).add_(numbers.eps)
-        parameter.mul_(numbers.keep).sub_(first * numbers.size / denominator)
-    second.mul_(numbers.beta2).addcmul_(gradient, gradient, value=1.0 - numbers.beta2)
-    if rates == "none":
-        return 0.0
-    return _sum_squared_rates(
-        root if rates == "old" else second.sqrt(), numbers.following, numbers.eps
-    )
-
-
-def _bounded(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
-    first, second = _moments(share)
-    first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
-    second.mul_(numbers.beta2).addcmul_(gradient, gradient, value=1.0 - numbers.beta2)
-    if share.max_exp_avg_sq is not None:
-        second = torch.maximum(share.max_exp_avg_sq, second, out=share.max_exp_avg_sq)
-    sizes = numbers.size / second.sqrt().add_(numbers.eps)
-    sizes = sizes.clamp(numbers.lower, numbers.upper)
-    parameter.mul_(numbers.keep).sub_(sizes.mul_(first))
-    return 0.0
-
-
-def _moments(share: Share) -> tuple[Tensor, Tensor]:
-    assert share.exp_avg is not None and share.exp_avg_sq is not None
-    return share.exp_avg, share.exp_avg_sq
-
-
-_RULES = {"momentum": _momentum, "delayed": _delayed, "bounded": _bounded}
+def fused_available(parameter: Tensor) -> bool:
+    """Whether a fused form exists for this parameter's device and precision, as it is built."""
+    return optim_native.available(parameter) or optim_triton.available(parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -127,7 +128,7 @@ class AvaGrad(Optimizer):
     def _forget(self) -> None:
         # Sums of squared rates that a step left behind for the next one; never part of the state,
         # since the second moments say the same.
-        self._known_sums: dict[Tensor, _KnownSum] = {}
+        self._known_sums: dict[int, _KnownSums] = {}
         self._may_warn = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -190,8 +191,12 @@ class AvaGrad(Optimizer):
         # In aligned mode a parameter in its first step does not move, so its rates do not count.
         active = [[step > 1.0 if mode == "aligned" else True for step in c] for c in counts]
         if scope == "global":
-            everything = [list(chain.from_iterable(lists)) for lists in (sums, sizes, active)]
-            gamma = normaliser(*everything, self._process_group)
+            gamma = normaliser(
+                list(chain.from_iterable(sums)),
+                list(chain.from_iterable(sizes)),
+                list(chain.from_iterable(active)),
+                self._process_group,
+            )
             for group in self.param_groups:
                 _store(group["gamma"], gamma)
             return [[gamma] * len(batch) for batch in sums]
@@ -225,26 +230,17 @@ class AvaGrad(Optimizer):
         self, batches: list[Batch], scalars: list[list[Scalars]]
     ) -> list[list[Number]]:
         """Sums of the squared rates about to be applied: left by the last step, or computed."""
-        sums: list[list[Number]] = []
-        for batch, numbers in zip(batches, scalars, strict=True):
-            known = [
-                None if self._on_device() else self._known_sums.get(parameter)
-                for parameter in batch.parameters
-            ]
-            found = [
-                k.total if k is not None and k.still_holds(v, s) else None
-                for k, v, s in zip(known, batch.exp_avg_sqs, numbers, strict=True)
-            ]
-            missing = [index for index, total in enumerate(found) if total is None]
-            computed = rate_sums(
-                [local(batch.exp_avg_sqs[index]) for index in missing],
-                [numbers[index].previous for index in missing],
-                [numbers[index].eps for index in missing],
-                form_of(batch.group),
-            )
-            whole = over_shards([batch.parameters[index] for index in missing], computed)
-            fresh = iter(whole)
-            sums.append([next(fresh) if total is None else total for total in found])
+        sums = []
+        for index, (batch, numbers) in enumerate(zip(batches, scalars, strict=True)):
+            known = None if self._on_device() else self._known_sums.get(index)
+            corrections = [n.previous for n in numbers]
+            eps = [n.eps for n in numbers]
+            if known is not None and known.still_holds(batch.exp_avg_sqs, corrections, eps):
+                sums.append(known.totals)
+                continue
+            moments = [local(moment) for moment in batch.exp_avg_sqs]
+            totals = rate_sums(moments, corrections, eps, form_of(batch.group))
+            sums.append(over_shards(batch.parameters, totals))
         return sums
 
     def _remember(
@@ -253,11 +249,14 @@ class AvaGrad(Optimizer):
         self._known_sums = {}
         if self._on_device():
             return
-        for batch, numbers, totals in zip(batches, scalars, sums, strict=True):
-            columns = (batch.parameters, batch.exp_avg_sqs, numbers, totals)
-            for parameter, moment, n, total in zip(*columns, strict=True):
-                known = _KnownSum(moment, moment._version, n.following, n.eps, total)
-                self._known_sums[parameter] = known
+        for index, (batch, numbers, totals) in enumerate(zip(batches, scalars, sums, strict=True)):
+            self._known_sums[index] = _KnownSums(
+                batch.exp_avg_sqs,
+                [moment._version for moment in batch.exp_avg_sqs],
+                [n.following for n in numbers],
+                [n.eps for n in numbers],
+                totals,
+            )
 
     def _look_for_untouched(
         self, batches: list[Batch], counts: list[list[Number]], sums: list[list[Number]]
@@ -325,21 +324,24 @@ class AvaGradW(AvaGrad):
         )
 
 
-class _KnownSum(NamedTuple):
-    """A sum of squared rates, and what it was made of."""
+class _KnownSums(NamedTuple):
+    """Sums of squared rates of one batch, and what they were made of."""
 
-    moment: Tensor
-    version: int
-    correction: Number
-    eps: float
-    total: Number
+    moments: list[Tensor]
+    versions: list[int]
+    corrections: list[Number]
+    eps: list[float]
+    totals: list[Number]
 
-    def still_holds(self, moment: Tensor, scalars: Scalars) -> bool:
+    def still_holds(
+        self, moments: list[Tensor], corrections: list[Number], eps: list[float]
+    ) -> bool:
         return (
-            moment is self.moment
-            and moment._version == self.version
-            and scalars.eps == self.eps
-            and scalars.previous == self.correction
+            len(moments) == len(self.moments)
+            and all(map(operator.is_, moments, self.moments))
+            and [moment._version for moment in moments] == self.versions
+            and corrections == self.corrections
+            and eps == self.eps
         )
 
 
@@ -356,7 +358,7 @@ def _size(parameter: Tensor) -> int:
 
 
 def _store(stored: Tensor, gamma: Number) -> None:
-    stored.copy_(torch.as_tensor(gamma))
+    stored.copy_(torch.as_tensor(gamma, dtype=torch.float64))
 
 
 def _place_gamma(group: dict[str, Any]) -> None:

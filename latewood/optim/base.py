@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.kernels.optim import Form, Rates, Rule, Scalars, Share, run_step
+from latewood.kernels.optim import Form, Rates, Rule, Scalars, Share, advance, run_step
 
 __all__ = [
     "Batch",
@@ -189,19 +189,20 @@ class Optimizer(torch.optim.Optimizer):
         names = self._moments(group)
         lists = dict(zip(_MOMENTS, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), strict=True))
         for index, parameter in enumerate(group["params"]):
-            if parameter.grad is None:
+            gradient = parameter.grad
+            if gradient is None:
                 continue
-            if parameter.grad.is_sparse or parameter.grad.layout != torch.strided:
+            if gradient.layout != torch.strided:
                 raise WorkError(
                     f"{type(self).__name__}: the gradient of {_name(group, index)} is sparse; "
                     "only dense gradients are supported (embeddings: sparse=False)"
                 )
             parameters.append(parameter)
-            gradients.append(parameter.grad)
+            gradients.append(gradient)
             if not names:
                 continue
             state = self.state[parameter]
-            if len(state) == 0:
+            if not state:
                 self._init_state(group, parameter, state)
             steps.append(state["step"])
             for name in names:
@@ -224,11 +225,11 @@ class Optimizer(torch.optim.Optimizer):
         """Counts this step for every parameter and returns the counts, tensors where they must."""
         if not batch.steps:
             return [1.0] * len(batch.parameters)
-        torch._foreach_add_(batch.steps, 1.0)
         if torch.compiler.is_compiling() or batch.group["capturable"]:
+            torch._foreach_add_(batch.steps, 1.0)
             # Powers of beta in float32 would round the bias corrections.
             return [step.double() for step in batch.steps]
-        return [step.item() for step in batch.steps]
+        return list(advance(batch.steps))
 
     def _numbers(self, batch: Batch, counts: list[Number]) -> list[Scalars]:
         """The numbers of every parameter; those with the same history share one object."""
@@ -247,7 +248,7 @@ class Optimizer(torch.optim.Optimizer):
         self, batches: list[Batch], scalars: list[list[Scalars]], rates: Rates = "none"
     ) -> list[list[Number]]:
         """Runs the rule on all batches; returns the sums of squared rates, batch by batch."""
-        shares = [list(map(_share, *_columns(b), s)) for b, s in zip(batches, scalars, strict=True)]
+        shares = [_shares(batch, numbers) for batch, numbers in zip(batches, scalars, strict=True)]
         forms = [form_of(batch.group) for batch in batches]
         if len(set(forms)) <= 1:
             # One call for everything lets the native form spread all tensors over the threads.
@@ -255,7 +256,7 @@ class Optimizer(torch.optim.Optimizer):
             return [[next(sums) for _ in batch] for batch in shares]
         return [run_step(self.rule, b, rates, f) for b, f in zip(shares, forms, strict=True)]
 
-    @torch._disable_dynamo
+    @torch.compiler.disable
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Restores a state, bit for bit: moments keep their own precision, not the parameters'.
 
@@ -303,7 +304,7 @@ def fractions(group: dict[str, Any], name: str) -> None:
 
 
 def number(value: Number) -> Number:
-    """A float, except for a tensor whose value must not be waited for (GPU) or frozen (compiled)."""
+    """A float; but a tensor stays one where reading it would wait for a GPU, or while compiling."""
     if isinstance(value, Tensor) and value.device.type == "cpu":
         return value if torch.compiler.is_compiling() else float(value.item())
     return value
@@ -316,28 +317,13 @@ def local(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _share(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor | None,
-    exp_avg_sq: Tensor | None,
-    max_exp_avg_sq: Tensor | None,
-    scalars: Scalars,
-) -> Share:
-    return Share(
-        local(parameter),
-        local(gradient),
-        None if exp_avg is None else local(exp_avg),
-        None if exp_avg_sq is None else local(exp_avg_sq),
-        None if max_exp_avg_sq is None else local(max_exp_avg_sq),
-        scalars,
-    )
-
-
-def _columns(batch: Batch) -> list[list[Any]]:
+def _shares(batch: Batch, scalars: list[Scalars]) -> list[Share]:
     absent = [None] * len(batch.parameters)
     moments = (batch.exp_avgs, batch.exp_avg_sqs, batch.max_exp_avg_sqs)
-    return [batch.parameters, batch.gradients, *(moment or absent for moment in moments)]
+    columns: list[Any] = [batch.parameters, batch.gradients, *(m or absent for m in moments)]
+    if not all(type(p) in _PLAIN and not p.is_complex() for p in batch.parameters):
+        columns = [[None if t is None else local(t) for t in column] for column in columns]
+    return list(map(Share, *columns, scalars))
 
 
 def form_of(group: dict[str, Any]) -> Form:
@@ -382,4 +368,5 @@ def _name(group: dict[str, Any], index: int) -> str:
     return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -200,8 +201,8 @@ def regret_bound(
     constant = regret_constant(bounds, steps)
     largest = max(float(bounds.upper(float(t))) for t in range(1, steps + 1))
     first = 1.0 / float(bounds.lower(1.0))
-    momentum = sum(beta1 / t * t**0.5 / float(bounds.lower(float(t))) for t in range(1, steps + 1))
-    root = steps**0.5
+    momentum = sum(beta1 / math.sqrt(t) / float(bounds.lower(float(t))) for t in range(1, steps + 1))
+    root = math.sqrt(steps)
     distance = 2.0 * dimension * constant * (root - 1.0) + dimension * (first + momentum)
     return diameter**2 / (2.0 * (1.0 - beta1)) * distance + (
         2.0 * root - 1.0

@@ -37,22 +37,16 @@ def normaliser(
 
     Source: arXiv 1912.01823, Algorithm 2.
     """
-    some_sum: Number = 0.0
-    some_size: Number = 0.0
-    every_sum: Number = 0.0
-    every_size: Number = 0.0
-    for total, size, counts in zip(sums, sizes, active, strict=True):
-        some_sum, some_size = some_sum + total * counts, some_size + size * counts
-        every_sum, every_size = every_sum + total, every_size + size
+    some, every = _pair(sums, sizes, active), _pair(sums, sizes, [True] * len(sums))
     if process_group is not None:
-        values = (some_sum, some_size, every_sum, every_size)
-        some_sum, some_size, every_sum, every_size = _all_reduce(values, process_group)
-    if isinstance(some_size, Tensor):
-        some_sum = torch.where(some_size > 0, some_sum, every_sum)
-        some_size = torch.where(some_size > 0, some_size, every_size)
-    elif some_size == 0:
-        some_sum, some_size = every_sum, every_size
-    gamma: Number = (some_size / some_sum) ** 0.5
+        values = _all_reduce((*some, *every), process_group)
+        some, every = (values[0], values[1]), (values[2], values[3])
+    if isinstance(some[1], Tensor):
+        moving = some[1] > 0
+        rates = torch.where(moving, some[0], every[0])
+        return (torch.where(moving, some[1], every[1]) / rates).sqrt()
+    total, size = some if some[1] > 0 else every
+    gamma: Number = (size / total) ** 0.5
     return gamma
 
 
@@ -105,6 +99,29 @@ def untouched_dominate(
     share = (touched + sum(zeros)) / total
     # Rounding can leave nothing of a small rest; the collapse is then beyond doubt.
     return others <= 0.0 or share < 0.01 * touched / others
+
+
+def _pair(
+    sums: Sequence[Number], sizes: Sequence[int], active: Sequence[bool | Tensor]
+) -> tuple[Number, Number]:
+    """Sum of squared rates and number of elements of the active tensors."""
+    flags = [flag for flag in active if isinstance(flag, Tensor)]
+    if not flags:
+        chosen = [(total, size) for total, size, on in zip(sums, sizes, active, strict=True) if on]
+        return _add([total for total, _ in chosen]), float(sum(size for _, size in chosen))
+    weights = torch.stack(flags).double()
+    counts = torch.tensor(sizes, dtype=torch.float64, device=weights.device)
+    totals = torch.stack([torch.as_tensor(t, device=weights.device) for t in sums])
+    return (totals * weights).sum(), (counts * weights).sum()
+
+
+def _add(values: Sequence[Number]) -> Number:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return float(sum(values))
+    # One launch for all of them; a model may be spread over several devices.
+    device = tensors[0].device
+    return torch.stack([torch.as_tensor(value, device=device) for value in values]).double().sum()
 
 
 def _all_reduce(

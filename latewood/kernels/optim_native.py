@@ -1,0 +1,163 @@
+"""The update rules on the CPU: all tensors in one call, one pass over memory, any thread count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from latewood.kernels.dispatch import native
+from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+
+__all__ = ["accepted", "advance_native", "available", "rate_sums_native", "step_native"]
+
+_RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
+_RATES = {"none": 0, "old": 1, "new": 2}
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_PLAIN = (Tensor, Parameter)
+
+
+def available(parameter: Tensor) -> bool:
+    """Whether the native form exists for tensors of this device and precision, as it is built."""
+    return parameter.is_cpu and parameter.dtype in _TYPES and native() is not None
+
+
+def accepted(shares: Sequence[Share]) -> list[int]:
+    """Indices of the shares whose memory the native form can work on: dense, and really there."""
+    # Shares are many and small next to a call: what holds for all of them is asked once.
+    if native() is None or is_in_torch_dispatch_mode():
+        return []
+    return [index for index, share in enumerate(shares) if _accepts(share)]
+
+
+def _accepts(share: Share) -> bool:
+    parameter = share.parameter
+    if (
+        parameter.dtype not in _TYPES
+        or not parameter.is_cpu
+        or type(parameter) not in _PLAIN
+        or type(share.gradient) is not Tensor
+        or not _dense(parameter)
+    ):
+        return False
+    if share.exp_avg is None:
+        return True
+    if parameter.is_contiguous():
+        return all(m is None or m.is_contiguous() for m in _moments(share))
+    strides = parameter.stride()
+    return all(m is None or m.stride() == strides for m in _moments(share))
+
+
+def advance_native(steps: Sequence[Tensor]) -> list[float] | None:
+    """Adds 1 to each step count and returns the counts; None if it cannot.
+
+    Args:
+        steps: 0-dim float32 tensors.
+    """
+    module = native()
+    if module is None or not all(s.is_cpu and s.dtype == torch.float32 for s in steps):
+        return None
+    counts: list[float] = module.optim_advance([step.data_ptr() for step in steps])
+    return counts
+
+
+def step_native(rule: Rule, shares: list[Share], rates: Rates = "none") -> list[Number]:
+    """`step_reference` of every share in one pass, in place; see there.
+
+    Args:
+        rule: the update rule.
+        shares: those that `accepted` names.
+        rates: which second moments a delayed step sums the squared rates of.
+
+    Returns:
+        One sum per share, float64 over blocks of 1024 elements in the parameter's working
+        precision, in an order that does not depend on the number of threads.
+    """
+    sums: list[Number] = [0.0] * len(shares)
+    for dtype in dict.fromkeys(share.parameter.dtype for share in shares):
+        indices = [i for i, share in enumerate(shares) if share.parameter.dtype == dtype]
+        totals = _step(rule, [shares[index] for index in indices], rates)
+        for index, total in zip(indices, totals, strict=True):
+            sums[index] = total
+    return sums
+
+
+def _step(rule: Rule, shares: list[Share], rates: Rates) -> list[float]:
+    module = native()
+    assert module is not None
+    # A copied gradient lives until the kernel has read it.
+    gradients = [_like(share.gradient, share.parameter) for share in shares]
+    rows: dict[Scalars, int] = {}
+    addresses: list[int] = []
+    for share, gradient in zip(shares, gradients, strict=True):
+        first, second, peak = share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq
+        addresses += (
+            share.parameter.data_ptr(),
+            gradient.data_ptr(),
+            0 if first is None else first.data_ptr(),
+            0 if second is None else second.data_ptr(),
+            0 if peak is None else peak.data_ptr(),
+            rows.setdefault(share.scalars, len(rows)),
+        )
+    parameters = [share.parameter for share in shares]
+    sums: list[float] = module.optim_step(
+        _RULES[rule],
+        _TYPES[parameters[0].dtype],
+        _RATES[rates],
+        addresses,
+        [parameter.numel() for parameter in parameters],
+        [float(number) for scalars in rows for number in scalars],
+        torch.get_num_threads(),
+    )
+    # Autograd must notice, as it does when torch itself writes in place.
+    torch.autograd.graph.increment_version(parameters)
+    return sums
+
+
+def rate_sums_native(
+    moments: Sequence[Tensor], corrections: Sequence[Number], eps: Sequence[float]
+) -> list[Number] | None:
+    """`rate_sum_reference` of every tensor, rounded as `step_native` rounds; None if it cannot.
+
+    Args:
+        moments: second moments.
+        corrections: 1/sqrt of the bias correction of each.
+        eps: of each.
+    """
+    sums: list[Number] = [0.0] * len(moments)
+    for dtype in dict.fromkeys(moment.dtype for moment in moments):
+        indices = [i for i, moment in enumerate(moments) if moment.dtype == dtype]
+        chosen = [moments[index] for index in indices]
+        if not all(available(moment) and _dense(moment) for moment in chosen):
+            return None
+        module = native()
+        assert module is not None
+        totals = module.optim_rate_sums(
+            _TYPES[working_dtype(chosen[0])],
+            [moment.data_ptr() for moment in chosen],
+            [moment.numel() for moment in chosen],
+            [float(corrections[index]) for index in indices],
+            [float(eps[index]) for index in indices],
+            torch.get_num_threads(),
+        )
+        for index, total in zip(indices, totals, strict=True):
+            sums[index] = total
+    return sums
+
+
+def _dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+
+
+def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    alike = gradient.is_contiguous() and parameter.is_contiguous()
+    if gradient.dtype == parameter.dtype and (alike or gradient.stride() == parameter.stride()):
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+
+
+def _moments(share: Share) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq

@@ -1,0 +1,195 @@
+"""Every form of an optimizer step against plain torch, and the promises about sums of rates."""
+
+import importlib
+import importlib.util
+
+import pytest
+import torch
+
+from latewood.kernels import optim, optim_native, optim_triton
+from latewood.kernels.dispatch import native
+from latewood.kernels.optim_foreach import step_foreach
+from latewood.kernels.optim_reference import (
+    Scalars,
+    Share,
+    rate_sum_reference,
+    step_reference,
+    working_dtype,
+)
+
+SHAPES = [(3, 700), (5,), (0,), (2, 3, 4), (2, 0)]
+NUMBERS = Scalars(
+    size=0.1,
+    beta1=0.9,
+    beta2=0.99,
+    eps=0.01,
+    keep=0.99,
+    l2=0.1,
+    factor=-0.5,
+    previous=2.0,
+    following=1.5,
+    lower=0.05,
+    upper=0.2,
+)
+RULES = [
+    ("momentum", "none", 1),
+    ("momentum", "none", 0),
+    ("delayed", "none", 2),
+    ("delayed", "old", 2),
+    ("delayed", "new", 2),
+    ("bounded", "none", 2),
+    ("bounded", "none", 3),
+]
+
+
+@pytest.fixture
+def run_triton(monkeypatch):
+    """`step_triton` on the GPU's stand-in: Triton's interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels = importlib.import_module("latewood.kernels.optim_triton_kernels")
+    kernels = importlib.reload(kernels)
+    monkeypatch.setattr(optim_triton, "_kernels", lambda: kernels)
+    return optim_triton.step_triton
+
+
+@pytest.fixture(params=["native", "foreach", "triton"])
+def run(request):
+    """One of the fast forms, called as `step_reference` for a list of shares."""
+    if request.param == "triton":
+        return request.getfixturevalue("run_triton")
+    if request.param == "native" and native() is None:
+        pytest.skip("the native kernels are not built")
+    return {"native": optim_native.step_native, "foreach": step_foreach}[request.param]
+
+
+def make_shares(dtype=torch.float32, moments=2, shapes=SHAPES, numbers=NUMBERS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    wide = working_dtype(torch.empty(0, dtype=dtype))
+    shares = []
+    for shape in shapes:
+        parameter, gradient, first, second, peak = torch.randn(5, *shape, generator=generator)
+        state = [first.to(wide), second.square().to(wide), peak.square().to(wide)]
+        state = [value if k < moments else None for k, value in enumerate(state)]
+        shares.append(Share(parameter.to(dtype), gradient.to(dtype), *state, numbers))
+    return shares
+
+
+def tensors(share):
+    every = (share.parameter, share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
+    return [tensor for tensor in every if tensor is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rule", "rates", "moments"), RULES)
+def test_all_forms_agree_with_plain_torch(run, rule, rates, moments, dtype):
+    expected, shares = make_shares(dtype, moments), make_shares(dtype, moments)
+    gradients = [share.gradient.clone() for share in shares]
+    expected_sums = [step_reference(rule, share, rates) for share in expected]
+    sums = run(rule, shares, rates)
+    tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+    for share, other, gradient in zip(shares, expected, gradients, strict=True):
+        assert torch.equal(share.gradient, gradient)
+        for value, reference in zip(tensors(share), tensors(other), strict=True):
+            # A half-precision parameter may round the other way.
+            slack = torch.finfo(value.dtype).eps if value.dtype.itemsize == 2 else tolerance
+            torch.testing.assert_close(value, reference, rtol=slack, atol=tolerance)
+    assert [float(s) for s in sums] == pytest.approx([float(s) for s in expected_sums], rel=1e-6)
+
+
+def test_a_delayed_step_of_size_zero_leaves_the_parameter_alone(run):
+    shares = make_shares(numbers=NUMBERS._replace(size=0.0))
+    before = [share.parameter.clone() for share in shares]
+    run("delayed", shares, "new")
+    for share, parameter in zip(shares, before, strict=True):
+        assert torch.equal(share.parameter, parameter)
+    assert not torch.equal(shares[1].exp_avg, make_shares()[1].exp_avg)
+
+
+def test_tensors_may_have_numbers_of_their_own(run):
+    shares, expected = make_shares(), make_shares()
+    for k in range(len(shares)):
+        shares[k].scalars = expected[k].scalars = NUMBERS._replace(size=0.1 * (k % 3))
+    for share in expected:
+        step_reference("delayed", share)
+    run("delayed", shares)
+    for share, other in zip(shares, expected, strict=True):
+        torch.testing.assert_close(share.parameter, other.parameter, rtol=1e-6, atol=1e-6)
+
+
+def test_autograd_notices_the_native_step():
+    (share,) = make_shares(shapes=[(4,)])
+    version = share.parameter._version
+    optim.run_step("momentum", [share])
+    assert share.parameter._version > version
+
+
+@pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+@pytest.mark.parametrize(("rule", "rates", "moments"), RULES)
+def test_bits_do_not_depend_on_threads_or_neighbours(rule, rates, moments):
+    shapes = [(700, 701), (3,), (300, 301)]
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            shares = make_shares(moments=moments, shapes=shapes)
+            results.append((optim_native.step_native(rule, shares, rates), shares))
+        alone = [optim_native.step_native(rule, [s], rates)[0] for s in make_shares(
+            moments=moments, shapes=shapes)]  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert results[0][0] == results[1][0] == results[2][0] == alone
+    for share, other in zip(results[0][1], results[1][1], strict=True):
+        assert all(map(torch.equal, tensors(share), tensors(other)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("form", ["auto", "single", "foreach"])
+def test_counting_rates_afterwards_gives_the_sum_of_the_step_bit_for_bit(dtype, form):
+    shares = make_shares(dtype, shapes=[(3, 701), (64,), (1,), (100, 700)])
+    sums = optim.run_step("delayed", shares, "new", form)
+    moments = [share.exp_avg_sq for share in shares]
+    again = optim.rate_sums(moments, [NUMBERS.following] * 4, [NUMBERS.eps] * 4, form)
+    assert [float(a) for a in again] == [float(s) for s in sums]
+
+
+def test_triton_counts_rates_like_its_step(run_triton, monkeypatch):
+    monkeypatch.setattr(optim_triton, "available", lambda parameter: True)
+    shares = make_shares(shapes=[(3, 701), (64,), (0,)])
+    sums = run_triton("delayed", shares, "new")
+    moments = [share.exp_avg_sq for share in shares]
+    again = optim_triton.rate_sums_triton(moments, [NUMBERS.following] * 3, [NUMBERS.eps] * 3)
+    assert [float(a) for a in again] == [float(s) for s in sums]
+
+
+def test_the_sum_of_rates_is_accurate_where_a_running_sum_is_not():
+    moment = torch.full((4_000_000,), 0.25)
+    exact = 4_000_000 / 0.6**2
+    (total,) = optim.rate_sums([moment], [1.0], [0.1])
+    assert float(total) == pytest.approx(exact, rel=1e-6)
+    assert float(rate_sum_reference(moment, 1.0, 0.1)) == pytest.approx(exact, rel=1e-6)
+
+
+def test_layouts_other_than_contiguous(run):
+    plain, strided = make_shares(shapes=[(2, 3, 4, 5)]), make_shares(shapes=[(2, 3, 4, 5)])
+    for name in ("parameter", "exp_avg", "exp_avg_sq"):
+        value = getattr(strided[0], name).to(memory_format=torch.channels_last)
+        setattr(strided[0], name, value)
+    run("delayed", plain)
+    run("delayed", strided)
+    torch.testing.assert_close(strided[0].parameter, plain[0].parameter, rtol=1e-6, atol=1e-7)
+
+
+def test_a_share_whose_memory_has_holes_goes_through_plain_torch():
+    (share,) = make_shares(shapes=[(4, 6)])
+    (expected,) = make_shares(shapes=[(4, 6)])
+    whole = torch.zeros(4, 12)
+    whole[:, ::2] = share.parameter
+    share.parameter = whole[:, ::2]
+    assert optim_native.accepted([share]) == []
+    optim.run_step("delayed", [share])
+    step_reference("delayed", expected)
+    torch.testing.assert_close(share.parameter, expected.parameter)
+    assert whole[:, 1::2].eq(0).all()
