@@ -35,7 +35,7 @@ def evaluate(
     processes, recipe, task = session.processes, session.recipe, session.task
     dataset = task.validation if dataset is None else dataset
     processes.share_buffers(model)
-    noise = torch.Generator(processes.device.type)
+    noise = torch.Generator(processes.device)
     names: list[str] = []
     sums: list[torch.Tensor] = []
     modes = {module: module.training for module in model.modules()}
@@ -74,7 +74,7 @@ def recalibrate(session: Session, model: nn.Module) -> bool:
     Returns:
         whether the model has batch norms.
     """
-    noise = torch.Generator(session.processes.device.type)
+    noise = torch.Generator(session.processes.device)
     noise.manual_seed(derive(session.recipe.seed, "recalibrate"))
 
     def forward(network: nn.Module, batch: Batch) -> object:

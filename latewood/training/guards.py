@@ -12,7 +12,9 @@ from torch import Tensor, nn
 __all__ = ["first_break"]
 
 
-def first_break(model: nn.Module, loss: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> str:
+def first_break(
+    model: nn.Module, loss: Callable[[], Tensor], inputs: tuple[Tensor, ...]
+) -> str | None:
     """Where a step that ends in NaN or Inf first goes wrong, in words.
 
     Looks at the inputs, the parameters, then the outputs of the layers in the order in which they
@@ -25,7 +27,8 @@ def first_break(model: nn.Module, loss: Callable[[], Tensor], inputs: tuple[Tens
         inputs: the batch.
 
     Returns:
-        for example "the output of layer 'conv2'" or "the gradient of 'conv2.weight'".
+        for example "the output of layer 'conv2'" or "the gradient of 'conv2.weight'"; None if
+        nothing goes wrong this time.
     """
     for index, tensor in enumerate(inputs):
         if not _finite(tensor):
@@ -40,7 +43,7 @@ def first_break(model: nn.Module, loss: Callable[[], Tensor], inputs: tuple[Tens
             return "the loss, from finite outputs of every layer,"
         if not found:
             value.backward()
-    return found[0] if found else "nothing that a second run could show"
+    return found[0] if found else None
 
 
 def _finite(tensor: Tensor) -> bool:

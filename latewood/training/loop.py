@@ -83,7 +83,7 @@ def train(
         raise RequestError("resume, overwrite: got both; expected at most one of them")
     recipe = _agreed(recipe, run, resume=resume)
     with (
-        caller_unchanged(),
+        caller_unchanged(cuda=recipe.device not in ("cpu", "mps")),
         torch.enable_grad(),
         components.importable(*recipe.folders),
         processes(
@@ -108,7 +108,8 @@ def train(
                 train_steps(session, observers(tick), lambda: stop.requested)
             return _finish(session)
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped; go on with --resume {run.path}") from None
+            on = f"go on with --resume {run.path}" if run.exists else "nothing had been written yet"
+            raise Interrupted(f"stopped; {on}") from None
         finally:
             if recipe.trackers:
                 for tracker in group.accelerator.trackers:
@@ -194,7 +195,9 @@ def _fail(session: Session, batch: Batch, weight: float, loss: float) -> None:
         return session.loss(session.model, batch, weight)[0]
 
     found = first_break(session.model, again, batch)
-    where = session.processes.first(found if "second run" not in found else None) or found
+    # Several processes stop together; what to say is what the one that broke has found.
+    shown = None if found is None else (loss, found)
+    loss, where = session.processes.first(shown) or (loss, None)
     step, folder = session.step, session.folder
     state = session.state() | {"batch": batch, "finding": where}
 
@@ -205,11 +208,13 @@ def _fail(session: Session, batch: Batch, weight: float, loss: float) -> None:
         saved = f"its state is in {session.processes.on_main(write)}"
     except WorkError as error:
         saved = str(error)
+    again_finite = "a second run of the step was finite"
+    first = again_finite if where is None else f"{where} is the first that is not finite"
     kept = checkpoints.steps(folder.checkpoints)
     last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
     raise WorkError(
-        f"step {step + 1}: the loss is {loss}; {where} is the first that is not finite. "
-        f"The step was not taken: {saved}; {last}. A smaller learning rate or clip_norm may help"
+        f"step {step + 1}: the loss is {loss}; {first}. The step was not taken: "
+        f"{saved}; {last}. A smaller learning rate or clip_norm may help"
     )
 
 

@@ -43,6 +43,7 @@ def seed_torch(seed: int, device: torch.device) -> None:
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
@@ -86,9 +87,13 @@ def restore_host_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def caller_unchanged() -> Iterator[None]:
-    """Gives the caller's global generators, default dtype and thread count back as they were."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+def caller_unchanged(*, cuda: bool = False) -> Iterator[None]:
+    """Gives the caller's global generators, default dtype and thread count back as they were.
+
+    Args:
+        cuda: whether the generators of CUDA devices, if there are any, may be touched.
+    """
+    devices = list(range(torch.cuda.device_count())) if cuda else []
     host, dtype, threads = host_random_state(), torch.get_default_dtype(), torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=devices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,11 +43,11 @@ class Meter:
     norm: float = 0.0
 
     def add(self, loss: float, penalty: float, norm: float) -> None:
-        """Takes in one step."""
+        """Takes in one step; with fp16 a step may be skipped for its infinite gradient."""
         self.steps += 1
         self.loss += loss
         self.penalty += penalty
-        self.norm += norm
+        self.norm += norm if math.isfinite(norm) else 0.0
 
     def totals(self, processes: Processes) -> dict[str, float]:
         """The sums of all processes; losses are shares of the global mean, so they are averaged."""
@@ -109,7 +110,7 @@ class Session:
             for parameter in group["params"]
         }
         self.clipped = [p for p in self.trained if id(p) not in claimed]
-        self.objective_noise = torch.Generator(self.processes.device.type)
+        self.objective_noise = torch.Generator(self.processes.device)
         self.augment_noise = torch.Generator()
 
     @property

@@ -39,10 +39,10 @@ class Fragile(nn.Linear):
     def forward(self, x):
         self.calls = getattr(self, "calls", 0) + 1
         out = super().forward(x)
-        if self.training and self.calls == 5 and os.environ.get("RANK") == "1":
+        if self.training and self.calls >= 5 and os.environ.get("RANK") == "1":
             if self.fails == "raise":
                 raise RuntimeError("only this process fails")
-            if self.fails == "nan":
+            if self.fails == "divide":
                 return out / 0
         return out
 
@@ -122,7 +122,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         warnings.simplefilter("ignore")
         train(home / "recipe.toml", folder=home / "alone")
     both = launch(
-        home, "both", "half steps=9", "many task.samples=1", "both", "nan model.fails=nan"
+        home, "both", "half steps=9", "many task.samples=1", "both", "nan model.fails=divide"
     )
     assert both.returncode == 0, both.stderr
     one, two = RunFolder(home / "alone"), RunFolder(home / "both")
@@ -154,7 +154,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         assert "the output of layer '2' is the first that is not finite" in outcome(
             home, "nan", rank
         )
-        assert outcome(home, "nan", rank).startswith("WorkError: step 5: ")
+        assert outcome(home, "nan", rank).startswith("WorkError: step 5: the loss is nan; ")
     assert not (home / "many").exists()
 
 

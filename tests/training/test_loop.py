@@ -483,6 +483,7 @@ def test_seconds_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
     assert after >= round(before, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.log_with")
 def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     logged = []
 
