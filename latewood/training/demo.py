@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from latewood.errors import RequestError
+from latewood.errors import Interrupted, RequestError
 from latewood.training.loop import train
 from latewood.training.outcome import outcome
 from latewood.training.recipe import Recipe, load_recipe
@@ -80,14 +80,18 @@ def run_demo(
     for name, recipe in recipes.items():
         # So small a network gains nothing from a second thread, and beside other work two threads
         # wait for each other most of the time.
-        with threads(1):
-            done = train(
-                recipe,
-                folder=runs[name].path,
-                resume=runs[name].exists and not overwrite,
-                overwrite=overwrite,
-                show_progress=show_progress,
-            )
+        try:
+            with threads(1):
+                done = train(
+                    recipe,
+                    folder=runs[name].path,
+                    resume=runs[name].exists and not overwrite,
+                    overwrite=overwrite,
+                    show_progress=show_progress,
+                )
+        except Interrupted:
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            raise Interrupted(f"stopped; {again} goes on") from None
         trained += done.model is not None
     report = write_report(list(runs.values()), folder / "report.html")
     return DemoResult(outcome(runs), report, time.monotonic() - start, trained)

@@ -109,13 +109,19 @@ def sweep(
     missing = [point for point in found if not RunFolder(folder / names[point]).finished]
     jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
     errors: dict[Point, str] = {}
-    with progress(f"sweep {folder.name}", len(found), show=show_progress) as advance:
-        advance(len(found) - len(missing))
-        tasks = [(start, point, folder / names[point], threads) for point in missing]
-        for point, error in _run(tasks, jobs, backend):
-            advance(note=", ".join(point))
-            if error:
-                errors[point] = error
+    tasks = [(start, point, folder / names[point], threads) for point in missing]
+    try:
+        with progress(f"sweep {folder.name}", len(found), show=show_progress) as advance:
+            advance(len(found) - len(missing))
+            for point, error in _run(tasks, jobs, backend):
+                advance(note=", ".join(point))
+                if error:
+                    errors[point] = error
+    except (Interrupted, KeyboardInterrupt):
+        done = sum(RunFolder(folder / name).finished for name in names.values())
+        raise Interrupted(
+            f"stopped with {done} of {len(found)} runs done; the same command goes on with the rest"
+        ) from None
     return _summarise(folder, found, errors)
 
 

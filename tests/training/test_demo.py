@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latewood.errors import RequestError
+from latewood.errors import Interrupted, RequestError
 from latewood.training.demo import BASELINE, COMPOSED, DemoResult, run_demo
 from latewood.training.run_folder import RunFolder
 
@@ -60,3 +60,12 @@ def test_a_finished_demo_is_not_trained_again(demo: tuple[Path, DemoResult]) -> 
 def test_other_settings_need_another_folder(demo: tuple[Path, DemoResult]) -> None:
     with pytest.raises(RequestError, match=r"other settings.*--overwrite"):
         run_demo(demo[0], overrides=("epochs=2",), show_progress=False)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: object, **more: object) -> None:
+        raise Interrupted("go on with --resume somewhere")
+
+    monkeypatch.setattr("latewood.training.demo.train", stopped)
+    with pytest.raises(Interrupted, match="^stopped; the same command goes on$"):
+        run_demo(tmp_path, show_progress=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latewood.errors import RequestError
+from latewood.errors import Interrupted, RequestError
 from latewood.training import sweep as module
 from latewood.training.sweep import SweepResult, sweep
 from latewood.training.sweep_page import heat_map
@@ -98,6 +98,20 @@ def test_any_error_of_a_run_is_recorded(
     result = _run(recipe, tmp_path / "s", {"seed": [0]})
     assert result.rows[0]["error"] == "ZeroDivisionError: by the user's own task"
     assert not (tmp_path / "s" / "sweep.html").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Interrupted])
+def test_ctrl_c_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    _run(recipe, tmp_path / "s", {"seed": [0]})
+
+    def stopped(*args: object, **more: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("latewood.training.loop.train", stopped)
+    with pytest.raises(Interrupted, match="stopped with 1 of 3 runs done; the same command"):
+        _run(recipe, tmp_path / "s", {"seed": [0, 1, 2]})
 
 
 def test_points_beside_a_grid(recipe: Path, tmp_path: Path) -> None:
