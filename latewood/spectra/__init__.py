@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from latewood.spectra.baselines import random_effective_rank
+from latewood.spectra.agreement import Agreement, agreement, subspace_agreement
+from latewood.spectra.alignment import (
+    Alignment,
+    alignment,
+    attention_projections,
+    gate_directions,
+    query_key_alignment,
+    tap_directions,
+    value_output_alignment,
+)
+from latewood.spectra.baselines import random_agreement, random_cosine, random_effective_rank
+from latewood.spectra.factors import Factors, factors
 from latewood.spectra.measures import (
     RankKind,
     count90,
@@ -11,6 +22,7 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
+from latewood.spectra.pairs import Pair, infer_pairs, model_alignment
 from latewood.spectra.probe import SpectralProbe
 from latewood.spectra.snapshots import (
     Spectrum,
@@ -27,21 +39,38 @@ from latewood.spectra.views import (
 )
 
 __all__ = [
+    "Agreement",
+    "Alignment",
+    "Factors",
+    "Pair",
     "RankKind",
     "SpectralProbe",
     "Spectrum",
+    "agreement",
+    "alignment",
     "as_matrix",
+    "attention_projections",
     "conv_matrix",
     "conv_transpose_matrix",
     "count90",
     "effective_rank",
+    "factors",
+    "gate_directions",
     "gini",
+    "infer_pairs",
+    "model_alignment",
     "parameter_matrix",
+    "query_key_alignment",
+    "random_agreement",
+    "random_cosine",
     "random_effective_rank",
     "read_snapshot",
     "singular_values",
     "snapshot_path",
     "snapshot_paths",
     "stable_rank",
+    "subspace_agreement",
+    "tap_directions",
+    "value_output_alignment",
     "write_snapshot",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from latewood.errors import invalid
 
-__all__ = ["random_effective_rank"]
+__all__ = ["random_agreement", "random_cosine", "random_effective_rank"]
 
 
 @cache
@@ -50,3 +50,42 @@ def random_effective_rank(rows: int, columns: int) -> float:
     mean = float(density @ values)
     log_mean = float(density @ (values * np.log(values)))
     return mean / float(density.sum()) * math.exp(-log_mean / mean)
+
+
+def random_cosine(dimension: int) -> float:
+    r"""The mean absolute cosine of two independent random directions.
+
+    .. math:: E|\cos| = \Gamma(d / 2) / (\sqrt{\pi}\, \Gamma((d + 1) / 2))
+        \approx \sqrt{2 / (\pi d)}
+
+    Args:
+        dimension: d.
+
+    Returns:
+        The mean, in (0, 1].
+
+    Raises:
+        RequestError: a dimension below 1.
+    """
+    if dimension < 1:
+        raise invalid("dimension", dimension, "an integer of at least 1")
+    log_ratio = math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)
+    return math.exp(log_ratio) / math.sqrt(math.pi)
+
+
+def random_agreement(rows: int, columns: int) -> float:
+    r"""The mean agreement of the singular vectors of unrelated m x n matrices.
+
+    .. math:: E|\cos|_m E|\cos|_n \approx 2 / (\pi \sqrt{m n})
+
+    Args:
+        rows: m.
+        columns: n.
+
+    Returns:
+        The mean, in (0, 1].
+
+    Raises:
+        RequestError: a side is smaller than 1.
+    """
+    return random_cosine(rows) * random_cosine(columns)

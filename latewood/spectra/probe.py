@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from latewood.core.selection import Selected, select_parameters
 from latewood.errors import invalid
 from latewood.spectra.measures import RankKind, effective_rank, singular_values
 from latewood.spectra.snapshots import Spectrum, snapshot_path, write_snapshot
-from latewood.spectra.views import parameter_matrix
+from latewood.spectra.weights import current_matrix
 
 __all__ = ["SpectralProbe"]
 
@@ -81,8 +78,7 @@ class SpectralProbe:
             return {}
         spectra, metrics = [], {}
         for selected in self.parameters:
-            weight = _value(selected.module, selected.parameter_name)
-            matrix = parameter_matrix(selected.module, selected.parameter_name, weight)
+            matrix = current_matrix(selected.module, selected.parameter_name)
             values = singular_values(matrix).cpu()
             rank = effective_rank(values, kind=self.kind).mean()
             metrics[f"effective_rank/{selected.name}"] = float(rank)
@@ -94,34 +90,3 @@ class SpectralProbe:
 
 def _is_gain_or_bias(selected: Selected) -> bool:
     return isinstance(selected.module, _NORMS) or selected.parameter_name.startswith("bias")
-
-
-@torch.no_grad()
-def _value(module: nn.Module, name: str) -> Tensor:
-    if not parametrize.is_parametrized(module, name):
-        return module.get_parameter(name).detach()
-    # Not through the attribute: inside parametrize.cached() that would leave a value without a
-    # graph for the training step to find.
-    transformations = module.get_submodule(f"parametrizations.{name}")
-    with _evaluation(transformations), _random_state_kept(transformations):
-        value: Tensor = transformations()
-    return value
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    # In training mode some transformations update buffers or draw random numbers.
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
-
-
-@contextmanager
-def _random_state_kept(module: nn.Module) -> Iterator[None]:
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[d.index for d in devices]):
-        yield

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["as_matrix", "conv_matrix", "conv_transpose_matrix", "parameter_matrix"]
+__all__ = [
+    "as_matrix",
+    "conv_matrix",
+    "conv_transpose_matrix",
+    "is_hugging_face_conv1d",
+    "parameter_matrix",
+]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -74,11 +80,12 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
         return conv_matrix(weight, module.groups)
     if name == "weight" and isinstance(module, _TRANSPOSED):
         return conv_transpose_matrix(weight, module.groups)
-    if name == "weight" and _is_hugging_face_conv1d(module):
+    if name == "weight" and is_hugging_face_conv1d(module):
         return weight.transpose(0, 1)
     return as_matrix(weight)
 
 
-def _is_hugging_face_conv1d(module: nn.Module) -> bool:
+def is_hugging_face_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is Hugging Face's linear layer that stores (in, out)."""
     # By name, so that transformers need not be installed; a parametrized module is a subclass.
     return hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)

@@ -1,0 +1,70 @@
+"""The matrices that a model computes with, read without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from latewood.spectra.views import parameter_matrix
+
+__all__ = ["current_matrix", "current_weight"]
+
+
+def current_matrix(module: nn.Module, name: str) -> Tensor:
+    """The out x in matrix of a layer's parameter as evaluation mode would use it.
+
+    Args:
+        module: the layer.
+        name: the parameter's name in the layer.
+
+    Returns:
+        (out, in), or (groups, out, in) for a grouped convolution; it may share memory with the
+        parameter.
+    """
+    return parameter_matrix(module, name, current_weight(module, name))
+
+
+@torch.no_grad()
+def current_weight(module: nn.Module, name: str) -> Tensor:
+    """The value of a layer's parameter as evaluation mode would compute it: masked, quantised.
+
+    Nothing changes by looking: no buffer, no random generator, no cache of parametrizations.
+
+    Args:
+        module: the layer.
+        name: the parameter's name in the layer.
+
+    Returns:
+        The value, without a graph; it may share memory with the parameter.
+    """
+    if not parametrize.is_parametrized(module, name):
+        return module.get_parameter(name).detach()
+    # Not through the attribute: inside parametrize.cached() that would leave a value without a
+    # graph for the training step to find.
+    transformations = module.get_submodule(f"parametrizations.{name}")
+    with _evaluation(transformations), _random_state_kept(transformations):
+        value: Tensor = transformations()
+    return value
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    # In training mode some transformations update buffers or draw random numbers.
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+@contextmanager
+def _random_state_kept(module: nn.Module) -> Iterator[None]:
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[d.index for d in devices]):
+        yield

@@ -1,0 +1,91 @@
+"""Leading singular vectors against the full decomposition, and the directions that are none."""
+
+import pytest
+import torch
+
+from latewood.errors import RequestError
+from latewood.spectra import factors, singular_values
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (60, 40), (40, 60), (3, 40, 60), (1, 9), (9, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 3, None])
+def test_vectors_are_those_of_the_matrix(gaussian, shape, dtype, k):
+    matrix = gaussian(*shape, dtype=dtype)
+    found = factors(matrix, k)
+    rank = min(shape[-2:])
+    count = rank if k is None else min(k, rank)
+    assert found.count == count
+    assert found.values.dtype == found.left.dtype == found.right.dtype == dtype
+    assert found.left.shape == (*shape[:-1], count)
+    assert found.right.shape == (*shape[:-2], shape[-1], count)
+    precision = 1e-12 if dtype == torch.float64 else 2e-6
+    assert torch.allclose(found.values, singular_values(matrix), rtol=1e-5, atol=precision)
+    scaled = found.left * found.values[..., None, :count]
+    assert torch.allclose(matrix @ found.right, scaled, rtol=0, atol=10 * precision)
+    back = found.right * found.values[..., None, :count]
+    assert torch.allclose(matrix.mT @ found.left, back, rtol=0, atol=10 * precision)
+    unit = torch.eye(count, dtype=dtype).expand(*shape[:-2], count, count)
+    assert torch.allclose(found.left.mT @ found.left, unit, atol=precision)
+    assert torch.allclose(found.right.mT @ found.right, unit, atol=precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(6, 4), (80, 50)])
+def test_directions_without_a_value_are_zeros(gaussian, dtype, shape):
+    m, n = shape
+    matrix = torch.zeros(m, n, dtype=dtype)
+    matrix[:2] = gaussian(2, n, dtype=dtype)
+    found = factors(matrix, 4)
+    assert found.left[:, 2:].count_nonzero() == found.right[:, 2:].count_nonzero() == 0
+    assert torch.allclose(found.left[:, :2].norm(dim=0), torch.ones(2, dtype=dtype))
+    zero = factors(torch.zeros(m, n, dtype=dtype))
+    assert zero.values.count_nonzero() == zero.left.count_nonzero() == 0
+
+
+def test_small_values_keep_their_vectors(gaussian, orthogonal):
+    values = torch.logspace(0, -6, 40, dtype=torch.float64)
+    matrix = orthogonal(40, 1) * values @ orthogonal(40, 2).T
+    found = factors(matrix.float(), 30)
+    exact = factors(matrix, 30)
+    cosines = (found.left.double() * exact.left).sum(0).abs()
+    # The rounding to float32 itself turns the last of them by about 1e-7 / 1e-4.6.
+    assert cosines.min() > 1 - 1e-3
+
+
+def test_not_finite_gives_nan_for_that_matrix_only(gaussian):
+    batch = gaussian(3, 5, 4)
+    batch[1, 0, 0] = torch.inf
+    found = factors(batch, 2)
+    for tensor in (found.values, found.left, found.right):
+        assert tensor.flatten(1).isnan().any(1).tolist() == [False, True, False]
+        assert tensor[1].isnan().all()
+    assert torch.equal(found.values[2], factors(batch[2], 2).values)
+
+
+def test_a_solver_that_fails_gives_nan(monkeypatch):
+    def refuse(*_, **__):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    found = factors(torch.ones(3, 2))
+    assert found.left.shape == (3, 2)
+    assert found.right.shape == (2, 2)
+    assert all(t.isnan().all() for t in (found.values, found.left, found.right))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_empty_matrix(shape):
+    found = factors(torch.zeros(shape), 2)
+    assert found.values.shape == (0,)
+    assert found.left.shape == (shape[0], 0)
+    assert found.right.shape == (shape[1], 0)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(RequestError, match="matrix"):
+        factors(torch.ones(3))
+    with pytest.raises(RequestError, match="matrix"):
+        factors(torch.ones(3, 3, dtype=torch.complex64))
+    with pytest.raises(RequestError, match="k: got 0"):
+        factors(torch.ones(3, 3), 0)
