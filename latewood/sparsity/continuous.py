@@ -5,24 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from latewood.core import (
-    MASK,
-    Selected,
-    attach,
-    bake,
-    exponential,
-    progress,
-    select_parameters,
-    transformations,
-)
+from latewood.core import Selected, attach, bake, exponential, progress
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.mask import DECIDED, SoftMask, unit_scale
+from latewood.sparsity.momentum import clear_before_next_step
+from latewood.sparsity.places import maskable, places
 
 __all__ = ["ContinuousSparsification"]
 
@@ -44,6 +37,13 @@ class ContinuousSparsification:
         total_steps: optimizer steps of the run; the last one runs at ``final_temperature``.
         steps_per_epoch: None raises beta every step; a number raises it at each epoch's start, as
             the authors' code does.
+        rounds: (R) equal parts of the run. At the end of each but the last the binary masks are
+            kept in ``tickets``, then s becomes min(beta_T s, s0) and beta starts again at 1: what
+            was pruned stays so, the rest has to be earned again. Each round is sparser.
+        carry_momentum: keep an optimizer's momentum of the logits over the end of a round, as the
+            authors' code does; False clears it.
+        freeze_weights: train the logits only (a supermask): everything else in the model keeps its
+            initial value until ``finalize``.
         initial_logit: (s0) of every weight, in [-16, 16]; lower is sparser, though not monotonely
             in short runs. Useful values lie within about 0.3 of 0.
         final_temperature: (beta_T), at least 1.
@@ -70,6 +70,9 @@ class ContinuousSparsification:
         *,
         total_steps: int,
         steps_per_epoch: int | None = None,
+        rounds: int = 1,
+        carry_momentum: bool = False,
+        freeze_weights: bool = False,
         initial_logit: float = 0.0,
         final_temperature: float = 200.0,
         penalty_weight: float = 1e-8,
@@ -81,6 +84,12 @@ class ContinuousSparsification:
         _require_count("total_steps", total_steps)
         if steps_per_epoch is not None:
             _require_count("steps_per_epoch", steps_per_epoch)
+        _require_count("rounds", rounds)
+        if total_steps % (rounds * (steps_per_epoch or 1) if rounds > 1 else 1):
+            unit = "steps" if steps_per_epoch is None else f"epochs of {steps_per_epoch} steps"
+            raise invalid(
+                "rounds", rounds, f"a number that cuts {total_steps} steps into whole equal {unit}"
+            )
         if not abs(initial_logit) <= _LARGEST_LOGIT:
             raise invalid(
                 "initial_logit",
@@ -95,40 +104,75 @@ class ContinuousSparsification:
             raise invalid("scale", scale, "'code' or 'none'")
         if mask_lr is not None and not 0.0 < mask_lr < math.inf:
             raise invalid("mask_lr", mask_lr, "a positive finite number, or None")
-        chosen = _select(model, include, exclude)
-        for each in chosen:
-            _require_maskable(each)
+        chosen = maskable(model, include, exclude)
 
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
+        self.rounds = rounds
+        self.carry_momentum = carry_momentum
+        self.initial_logit = initial_logit
         self.penalty_weight = penalty_weight
         self.mask_lr = mask_lr
         self._temperature_at = exponential(1.0, final_temperature)
         self._model = model
         self._step = 0
+        self._tickets: list[dict[str, Tensor]] = []
+        self._cancel: Callable[[], None] | None = None
         self._final_metrics: dict[str, float] | None = None
         self._masks: dict[str, SoftMask] = {}
         self._layers: dict[str, str] = {}
         self._places: dict[str, list[Selected]] = {}
-        places = _places(model)
+        used = places(model)
         for each in chosen:
             weight = each.stored
             factor = unit_scale(initial_logit, weight) if scale == "code" else 1.0
             mask = SoftMask(weight, initial_logit=initial_logit, scale=factor)
-            for owner in places[id(weight)]:
+            for owner in used[id(weight)]:
                 attach(owner.module, owner.parameter_name, mask)
             self._masks[each.name] = mask
             self._layers[each.name] = each.layer
-            self._places[each.name] = places[id(weight)]
+            self._places[each.name] = used[id(weight)]
+        logits = {id(parameter) for parameter in self.mask_parameters()}
+        self._frozen = [
+            parameter
+            for parameter in (model.parameters() if freeze_weights else ())
+            if parameter.requires_grad and id(parameter) not in logits
+        ]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
         self._set_temperature()
 
     @property
     def temperature(self) -> float:
         """The temperature (beta) of the step to come."""
+        steps = self.total_steps // self.rounds
+        step = self._step - (self.round - 1) * steps
         if self.steps_per_epoch is None:
-            return self._temperature_at(progress(self._step, self.total_steps))
-        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
-        return self._temperature_at(progress(self._step // self.steps_per_epoch, epochs))
+            return self._temperature_at(progress(step, steps))
+        epochs = math.ceil(steps / self.steps_per_epoch)
+        return self._temperature_at(progress(step // self.steps_per_epoch, epochs))
+
+    @property
+    def round(self) -> int:
+        """The round of the step to come, from 1 to ``rounds``."""
+        return min(self._step * self.rounds // self.total_steps + 1, self.rounds)
+
+    @property
+    def tickets(self) -> list[dict[str, Tensor]]:
+        """The binary masks (as ``masks``) of each finished round, then those of now.
+
+        Those of now mean something at the end of a round only: right after a reset with s0 < 0 no
+        logit is above 0.
+        """
+        return [
+            *({name: mask.clone() for name, mask in each.items()} for each in self._tickets),
+            self.masks(),
+        ]
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale (c) of each mask by parameter name."""
+        return {name: mask.scale for name, mask in self._masks.items()}
 
     @property
     def hardened(self) -> bool:
@@ -171,11 +215,16 @@ class ContinuousSparsification:
     def step(self) -> None:
         """Moves the temperature; called once after every ``optimizer.step()``.
 
+        The last step of a round but the last keeps its masks and resets the logits.
+
         Raises:
             RequestError: after ``finalize``.
         """
         self._require_unfinished("step")
+        before = self.round
         self._step += 1
+        if self.round > before and not self.hardened:
+            self._start_round()
         self._set_temperature()
 
     def masks(self) -> dict[str, Tensor]:
@@ -278,6 +327,8 @@ class ContinuousSparsification:
         """
         self._require_unfinished("finalize")
         self.harden()
+        for weight in self._frozen:
+            weight.requires_grad_(True)
         self._final_metrics = self.metrics()
         for name, mask in self._masks.items():
             for owner in self._places[name]:
@@ -291,8 +342,8 @@ class ContinuousSparsification:
 
         Returns:
             "density" (fraction kept of all masked weights), "undecided" (fraction with
-            |beta s| < 4), "temperature" (beta) and "density/<layer>"; after ``finalize`` the final
-            values.
+            |beta s| < 4), "temperature" (beta), with several rounds "round", and
+            "density/<layer>"; after ``finalize`` the final values.
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
@@ -307,12 +358,20 @@ class ContinuousSparsification:
             "density": sum(counts.values()) / sum(size.values()),
             "undecided": self._undecided(),
             "temperature": self.temperature,
+            **({"round": float(self.round)} if self.rounds > 1 else {}),
             **{f"density/{layer}": count / size[layer] for layer, count in counts.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What the model's state does not hold: the step. Logits and masks are the model's."""
-        return {"step": self._step}
+        """What the model's state does not hold: the step, and the tickets if there are rounds.
+
+        Logits and masks are the model's.
+        """
+        state: dict[str, Any] = {"step": self._step}
+        if self.rounds > 1:
+            state["tickets"] = self.tickets[:-1]
+            state["momentum_is_stale"] = self._cancel is not None
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned; the model's own state is loaded beside it.
@@ -322,10 +381,34 @@ class ContinuousSparsification:
         """
         self._require_unfinished("load_state_dict")
         step = state.get("step")
-        if set(state) != {"step"} or not isinstance(step, int) or step < 0:
+        if set(state) != set(self.state_dict()) or not isinstance(step, int) or step < 0:
             raise invalid("state", state, "what ContinuousSparsification.state_dict() returned")
         self._step = step
+        self._tickets = [
+            {name: mask.clone() for name, mask in each.items()} for each in state.get("tickets", ())
+        ]
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        if state.get("momentum_is_stale"):
+            self._clear_momentum()
         self._set_temperature()
+
+    @torch.no_grad()
+    def _start_round(self) -> None:
+        """Takes the ticket, then resets: s <- min(beta s, s0). After it H(s) means nothing."""
+        self._tickets.append(self.masks())
+        for mask in self._masks.values():
+            reset = (mask.temperature * mask.mask_logits).clamp_max_(self.initial_logit)
+            mask.mask_logits.copy_(reset)
+        if not self.carry_momentum:
+            self._clear_momentum()
+
+    def _clear_momentum(self) -> None:
+        def done() -> None:
+            self._cancel = None
+
+        self._cancel = clear_before_next_step(self.mask_parameters(), done)
 
     def _set_temperature(self) -> None:
         temperature = self.temperature
@@ -342,47 +425,6 @@ class ContinuousSparsification:
                 f"{call}: finalize() has folded the masks into the model; build a new "
                 "ContinuousSparsification to sparsify it again"
             )
-
-
-def _select(
-    model: nn.Module, include: Sequence[str], exclude: Sequence[str] | None
-) -> list[Selected]:
-    chosen = select_parameters(model, include=include, exclude=exclude or ())
-    if exclude is not None or tuple(include) != ("*",):
-        return chosen
-    last = chosen[-1].module
-    return [each for each in chosen if each.module is not last] or chosen
-
-
-def _require_maskable(selected: Selected) -> None:
-    for each in transformations(selected.module, selected.parameter_name):
-        order = getattr(each, "order", None)
-        if order == MASK:
-            raise RequestError(f"model: {selected.name} already has a mask; finalize it first")
-        if order is None:
-            raise RequestError(
-                f"model: {selected.name} has the parametrization {type(each).__name__}, through "
-                "which a mask cannot be folded; remove it or exclude this parameter"
-            )
-    weight = selected.stored
-    if not weight.is_floating_point():
-        raise invalid("model", f"{selected.name} of {weight.dtype}", "weights of a real dtype")
-    if weight.is_meta:
-        raise invalid("model", f"{selected.name} on the meta device", "weights that hold data")
-
-
-def _places(model: nn.Module) -> dict[int, list[Selected]]:
-    """Every place of the model that holds a tensor, by the tensor's identity."""
-    places: dict[int, list[Selected]] = {}
-    for module_name, module in model.named_modules():
-        if "parametrizations" in module_name.split("."):
-            continue
-        held = dict(module._parameters)
-        for name, stack in getattr(module, "parametrizations", {}).items():
-            held[name] = getattr(stack, "original", None)
-        for name, tensor in held.items():
-            places.setdefault(id(tensor), []).append(Selected(module_name, module, name))
-    return places
 
 
 def _largest_only(logits: Tensor) -> Tensor:
