@@ -22,9 +22,10 @@ NONE = -1
 
 @dataclass(frozen=True)
 class _Split:
-    """Labels after a reshape whose new axes have sizes that the code spells out."""
+    """Labels after a reshape that made new dimensions."""
 
     labels: Tensor
+    new: tuple[int, ...]
     spelled: tuple[int, ...]
     reason: str
     sizes: dict[int, Resized]
@@ -124,18 +125,24 @@ class Labels:
             self._constant.append((labels, dim, Barrier(kind, reason)))
 
     def must_follow(
-        self, labels: Tensor, spelled: tuple[int, ...], reason: str, sizes: dict[int, Resized]
+        self,
+        labels: Tensor,
+        new: tuple[int, ...],
+        spelled: tuple[int, ...],
+        reason: str,
+        sizes: dict[int, Resized],
     ) -> None:
-        """Bars labels that a reshape spreads over several axes, or over one whose size is spelled.
+        """Bars labels that a reshape spreads over several dimensions, or over one of a given size.
 
         Args:
             labels: labels after the reshape.
-            spelled: its new dimensions; the others were there before.
+            new: dimensions that the reshape made.
+            spelled: those of them whose size is a number in the code.
             reason: the reshape in words.
-            sizes: for a new dimension, what would have to change with it.
+            sizes: for a spelled dimension, what would have to change with it.
         """
-        if spelled:
-            self._splits.append(_Split(labels, spelled, reason, sizes))
+        if new:
+            self._splits.append(_Split(labels, new, spelled, reason, sizes))
 
     def vary(self, labels: Tensor, dim: int) -> bool:
         """Whether channels differ along a dimension, as far as is known."""
@@ -174,14 +181,13 @@ class Labels:
         follows: dict[int, list[Resized]] = {}
         for split in self._splits:
             channels = self.channels(split.labels)
-            moving = [dim for dim in split.spelled if varies_along(channels, dim)]
-            if not moving:
-                continue
-            if len(moving) > 1 or moving[0] not in split.sizes:
+            moving = [dim for dim in split.new if varies_along(channels, dim)]
+            held = [dim for dim in moving if dim in split.spelled and dim not in split.sizes]
+            if held or len(moving) > 1:
                 self.bar(split.labels, "fixed", split.reason)
-                continue
-            for channel in channels.unique().tolist():
-                follows.setdefault(channel, []).append(split.sizes[moving[0]])
+            elif moving and moving[0] in split.sizes:
+                for channel in channels.unique().tolist():
+                    follows.setdefault(channel, []).append(split.sizes[moving[0]])
         return follows
 
     def _shared_vary(self, labels: Tensor, dim: int) -> bool:

@@ -124,11 +124,11 @@ def _reshape(call: Call) -> Result:
         return call.labels.of(first)
     before = call.labels.of(first)
     labels: Tensor = call.function(before, *rest, **call.named)
-    spelled = [dim for dim in _spelled(call, first) if not _was_there(first, labels, dim)]
+    new = tuple(dim for dim in range(labels.ndim) if not _was_there(first, labels, dim))
+    spelled = tuple(dim for dim in _spelled(call, first) if dim in new)
     sizes = {dim: count for dim in spelled if (count := call.counted_by(labels.shape[dim]))}
-    call.labels.must_follow(
-        labels, tuple(spelled), f"{call.where} spells out {tuple(labels.shape)}", sizes
-    )
+    reason = f"{call.where} divides channels into {tuple(labels.shape)}"
+    call.labels.must_follow(labels, new, spelled, reason, sizes)
     return labels
 
 

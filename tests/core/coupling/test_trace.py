@@ -252,13 +252,35 @@ def test_the_gates_of_an_lstm():
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 def test_a_projected_lstm_has_two_groups():
     model = Model(
-        lambda m, x: m.head(m.lstm(x)[0]), lstm=nn.LSTM(3, 6, proj_size=4), head=linear(4, 2)
+        lambda m, x: m.head(m.lstm(x)[0]),
+        lstm=nn.LSTM(3, 6, num_layers=2, proj_size=4),
+        head=linear(4, 2),
     )
     plan = traced(model, torch.randn(5, 1, 3))
     assert sorted(group.width for group in plan.free) == [4, 6]
     (units,) = [group for group in plan.free if group.width == 6]
     slice_channels(model, plan, {units.name: range(3)})
     assert (model.lstm.hidden_size, model.lstm.proj_size) == (3, 4)
+
+
+def test_a_state_handed_over_ties_two_layers():
+    def forward(m, x):
+        summary, state = m.encoder(x)
+        return m.head(m.decoder(summary[-1:], state)[0])
+
+    model = Model(forward, encoder=nn.LSTM(3, 4), decoder=nn.LSTM(4, 4), head=linear(4, 2))
+    plan = traced(model, torch.randn(5, 1, 3))
+    assert ("decoder.weight_hh_l0", 1) in axes(plan["encoder"], "consumer")
+
+
+def test_pieces_in_time_are_one_stream():
+    def forward(m, x):
+        return m.head(torch.cat([m.first(x[:, :1]), m.others(x[:, 1:])], dim=1).mean(1))
+
+    model = Model(forward, first=linear(3, 4), others=linear(3, 4), head=linear(4, 2))
+    plan = traced(model, torch.randn(1, 5, 3))
+    assert axes(plan["first"], "producer") == {("first.weight", 0), ("others.weight", 0)}
+    assert not plan["first"].barriers
 
 
 @pytest.mark.parametrize(("layer", "gates"), [(nn.GRU, 3), (nn.RNN, 1)])
@@ -308,8 +330,9 @@ def test_attention_changes_by_heads_and_tells_the_layer(forward):
     plan = traced(model, torch.randn(1, 5, 3))
     group = plan["q"]
     assert group.width == 4
+    rows = [[2 * h, 2 * h + 1] for h in range(4)]
     assert axes(group, "producer") == {("q.weight", 0), ("k.weight", 0), ("v.weight", 0)}
-    assert group.having("consumer")[0].indices.tolist() == [[2 * h, 2 * h + 1] for h in range(4)]
+    assert all(each.indices.tolist() == rows for each in group.members)
     assert [(each.module, each.attribute) for each in group.resized] == [("", "heads")]
     slice_channels(model, plan, {"q": [0, 3]})
     assert model.heads == 2
@@ -342,7 +365,7 @@ def test_heads_that_the_code_spells_out_are_a_barrier():
     model = Model(forward, q=linear(3, 8), k=linear(3, 8), v=linear(3, 8), out=linear(8, 2))
     plan = traced(model, torch.randn(1, 5, 3))
     assert kinds(plan["q"]) == {"fixed"}
-    assert "view in the model spells out (1, 5, 4, 2)" in plan["q"].barriers[0].reason
+    assert "view in the model divides channels into (1, 5, 4, 2)" in plan["q"].barriers[0].reason
 
 
 def test_torchs_attention_layer_is_a_barrier_with_its_reason():
@@ -369,7 +392,14 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
         (lambda m, x: m.b(torch.cat(m.a(x).split([2, 4], 1), 1)), "fixed", "by position"),
         (lambda m, x: m.b(m.a(x).roll(1, -1)), "fixed", "by position"),
         (lambda m, x: m.b(m.a(x).index_select(1, torch.arange(6))), "fixed", "by position"),
-        (lambda m, x: m.b(m.a(x).view(-1, 2, 3).flatten(1)), "fixed", "spells out (1, 2, 3)"),
+        (
+            lambda m, x: m.b(m.a(x).view(-1, 2, 3).flatten(1)),
+            "fixed",
+            "view in the model divides channels into (1, 2, 3)",
+        ),
+        (lambda m, x: m.b(m.a(x).view(1, -1, 3).flatten(1)), "fixed", "divides channels into"),
+        (lambda m, x: m.b(m.a(x).unflatten(1, (m.heads, -1)).flatten(1)), "fixed", "unflatten"),
+        (lambda m, x: m.b(m.a(x).unflatten(1, (m.heads, 3)).flatten(1)), "fixed", "unflatten"),
         (lambda m, x: m.b(m.a(x).reshape(1, 6, 1).reshape(1, 2, 3).view(1, -1)), "fixed", "(1, 2"),
         (lambda m, x: m.b(m.a(x) + torch.ones(6)), "fixed", "add in the model meets data of fix"),
         (lambda m, x: m.b(m.a(x) + x.repeat(1, 2)), "fixed", "meets data of fixed size"),
@@ -381,6 +411,7 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
 def test_what_cannot_be_followed_is_a_barrier_with_its_reason(forward, kind, reason):
     torch.manual_seed(0)
     model = Model(forward, **{name: make() for name, make in FEATURES.items()})
+    model.heads = 2
     plan = trace_channels(model, torch.randn(1, 3))
     assert kind in kinds(plan["a"])
     assert any(reason in barrier.reason for barrier in plan["a"].barriers)
