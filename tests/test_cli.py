@@ -296,7 +296,7 @@ def test_a_failed_experiment_exits_with_1(
 def test_a_reader_that_has_gone_is_no_accident() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-m", "latewood", "--version"]
+    words = [sys.executable, "-m", "latewood", "reproduce", "--list"]
     with os.fdopen(writing, "w") as gone:
         done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "")

@@ -67,5 +67,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise Interrupted("go on with --resume somewhere")
 
     monkeypatch.setattr("latewood.training.demo.train", stopped)
-    with pytest.raises(Interrupted, match="^stopped; the same command goes on$"):
+    with pytest.raises(Interrupted, match=r"^stopped; the same command goes on$"):
         run_demo(tmp_path, show_progress=False)

@@ -49,10 +49,6 @@ def test_grid_to_table(recipe: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5
     page = (tmp_path / "s" / "sweep.html").read_text()
     assert "Accuracy over optimizer.lr and seed" in page
-    written = tomllib.loads(
-        (tmp_path / "s" / str(result.rows[0]["run"]) / "recipe.toml").read_text()
-    )
-    assert written["environment"]["threads"] == 1
 
 
 def test_same_bits_however_many_run_at_once(recipe: Path, tmp_path: Path) -> None:
@@ -116,9 +112,12 @@ def test_ctrl_c_says_how_to_go_on(
 
 def test_points_beside_a_grid(recipe: Path, tmp_path: Path) -> None:
     points = [("optimizer.lr=0.2", "seed=3")]
-    result = _run(recipe, tmp_path / "s", {"seed": [0]}, points=points, overrides=["steps=1"])
+    result = _run(
+        recipe, tmp_path / "s", {"seed": [0]}, points=points, overrides=["steps=1"], threads=2
+    )
     assert {row["run"] for row in result.rows} == {"seed=0", "optimizer.lr=0.2,seed=3"}
-    assert json.loads((tmp_path / "s" / "seed=0" / "summary.json").read_text())["steps"] == 1
+    written = tomllib.loads((tmp_path / "s" / "seed=0" / "recipe.toml").read_text())
+    assert (written["steps"], written["environment"]["threads"]) == (1, 2)
 
 
 def test_another_recipe_in_the_folder(recipe: Path, tmp_path: Path) -> None:
