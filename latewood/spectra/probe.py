@@ -7,20 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from latewood.core.selection import Selected, select_parameters
 from latewood.errors import invalid
 from latewood.spectra.measures import RankKind, effective_rank, singular_values
 from latewood.spectra.snapshots import Spectrum, snapshot_path, write_snapshot
-from latewood.spectra.weights import current_matrix
+from latewood.spectra.weights import current_matrix, spectral_parameters
 
 __all__ = ["SpectralProbe"]
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
 
 
 class SpectralProbe:
@@ -58,8 +50,7 @@ class SpectralProbe:
             raise invalid("every", every, "an integer of at least 1")
         if kind not in ("exp", "entropy"):
             raise invalid("kind", kind, '"exp" or "entropy"')
-        chosen = select_parameters(model, types=(nn.Module,), include=include, exclude=exclude)
-        self.parameters = [s for s in chosen if not _is_gain_or_bias(s)]
+        self.parameters = spectral_parameters(model, include=include, exclude=exclude)
         self.every = every
         self.folder = None if folder is None else Path(folder)
         self.kind = kind
@@ -86,7 +77,3 @@ class SpectralProbe:
         if self.folder is not None:
             write_snapshot(snapshot_path(self.folder, step), step, spectra)
         return metrics
-
-
-def _is_gain_or_bias(selected: Selected) -> bool:
-    return isinstance(selected.module, _NORMS) or selected.parameter_name.startswith("bias")

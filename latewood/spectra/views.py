@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "conv_matrix",
     "conv_transpose_matrix",
     "is_hugging_face_conv1d",
+    "matrix_parameter",
     "parameter_matrix",
 ]
 
@@ -83,6 +85,29 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
     if name == "weight" and is_hugging_face_conv1d(module):
         return weight.transpose(0, 1)
     return as_matrix(weight)
+
+
+def matrix_parameter(
+    module: nn.Module, name: str, matrix: Tensor, shape: torch.Size | tuple[int, ...]
+) -> Tensor:
+    """The layer's parameter behind a matrix: what ``parameter_matrix`` takes apart, put together.
+
+    Args:
+        module: the layer that owns the parameter.
+        name: the parameter's name in the layer.
+        matrix: (out, in), or (groups, out, in), as ``parameter_matrix`` gives it.
+        shape: of the parameter.
+
+    Returns:
+        The tensor of that shape.
+    """
+    if name == "weight" and isinstance(module, _TRANSPOSED):
+        inputs = shape[0] // module.groups
+        blocks: Tensor = matrix.reshape(module.groups, shape[1], inputs, *shape[2:])
+        return blocks.transpose(1, 2).reshape(shape)
+    if name == "weight" and is_hugging_face_conv1d(module):
+        return matrix.transpose(0, 1)
+    return matrix.reshape(shape)
 
 
 def is_hugging_face_conv1d(module: nn.Module) -> bool:

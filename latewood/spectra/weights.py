@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from latewood.core.selection import Selected, select_parameters
 from latewood.spectra.views import parameter_matrix
 
-__all__ = ["current_matrix", "current_weight"]
+__all__ = ["current_matrix", "current_weight", "spectral_parameters"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def spectral_parameters(
+    model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> list[Selected]:
+    """The matrices of a model: parameters of two or more dimensions but biases and norm gains.
+
+    Args:
+        model: any module.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+
+    Returns:
+        The parameters in registration order; a tensor tied between layers once.
+
+    Raises:
+        RequestError: a glob that matches nothing.
+    """
+    chosen = select_parameters(model, types=(nn.Module,), include=include, exclude=exclude)
+    return [each for each in chosen if not _is_gain_or_bias(each)]
+
+
+def _is_gain_or_bias(selected: Selected) -> bool:
+    return isinstance(selected.module, _NORMS) or selected.parameter_name.startswith("bias")
 
 
 def current_matrix(module: nn.Module, name: str) -> Tensor:

@@ -51,6 +51,10 @@ def test_small_values_keep_their_vectors(gaussian, orthogonal):
     cosines = (found.left.double() * exact.left).sum(0).abs()
     # The rounding to float32 itself turns the last of them by about 1e-7 / 1e-4.6.
     assert cosines.min() > 1 - 1e-3
+    whole = factors(matrix.float())
+    unit = torch.eye(40)
+    assert torch.allclose(whole.left.T @ whole.left, unit, atol=1e-5)
+    assert torch.allclose(whole.right.T @ whole.right, unit, atol=1e-5)
 
 
 def test_not_finite_gives_nan_for_that_matrix_only(gaussian):

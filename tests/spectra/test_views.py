@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from latewood.spectra import parameter_matrix, singular_values
+from latewood.spectra import matrix_parameter, parameter_matrix, singular_values
 
 
 def view(module, name="weight"):
@@ -36,6 +36,9 @@ def view(module, name="weight"):
 )
 def test_shapes(module, name, shape):
     assert view(module, name).shape == shape
+    weight = getattr(module, name)
+    back = matrix_parameter(module, name, view(module, name), weight.shape)
+    assert torch.equal(back, weight)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -78,6 +81,8 @@ def test_hugging_face_conv1d_is_transposed():
 
     layer = Conv1D(6, 4)
     assert view(layer).shape == (6, 4)
+    layer.weight.data = torch.arange(24.0).reshape(4, 6)
+    assert torch.equal(matrix_parameter(layer, "weight", view(layer), (4, 6)), layer.weight)
     parametrize.register_parametrization(layer, "weight", nn.Identity())
     assert view(layer).shape == (6, 4)
 

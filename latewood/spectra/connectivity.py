@@ -1,0 +1,234 @@
+"""Whether the straight line between two trained networks stays as good as its ends."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.errors import invalid
+from latewood.spectra.agreement import Agreement, agreement
+from latewood.spectra.factors import factors
+from latewood.spectra.interventions import require_readable_twice
+from latewood.spectra.weights import current_matrix, spectral_parameters
+
+__all__ = [
+    "Connection",
+    "barrier",
+    "barrier_interior",
+    "connect",
+    "endpoint_agreement",
+    "interpolate",
+]
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Scores on the line between two networks.
+
+    Args:
+        alphas: positions, equally spaced from 0 (the first network) to 1 (the second).
+        scores: by name, the value at each position.
+    """
+
+    alphas: tuple[float, ...]
+    scores: dict[str, tuple[float, ...]]
+
+    def barrier(self, name: str = "loss") -> float:
+        """The barrier of a score, ends included, see ``barrier``."""
+        return barrier(self._curve(name))
+
+    def barrier_interior(self, name: str = "loss") -> float:
+        """The barrier of a score between the ends, see ``barrier_interior``."""
+        return barrier_interior(self._curve(name))
+
+    def _curve(self, name: str) -> tuple[float, ...]:
+        if name not in self.scores:
+            raise invalid("name", name, f"one of {', '.join(self.scores)}")
+        return self.scores[name]
+
+
+def barrier(values: Sequence[float]) -> float:
+    r"""How far a curve rises above the straight line between its ends.
+
+    .. math:: \max_\alpha \, L(\alpha) - ((1 - \alpha) L(0) + \alpha L(1))
+
+    Args:
+        values: the curve at equally spaced positions, both ends included.
+
+    Returns:
+        The height, at least 0; NaN if a value is.
+
+    Raises:
+        RequestError: fewer than two values.
+
+    Source: arXiv 2408.11804, equation 6.
+    """
+    return _rise(values, least=2).max().item()
+
+
+def barrier_interior(values: Sequence[float]) -> float:
+    """The barrier over the positions between the ends only; negative for a curve that sags.
+
+    Args:
+        values: the curve at equally spaced positions, both ends included.
+
+    Returns:
+        The height; NaN if a value is.
+
+    Raises:
+        RequestError: fewer than three values.
+
+    Source: released code of arXiv 2408.11804.
+    """
+    return _rise(values, least=3)[1:-1].max().item()
+
+
+def interpolate(first: State, second: State, alpha: float) -> dict[str, Tensor]:
+    r"""The state at a position on the line between two states.
+
+    .. math:: (1 - \alpha) \theta_1 + \alpha \theta_2
+
+    Every floating-point entry is interpolated, running statistics included; integers are rounded;
+    truth values are those of the nearer end.
+
+    Args:
+        first: entries by name, a state dict.
+        second: entries of the same names and shapes.
+        alpha: position, in [0, 1].
+
+    Returns:
+        New tensors with the first state's dtypes and devices; exactly the ends at 0 and 1.
+
+    Raises:
+        RequestError: states that do not match, or a position outside [0, 1].
+
+    Source: arXiv 2408.11804, section 5.1.
+    """
+    if not 0 <= alpha <= 1:
+        raise invalid("alpha", alpha, "a number from 0 to 1")
+    if first.keys() != second.keys():
+        unmatched = sorted(first.keys() ^ second.keys())
+        raise invalid("second", unmatched, "the same entries as in first; these are in one only")
+    for name, entry in first.items():
+        if entry.shape != second[name].shape:
+            given = (name, tuple(second[name].shape))
+            raise invalid("second", given, f"the shape {tuple(entry.shape)} of first")
+    return {name: _between(entry, second[name], alpha) for name, entry in first.items()}
+
+
+def connect(
+    model: nn.Module,
+    first: State,
+    second: State,
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    *,
+    points: int = 11,
+    batches: Iterable[tuple[Tensor, ...]] | None = None,
+    forward: Callable[[nn.Module, tuple[Tensor, ...]], object] | None = None,
+) -> Connection:
+    """Scores networks on the line between two states of a model.
+
+    Args:
+        model: the network of these states; it is left as it is.
+        first: state dict of one end.
+        second: state dict of the other.
+        evaluate: scores of a model by name, such as {"loss": ..., "error": ...}.
+        points: number of equally spaced positions, the ends included.
+        batches: training batches without augmentation, from which batch norms are measured anew at
+            every position, the ends too; without them interpolated statistics make barriers that
+            are none. A list or a data loader, since it is read repeatedly.
+        forward: how to run the model on a batch, see ``recalibrate_batch_norm``.
+
+    Returns:
+        The curve of every score.
+
+    Raises:
+        RequestError: states that do not match, fewer than two points, or batches that can be read
+            only once.
+
+    Source: arXiv 2408.11804, section 5.1.
+    """
+    if points < 2:
+        raise invalid("points", points, "an integer of at least 2")
+    require_readable_twice(batches)
+    walker = copy.deepcopy(model)
+    alphas = tuple(position / (points - 1) for position in range(points))
+    scores = []
+    for alpha in alphas:
+        walker.load_state_dict(interpolate(first, second, alpha))
+        if batches is not None:
+            recalibrate_batch_norm(walker, batches, forward)
+        scores.append(evaluate(walker))
+    curves = {name: tuple(float(each[name]) for each in scores) for name in scores[0]}
+    return Connection(alphas, curves)
+
+
+def endpoint_agreement(
+    model: nn.Module,
+    first: State,
+    second: State,
+    *,
+    k: int | None = 100,
+    top: int = 10,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> dict[str, Agreement]:
+    """The agreement of the singular vectors of each matrix in two states of a model.
+
+    Args:
+        model: the network of these states; it is left as it is.
+        first: state dict of one network.
+        second: state dict of the other.
+        k: number of vectors; None for all.
+        top: entries of the diagonal that the score averages.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+
+    Returns:
+        Agreements by full name of the parameter, in registration order.
+
+    Raises:
+        RequestError: a glob that matches nothing.
+
+    Source: arXiv 2408.11804, section 5.1.
+    """
+    matrices = []
+    for state in (first, second):
+        network = copy.deepcopy(model)
+        network.load_state_dict(state)
+        chosen = spectral_parameters(network, include=include, exclude=exclude)
+        matrices.append({s.name: current_matrix(s.module, s.parameter_name) for s in chosen})
+    return {
+        name: agreement(factors(matrix, k), factors(matrices[1][name], k), top=top)
+        for name, matrix in matrices[0].items()
+    }
+
+
+def _rise(values: Sequence[float], *, least: int) -> Tensor:
+    if len(values) < least:
+        raise invalid("values", len(values), f"at least {least} values")
+    curve = torch.tensor(list(values), dtype=torch.float64)
+    steps = torch.arange(len(curve), dtype=torch.float64) / (len(curve) - 1)
+    rise = curve - ((1 - steps) * curve[0] + steps * curve[-1])
+    # An infinite end would make NaN of itself; the ends are on the line by definition.
+    rise[[0, -1]] = torch.where(curve[[0, -1]].isnan(), torch.nan, 0.0).double()
+    return rise
+
+
+def _between(first: Tensor, second: Tensor, alpha: float) -> Tensor:
+    one, other = first.detach(), second.detach().to(first)
+    if alpha in (0, 1):
+        return (other if alpha else one).clone()
+    if one.is_floating_point() or one.is_complex():
+        return torch.lerp(one, other, alpha)
+    if one.dtype == torch.bool:
+        return (one if alpha <= 0.5 else other).clone()
+    mixed: Tensor = (1 - alpha) * one.double() + alpha * other.double()
+    return mixed.round().to(one.dtype)

@@ -1,0 +1,405 @@
+"""Changes to trained weights that ask which part of a spectrum the network needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.core.selection import Selected
+from latewood.errors import RequestError, invalid
+from latewood.spectra.factors import factors
+from latewood.spectra.views import matrix_parameter, parameter_matrix
+from latewood.spectra.weights import spectral_parameters
+
+__all__ = [
+    "Kept",
+    "apply_masks_",
+    "magnitude_masks",
+    "perturb_",
+    "perturbed",
+    "random_masks",
+    "truncate_",
+    "truncated",
+    "truncation_scores",
+    "weight_matrices",
+]
+
+Kept = Literal["top", "bottom"]
+Batches = Iterable[tuple[Tensor, ...]]
+Forward = Callable[[nn.Module, tuple[Tensor, ...]], object]
+
+
+def truncated(matrix: Tensor, *, keep: Kept = "top", fraction: float = 0.5) -> Tensor:
+    r"""A matrix with only the first, or only the other, part of its singular components.
+
+    .. math:: q = \lceil f R \rceil, \quad W_\text{top} = \sum_{i \le q} \sigma_i u_i v_i^T,
+        \quad W_\text{bottom} = W - W_\text{top}
+
+    Args:
+        matrix: (..., m, n).
+        keep: "top" for the q largest, "bottom" for the rest.
+        fraction: f, in [0, 1].
+
+    Returns:
+        (..., m, n) of the matrix's dtype; NaN if the matrix is not finite.
+
+    Raises:
+        RequestError: an unknown ``keep`` or a fraction outside [0, 1].
+
+    Source: arXiv 2408.11804, section 3 (f = 0.5).
+    """
+    if keep not in ("top", "bottom"):
+        raise invalid("keep", keep, '"top" or "bottom"')
+    if not 0 <= fraction <= 1:
+        raise invalid("fraction", fraction, "a number from 0 to 1")
+    # The tolerance keeps 0.07 * 100 from becoming 8.
+    count = math.ceil(fraction * min(matrix.shape[-2:]) - 1e-9)
+    whole = matrix.detach().double()
+    top = torch.zeros_like(whole)
+    if count:
+        found = factors(matrix, count)
+        scaled = found.left.double() * found.values[..., None, : found.count].double()
+        top = scaled @ found.right.double().mT
+    part: Tensor = top if keep == "top" else whole - top
+    return part.to(matrix.dtype)
+
+
+def perturbed(
+    weight: Tensor, strength: float, *, generator: torch.Generator, preserve_norm: bool = True
+) -> Tensor:
+    r"""A weight moved by a random direction of a length relative to its own.
+
+    .. math:: W' = W + \eta \|W\| \epsilon / \|\epsilon\|, \quad \epsilon \sim N(0, I)
+
+    With ``preserve_norm`` the result is scaled back to the norm of W, so that the cosine with W is
+    about :math:`1 / \sqrt{1 + \eta^2}` for a large matrix.
+
+    Args:
+        weight: any shape.
+        strength: :math:`\eta \ge 0`.
+        generator: source of the direction, on the CPU.
+        preserve_norm: whether to scale back, as the released code does.
+
+    Returns:
+        A tensor of the weight's shape and dtype.
+
+    Raises:
+        RequestError: a strength that is negative or not finite.
+
+    Source: arXiv 2408.11804, section 5.
+    """
+    if not 0 <= strength < math.inf:
+        raise invalid("strength", strength, "a finite number of at least 0")
+    values = weight.detach().double()
+    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(values.device)
+    norm = values.norm()
+    moved: Tensor = values + strength * norm * noise / noise.norm().clamp_min(1e-300)
+    if preserve_norm:
+        moved = moved * norm / moved.norm().clamp_min(1e-300)
+    return moved.to(weight.dtype)
+
+
+def weight_matrices(
+    model: nn.Module,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    skip_last: bool = True,
+) -> dict[str, Tensor]:
+    """The weights that interventions work on, by full name, in the shape of their parameters.
+
+    Args:
+        model: any module without transformations on these weights.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+        skip_last: leave out the last matrix of the model, its output head.
+
+    Returns:
+        The parameters' data, sharing their memory, in registration order.
+
+    Raises:
+        RequestError: a glob that matches nothing, or a weight under a transformation.
+    """
+    chosen = _chosen(model, include, exclude, skip_last)
+    return {each.name: each.stored.detach() for each in chosen}
+
+
+def truncate_(
+    model: nn.Module,
+    *,
+    keep: Kept = "top",
+    fraction: float = 0.5,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    skip_last: bool = True,
+    batches: Batches | None = None,
+    forward: Forward | None = None,
+) -> list[str]:
+    """Truncates the spectrum of every weight matrix of a model, in place.
+
+    Args:
+        model: any module without transformations on these weights.
+        keep: which part stays, see ``truncated``.
+        fraction: share of the singular values in the top part.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+        skip_last: leave out the last matrix of the model, its output head.
+        batches: training batches without augmentation, from which batch norms are measured anew;
+            None leaves them as they are.
+        forward: how to run the model on a batch, see ``recalibrate_batch_norm``.
+
+    Returns:
+        The names of the changed parameters.
+
+    Raises:
+        RequestError: see ``truncated`` and ``weight_matrices``.
+
+    Source: arXiv 2408.11804, section 3.
+    """
+
+    def cut(selected: Selected) -> Tensor:
+        module, name, weight = selected.module, selected.parameter_name, selected.stored
+        part = truncated(parameter_matrix(module, name, weight), keep=keep, fraction=fraction)
+        return matrix_parameter(module, name, part, weight.shape)
+
+    chosen = _chosen(model, include, exclude, skip_last)
+    return _replace(model, {each: cut(each) for each in chosen}, batches, forward)
+
+
+def truncation_scores(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    *,
+    fraction: float = 0.5,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    skip_last: bool = True,
+    batches: Batches | None = None,
+    forward: Forward | None = None,
+) -> dict[str, dict[str, float]]:
+    """What a model scores whole, with the top and with the bottom of its spectra.
+
+    Args:
+        model: left as it is; copies are truncated.
+        evaluate: scores of a model by name.
+        fraction: share of the singular values in the top part.
+        include: see ``truncate_``.
+        exclude: see ``truncate_``.
+        skip_last: see ``truncate_``.
+        batches: see ``truncate_``; read once for each part, so no iterator.
+        forward: see ``truncate_``.
+
+    Returns:
+        {"full": scores, "top": scores, "bottom": scores}.
+
+    Raises:
+        RequestError: see ``truncate_``.
+
+    Source: arXiv 2408.11804, figures 4 and 14.
+    """
+    require_readable_twice(batches)
+    parts: tuple[Kept, Kept] = ("top", "bottom")
+    scores = {"full": dict(evaluate(model))}
+    for keep in parts:
+        part = copy.deepcopy(model)
+        truncate_(
+            part,
+            keep=keep,
+            fraction=fraction,
+            include=include,
+            exclude=exclude,
+            skip_last=skip_last,
+            batches=batches,
+            forward=forward,
+        )
+        scores[keep] = dict(evaluate(part))
+    return scores
+
+
+def perturb_(
+    model: nn.Module,
+    strength: float,
+    *,
+    seed: int,
+    preserve_norm: bool = True,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    skip_last: bool = True,
+    batches: Batches | None = None,
+    forward: Forward | None = None,
+) -> list[str]:
+    """Moves every weight matrix of a model by a random direction, in place.
+
+    Args:
+        model: any module without transformations on these weights.
+        strength: length of the step relative to the weight, see ``perturbed``.
+        seed: of the directions.
+        preserve_norm: whether every weight keeps its norm.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+        skip_last: leave out the last matrix of the model, its output head.
+        batches: see ``truncate_``.
+        forward: see ``truncate_``.
+
+    Returns:
+        The names of the changed parameters.
+
+    Raises:
+        RequestError: see ``perturbed`` and ``weight_matrices``.
+
+    Source: arXiv 2408.11804, section 5.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = _chosen(model, include, exclude, skip_last)
+    changed = {
+        each: perturbed(each.stored, strength, generator=generator, preserve_norm=preserve_norm)
+        for each in chosen
+    }
+    return _replace(model, changed, batches, forward)
+
+
+def magnitude_masks(weights: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """Masks that keep the largest entries of all weights together, exactly int(keep * count).
+
+    Args:
+        weights: tensors by name, see ``weight_matrices``.
+        keep: share of all entries to keep, in [0, 1].
+
+    Returns:
+        Boolean masks by name. Of entries of equal size at the threshold the first stay.
+
+    Raises:
+        RequestError: a share outside [0, 1], no weight, or one that is not finite.
+
+    Source: arXiv 2408.11804, section 5.2, one global threshold.
+    """
+    if not 0 <= keep <= 1:
+        raise invalid("keep", keep, "a number from 0 to 1")
+    if not weights:
+        raise invalid("weights", {}, "at least one weight")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise invalid("weights", name, "weights without NaN or Inf")
+    sizes = torch.cat([_sizes(weight) for weight in weights.values()])
+    # The tolerance keeps 0.29 * 100 from becoming 28.
+    count = int(keep * sizes.numel() + 1e-6)
+    chosen = torch.zeros_like(sizes, dtype=torch.bool)
+    if count:
+        threshold = sizes.kthvalue(sizes.numel() - count + 1).values
+        chosen = sizes > threshold
+        ties = (sizes == threshold).nonzero()[: count - int(chosen.sum())]
+        chosen[ties] = True
+    parts = chosen.split([weight.numel() for weight in weights.values()])
+    return {
+        name: part.reshape(weight.shape).to(weight.device)
+        for (name, weight), part in zip(weights.items(), parts, strict=True)
+    }
+
+
+def random_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """Masks that keep each entry with the density of the given mask of its layer: the control.
+
+    Args:
+        masks: boolean masks by name.
+        seed: of the draws.
+
+    Returns:
+        Boolean masks by name.
+
+    Source: arXiv 2408.11804, section 5.2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.rand(mask.shape, generator=generator) < mask.double().mean().item()).to(
+            mask.device
+        )
+        for name, mask in masks.items()
+    }
+
+
+@torch.no_grad()
+def apply_masks_(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    *,
+    batches: Batches | None = None,
+    forward: Forward | None = None,
+) -> None:
+    """Sets the weights of a model outside their masks to zero, in place.
+
+    Args:
+        model: any module.
+        masks: boolean masks by full name of the parameter.
+        batches: see ``truncate_``.
+        forward: see ``truncate_``.
+
+    Raises:
+        RequestError: a name that is no matrix of the model, or a mask of another shape.
+    """
+    known = {each.name: each for each in spectral_parameters(model)}
+    for name, mask in masks.items():
+        if name not in known:
+            raise invalid("masks", name, f"one of {', '.join(known)}")
+        if mask.shape != known[name].stored.shape:
+            expected = f"the shape {tuple(known[name].stored.shape)} of {name}"
+            raise invalid("masks", tuple(mask.shape), expected)
+    for name, mask in masks.items():
+        # Not a product: a NaN under the mask must not stay.
+        known[name].stored.masked_fill_(~mask.to(known[name].stored.device), 0.0)
+    _recalibrate(model, batches, forward)
+
+
+def _sizes(weight: Tensor) -> Tensor:
+    kind = torch.promote_types(weight.dtype, torch.float32)
+    return weight.detach().flatten().to("cpu", kind).abs()
+
+
+def require_readable_twice(batches: Batches | None) -> None:
+    """Refuses batches that would be used up by their first reading.
+
+    Raises:
+        RequestError: an iterator.
+    """
+    if isinstance(batches, Iterator):
+        raise invalid("batches", type(batches).__name__, "a list or a data loader, read repeatedly")
+
+
+def _chosen(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], skip_last: bool
+) -> list[Selected]:
+    chosen = spectral_parameters(model, include=include, exclude=exclude)
+    if skip_last:
+        last = spectral_parameters(model)[-1].name
+        chosen = [each for each in chosen if each.name != last]
+    for each in chosen:
+        if parametrize.is_parametrized(each.module, each.parameter_name):
+            raise RequestError(
+                f"model: {each.name} is under a transformation; expected plain weights: finalize "
+                "the method that put it there first"
+            )
+    return chosen
+
+
+def _replace(
+    model: nn.Module,
+    values: Mapping[Selected, Tensor],
+    batches: Batches | None,
+    forward: Forward | None,
+) -> list[str]:
+    with torch.no_grad():
+        for selected, value in values.items():
+            selected.stored.copy_(value)
+    _recalibrate(model, batches, forward)
+    return [selected.name for selected in values]
+
+
+def _recalibrate(model: nn.Module, batches: Batches | None, forward: Forward | None) -> None:
+    if batches is not None:
+        recalibrate_batch_norm(model, batches, forward)
