@@ -32,7 +32,7 @@ __all__ = [
     "Scalars",
     "Share",
     "advance",
-    "fused_available",
+    "fused_exists",
     "rate_sums",
     "run_step",
     "working_dtype",
@@ -117,6 +117,11 @@ def rate_sums(
     return list(map(rate_sum_reference, moments, corrections, eps))
 
 
-def fused_available(parameter: Tensor) -> bool:
-    """Whether a fused form exists for this parameter's device and precision, as it is built."""
-    return optim_native.available(parameter) or optim_triton.available(parameter)
+def fused_exists(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a fused form for a device and precision.
+
+    On the CPU there is, even where the native kernels are not built: plain torch stands in.
+    """
+    if device.type == "cpu":
+        return optim_native.knows(dtype)
+    return optim_triton.exists(device, dtype)

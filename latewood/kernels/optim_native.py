@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from latewood.kernels.dispatch import native
 from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
 
-__all__ = ["accepted", "advance_native", "available", "rate_sums_native", "step_native"]
+__all__ = ["accepted", "advance_native", "knows", "rate_sums_native", "step_native"]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
@@ -20,9 +20,9 @@ _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _PLAIN = (Tensor, Parameter)
 
 
-def available(parameter: Tensor) -> bool:
-    """Whether the native form exists for tensors of this device and precision, as it is built."""
-    return parameter.is_cpu and parameter.dtype in _TYPES and native() is not None
+def knows(dtype: torch.dtype) -> bool:
+    """Whether the native form is written for parameters of this precision."""
+    return dtype in _TYPES
 
 
 def accepted(shares: Sequence[Share]) -> list[int]:
@@ -131,10 +131,11 @@ def rate_sums_native(
     for dtype in dict.fromkeys(moment.dtype for moment in moments):
         indices = [i for i, moment in enumerate(moments) if moment.dtype == dtype]
         chosen = [moments[index] for index in indices]
-        if not all(available(moment) and _dense(moment) for moment in chosen):
-            return None
         module = native()
-        assert module is not None
+        if module is None or dtype not in _TYPES:
+            return None
+        if not all(moment.is_cpu and _dense(moment) for moment in chosen):
+            return None
         totals = module.optim_rate_sums(
             _TYPES[working_dtype(chosen[0])],
             [moment.data_ptr() for moment in chosen],

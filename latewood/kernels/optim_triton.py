@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
 
-__all__ = ["accepted", "available", "rate_sums_triton", "step_triton"]
+__all__ = ["accepted", "exists", "rate_sums_triton", "step_triton"]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
@@ -23,9 +23,9 @@ _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BLOCK = 1024
 
 
-def available(parameter: Tensor) -> bool:
-    """Whether the Triton form exists for tensors of this device and precision."""
-    return parameter.is_cuda and parameter.dtype in _TYPES and _kernels() is not None
+def exists(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton form can run for this device and precision."""
+    return device.type == "cuda" and dtype in _TYPES and _kernels() is not None
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def _accepts(share: Share) -> bool:
     parameter = share.parameter
     moments = (share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
     return (
-        available(parameter)
+        exists(parameter.device, parameter.dtype)
         and type(parameter) in (Tensor, Parameter)
         and torch.ops.aten.is_non_overlapping_and_dense.default(parameter)
         and all(m is None or m.stride() == parameter.stride() for m in moments)
@@ -130,7 +130,7 @@ def rate_sums_triton(
     """
     alike = {(moment.device, moment.dtype) for moment in moments}
     numeric = not any(isinstance(correction, Tensor) for correction in corrections)
-    if len(alike) != 1 or not numeric or not all(map(available, moments)):
+    if len(alike) != 1 or not numeric or not exists(*next(iter(alike))):
         return None
     return list(_rate_sums(moments, corrections, eps))
 

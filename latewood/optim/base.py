@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.kernels.optim import Form, Rates, Rule, Scalars, Share, advance, run_step
+from latewood.kernels.optim import Form, Rates, Rule, Scalars, Share, advance, fused_exists, run_step
 
 __all__ = [
     "Batch",
@@ -122,6 +122,10 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
             raise invalid("lr", group["lr"], "a number or a tensor with one element")
         at_least(group, "weight_decay", 0.0)
+        for parameter in group["params"] if group["fused"] else ():
+            dtype = parameter.dtype.to_real()
+            if not fused_exists(parameter.device, dtype):
+                raise invalid("fused", True, f"None or False for {dtype} on {parameter.device}")
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the moments a parameter of this group keeps; () keeps no state at all."""
