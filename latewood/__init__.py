@@ -9,7 +9,16 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["core", "experiments", "kernels", "optim", "sparsity", "spectra", "training"]
+__all__ = [
+    "core",
+    "experiments",
+    "kernels",
+    "optim",
+    "segmentation",
+    "sparsity",
+    "spectra",
+    "training",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
