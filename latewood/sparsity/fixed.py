@@ -1,0 +1,172 @@
+"""Masks that are given, not learned: pruned weights are exactly 0 for as long as they are on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core import MASK, Selected, attach, bake
+from latewood.errors import RequestError, invalid
+from latewood.sparsity.places import maskable, places
+
+__all__ = ["BinaryMask", "FixedMasks", "Masks", "require_masks"]
+
+Masks = dict[str, Tensor]
+"""Parameter name -> bool tensor of the weight's shape, True where kept."""
+
+_MOST_NAMES_SHOWN: Final = 8
+
+
+class BinaryMask(nn.Module):
+    """Multiplies a weight by a binary mask and a scale, ``weight * scale * kept``.
+
+    Args:
+        kept: bool, with the weight's shape.
+        scale: factor of what is kept.
+    """
+
+    order = MASK
+    kept: Tensor
+
+    def __init__(self, kept: Tensor, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept.detach().clone())
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight, 0 where not kept even if the weight there is not finite."""
+        return torch.where(self.kept, weight if self.scale == 1.0 else weight * self.scale, 0)
+
+    def extra_repr(self) -> str:
+        """The mask in words."""
+        share = self.kept.float().mean().item()
+        return f"{tuple(self.kept.shape)}, density={share:.4g}, scale={self.scale:.6g}"
+
+
+class FixedMasks:
+    """A method that trains a network under given masks.
+
+    The masks multiply in every forward pass. Momentum, weight decay, AdamW or an average of the
+    weights (``torch.optim.swa_utils``) move only stored values that no output sees, and
+    ``finalize`` sets those to 0.
+
+    Args:
+        model: its weights named in ``masks`` are masked in place.
+        masks: parameter name -> bool tensor, True where kept.
+        scale: factor of what is kept, one for all or by parameter name.
+
+    Raises:
+        RequestError: no mask, a name that the model does not have, a mask of another shape or
+            dtype, or a weight that already has a mask.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        *,
+        scale: float | Mapping[str, float] = 1.0,
+    ) -> None:
+        self._model = model
+        self._masks: dict[str, BinaryMask] = {}
+        self._places: dict[str, list[Selected]] = {}
+        self._layers: dict[str, str] = {}
+        self._finished = False
+        if not masks:
+            raise invalid("masks", masks, "the mask of at least one weight")
+        chosen = {each.name: each for each in maskable(model, include=tuple(masks), exclude=())}
+        require_masks(masks, {name: each.stored for name, each in chosen.items()})
+        used = places(model)
+        for name, each in chosen.items():
+            factor = scale[name] if isinstance(scale, Mapping) else scale
+            mask = BinaryMask(masks[name].to(each.stored.device), scale=factor)
+            self._places[name] = used[id(each.stored)]
+            for owner in self._places[name]:
+                attach(owner.module, owner.parameter_name, mask)
+            self._masks[name] = mask
+            self._layers[name] = each.layer
+
+    def masks(self) -> Masks:
+        """The masks by parameter name: bool, shape of the weight, True where kept."""
+        return {name: mask.kept.clone() for name, mask in self._masks.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """None: nothing is learned beside the weights."""
+        return []
+
+    def penalty(self) -> Tensor:
+        """0, a 0-dim tensor."""
+        return torch.zeros(())
+
+    def step(self) -> None:
+        """Does nothing: the masks stay."""
+
+    def finalize(self) -> nn.Module:
+        """Folds the masks into the weights, which then hold exact zeros, and removes them.
+
+        Returns:
+            The model with plain weights.
+
+        Raises:
+            RequestError: a second call.
+        """
+        if self._finished:
+            raise RequestError("finalize: has been called; the masks are folded into the model")
+        self._finished = True
+        for name, mask in self._masks.items():
+            for owner in self._places[name]:
+                bake(owner.module, owner.parameter_name, mask)
+                # A tied tensor now holds the scale: folding its other uses must not repeat it.
+                mask.scale = 1.0
+        return self._model
+
+    def metrics(self) -> dict[str, float]:
+        """ "density" (fraction kept of all masked weights) and "density/<layer>"."""
+        kept: dict[str, int] = {}
+        size: dict[str, int] = {}
+        for name, mask in self._masks.items():
+            layer = self._layers[name] or name
+            kept[layer] = kept.get(layer, 0) + int(mask.kept.sum())
+            size[layer] = size.get(layer, 0) + mask.kept.numel()
+        return {
+            "density": sum(kept.values()) / sum(size.values()),
+            **{f"density/{layer}": kept[layer] / size[layer] for layer in kept},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the masks are in the model's own state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` returned.
+
+        Raises:
+            RequestError: a state of another kind.
+        """
+        if state:
+            raise invalid("state", state, "what FixedMasks.state_dict() returned, {}")
+
+
+def require_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuses masks that do not fit the weights of their names.
+
+    Args:
+        masks: parameter name -> mask.
+        weights: parameter name -> weight; other names may be there too.
+
+    Raises:
+        RequestError: an unknown name, another shape or another dtype than bool.
+    """
+    for name, mask in masks.items():
+        if name not in weights:
+            shown = ", ".join(list(weights)[:_MOST_NAMES_SHOWN])
+            raise invalid("masks", name, f"names of weights, such as {shown}")
+        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
+            raise invalid(
+                f"masks[{name!r}]",
+                f"{mask.dtype} of shape {tuple(mask.shape)}",
+                f"torch.bool of shape {tuple(weights[name].shape)}",
+            )
