@@ -27,6 +27,7 @@ def parameter_groups(
     *,
     weight_decay: float | None = None,
     lr: float | None = None,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Splits the trainable parameters into groups for an optimizer, each exactly once.
 
@@ -41,6 +42,7 @@ def parameter_groups(
         methods: the methods; their parameters keep the learning rates the methods ask for.
         weight_decay: decay of the first group; None leaves it to the optimizer.
         lr: learning rate of the first two groups; None leaves it to the optimizer.
+        decay_all: decay norms, biases and vectors like the weights, as some papers do.
 
     Returns:
         Groups as ``torch.optim`` takes them.
@@ -59,7 +61,7 @@ def parameter_groups(
         )
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
-    kept = set(_undecayed_parameters(model))
+    kept = set() if decay_all else set(_undecayed_parameters(model))
     for parameter in model.parameters():
         if not parameter.requires_grad or id(parameter) in claimed | transformations:
             continue

@@ -60,9 +60,11 @@ MODELS: dict[str, str] = {
         "convnet",
         "resnet18",
         "resnet20",
-        "resnet56",
+        "resnet34",
         "resnet50",
+        "resnet56",
         "vgg11",
+        "vgg13",
         "vgg16",
         "wide_resnet28",
         "mobilenet_v1",
@@ -94,6 +96,7 @@ SCHEDULES: dict[str, str] = {
 
 METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
+    "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
 }
 
 PROBES: dict[str, str] = {

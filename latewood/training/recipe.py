@@ -64,6 +64,7 @@ class Recipe(BaseModel):
         drop_last: leave out a last batch of an epoch that is not full.
         seed: decides initial weights, data order, augmentation and all other randomness.
         precision: "no" for full, "bf16" or "fp16" for mixed.
+        decay_all: weight decay acts on norms and biases too, not only on weights.
         clip_norm: largest norm of the gradient of the model's own parameters.
         log_every: steps between two rows of training metrics.
         evaluate_every: steps between two validations; every epoch if left out.
@@ -91,6 +92,7 @@ class Recipe(BaseModel):
     drop_last: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    decay_all: bool = False
     clip_norm: PositiveFloat | None = None
     log_every: PositiveInt = 10
     evaluate_every: PositiveInt | None = None

@@ -266,7 +266,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
         task=task,
         model=model,
         network=_network(recipe, processes, model),
-        optimizer=_optimizer(recipe.optimizer, model, methods),
+        optimizer=_optimizer(recipe, model, methods),
         methods=methods,
         probes=[
             components.build(
@@ -287,10 +287,15 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
 
 
 def _optimizer(
-    section: Mapping[str, Any], model: nn.Module, methods: Mapping[str, Method]
+    recipe: Recipe, model: nn.Module, methods: Mapping[str, Method]
 ) -> torch.optim.Optimizer:
-    decay = section.get("weight_decay")
-    groups = parameter_groups(model, list(methods.values()), weight_decay=decay)
+    section = recipe.optimizer
+    groups = parameter_groups(
+        model,
+        list(methods.values()),
+        weight_decay=section.get("weight_decay"),
+        decay_all=recipe.decay_all,
+    )
     optimizer = components.build("optimizer", section, "optimizer", params=groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise RequestError(f"optimizer: {section['name']!r} returned no torch optimizer")

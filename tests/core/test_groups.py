@@ -69,6 +69,13 @@ def test_weights_decay_and_norms_biases_and_vectors_do_not():
     assert undecayed["weight_decay"] == 0.0
 
 
+def test_everything_decays_when_asked():
+    model = Net()
+    (group,) = parameter_groups(model, weight_decay=1.0, decay_all=True)
+    assert group["weight_decay"] == 1.0
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
 def test_weight_decay_and_rate_reach_the_base_groups_only(mask):
     model = Net()
     method = Masks(model, mask, lr=0.3)
