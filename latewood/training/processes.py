@@ -146,7 +146,8 @@ def processes(
             state._shared_state.clear()
         try:
             accelerator = Accelerator(
-                cpu=device == "cpu",
+                # Without this several processes on a machine that has none but the CPU never meet.
+                cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
                 mixed_precision=precision,
                 log_with=list(trackers) or None,
                 project_dir=str(folder),

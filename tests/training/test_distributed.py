@@ -107,6 +107,7 @@ def launch(home, *runs, timeout=120):
     command = [sys.executable, *launcher, "script.py", *runs]
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     environment["OMP_NUM_THREADS"] = "1"
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         command, cwd=home, capture_output=True, text=True, timeout=timeout, env=environment
     )
@@ -122,7 +123,12 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         warnings.simplefilter("ignore")
         train(home / "recipe.toml", folder=home / "alone")
     both = launch(
-        home, "both", "half steps=9", "many task.samples=1", "both", "nan model.fails=divide"
+        home,
+        "both",
+        "half steps=9 device=auto",
+        "many task.samples=1",
+        "both",
+        "nan model.fails=divide",
     )
     assert both.returncode == 0, both.stderr
     one, two = RunFolder(home / "alone"), RunFolder(home / "both")
@@ -156,6 +162,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         )
         assert outcome(home, "nan", rank).startswith("WorkError: step 5: the loss is nan; ")
     assert not (home / "many").exists()
+    assert "processes = 2" in RunFolder(home / "half").recipe_path.read_text()
 
 
 def test_an_error_in_one_process_ends_the_other(home):
