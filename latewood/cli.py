@@ -107,6 +107,8 @@ def train(
     from latewood.training.tables import print_table
 
     folder = resume or out or Path("runs") / (recipe or Path()).stem
+    if resume is not None and not RunFolder(resume).exists:
+        raise RequestError(f"--resume: got '{resume}'; expected the folder of a run")
     source = recipe or RunFolder(folder).recipe_path
     run = run_training(
         load_recipe(source, set),
@@ -221,6 +223,62 @@ def inspect(
     for path in endings.values():
         if path is not None:
             print(f"table: {write_table(rows, path)}")
+
+
+@app.command
+def segment(
+    images: Annotated[Sequence[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Path = Path("segmented"),
+    overlay: Annotated[bool, Flag] = False,
+    evaluate: Path | None = None,
+    preset: Literal["paper", "robust", "fast"] = "robust",
+    size: int | None = None,
+) -> None:
+    """Split images into foreground and background, without labels or weights.
+
+    Writes a mask for every image, segmentation.json, and index.html to look at them all.
+
+    Parameters
+    ----------
+    images
+        Image files, or folders of them.
+    out
+        Folder of the results.
+    overlay
+        Also write each image with its background darkened and the outline drawn.
+    evaluate
+        A folder with true masks, called NAME.png or NAME_mask.png, to compare with.
+    preset
+        paper is the published algorithm; robust finds better masks; fast works at half the size.
+    size
+        Larger images are searched with this shorter side, in pixels, and their masks brought
+        back to full size along the edges; 128 if not given, 64 for fast.
+    """
+    from latewood.segmentation.folder import means, segment_files
+    from latewood.segmentation.settings import PRESETS, settings_of
+    from latewood.segmentation.sheet import write_sheet
+    from latewood.training.progress import track
+    from latewood.training.tables import print_table
+
+    settings = settings_of(preset, {"size": size or PRESETS[preset].size or 128})
+    done = segment_files(images, out, settings, overlays=overlay, truth=evaluate, track=track)
+    scores = means(done)
+    if scores:
+        rows = [
+            {"measure": name, "better polarity": scores[name], "as it is": scores[f"{name}_fixed"]}
+            for name in ("accuracy", "iou", "miou", "dice")
+        ]
+        print_table([*rows, {"measure": "empty masks", "as it is": scores["empty"]}])
+    failed = [one for one in done if one.error]
+    print(f"masks: {len(done) - len(failed)} in {out}")
+    print(f"page: {write_sheet(done, out / 'index.html')}")
+    if failed:
+        # One line says it all; the page and segmentation.json hold the reasons of the rest.
+        shown = "; ".join(one.error for one in failed[:5])
+        more = f"; and {len(failed) - 5} more, see {out / 'index.html'}" if len(failed) > 5 else ""
+        raise WorkError(f"{len(failed)} of {len(done)} images failed: {shown}{more}")
 
 
 @app.command

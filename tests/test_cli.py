@@ -212,7 +212,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", "RECIPE: missing"),
         ("train --resume run --overwrite", "--overwrite"),
         ("train missing.toml", "missing.toml: cannot be read"),
-        ("train --resume missing", "cannot be read"),
+        ("train --resume missing", "expected the folder of a run"),
         ("sweep missing.toml --grid seed=0", "missing.toml: cannot be read"),
         ("sweep missing.toml --grid seed", "--grid"),
         ("sweep missing.toml --list missing.txt", "missing.txt"),
