@@ -2,6 +2,29 @@
 
 from latewood.sparsity.continuous import ContinuousSparsification
 from latewood.sparsity.fixed import FixedMasks
+from latewood.sparsity.places import maskable
+from latewood.sparsity.pruning import (
+    GradualMagnitudePruning,
+    keep_largest,
+    prune_smallest,
+    random_masks,
+    shuffled_masks,
+)
+from latewood.sparsity.readings import Readings, readings
 from latewood.sparsity.tickets import Ticket, restore, snapshot
 
-__all__ = ["ContinuousSparsification", "FixedMasks", "Ticket", "restore", "snapshot"]
+__all__ = [
+    "ContinuousSparsification",
+    "FixedMasks",
+    "GradualMagnitudePruning",
+    "Readings",
+    "Ticket",
+    "keep_largest",
+    "maskable",
+    "prune_smallest",
+    "random_masks",
+    "readings",
+    "restore",
+    "shuffled_masks",
+    "snapshot",
+]

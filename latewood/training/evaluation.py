@@ -12,7 +12,7 @@ from latewood.training.data import Batch, Dataset, batches
 from latewood.training.randomness import derive
 from latewood.training.session import Session
 
-__all__ = ["evaluate", "recalibrate"]
+__all__ = ["evaluate", "recalibrate", "recalibration_batches"]
 
 
 @torch.no_grad()
@@ -81,10 +81,11 @@ def recalibrate(session: Session, model: nn.Module) -> bool:
         with session.processes.autocast():
             return session.task.objective.loss(network, batch, noise)
 
-    return recalibrate_batch_norm(model, _some_batches(session), forward) > 0
+    return recalibrate_batch_norm(model, recalibration_batches(session), forward) > 0
 
 
-def _some_batches(session: Session) -> Iterator[Batch]:
+def recalibration_batches(session: Session) -> Iterator[Batch]:
+    """Training batches to renew batch-norm statistics on, the same ones in every process."""
     recipe, dataset = session.recipe, session.task.train
     full = recipe.batch_size <= len(dataset)
     taken = batches(
