@@ -41,6 +41,7 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
+from latewood.spectra.over_time import AgreementOverTime, agreement_over_time
 from latewood.spectra.pairs import Pair, infer_pairs, model_alignment
 from latewood.spectra.probe import SpectralProbe
 from latewood.spectra.snapshots import (
@@ -60,6 +61,7 @@ from latewood.spectra.views import (
 
 __all__ = [
     "Agreement",
+    "AgreementOverTime",
     "Alignment",
     "Connection",
     "Factors",
@@ -68,6 +70,7 @@ __all__ = [
     "SpectralProbe",
     "Spectrum",
     "agreement",
+    "agreement_over_time",
     "alignment",
     "apply_masks_",
     "as_matrix",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from latewood.errors import RequestError, invalid
@@ -59,7 +58,7 @@ def agreement(first: Factors, second: Factors, *, top: int = 10) -> Agreement:
     right = first.right.double().mT @ second.right.double()
     matrix = (left * right).abs()
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    baseline = random_agreement(first.left.shape[-2], first.right.shape[-2])
+    baseline = random_agreement(*first.shape[-2:])
     return Agreement(matrix, diagonal, diagonal[..., :top].mean(-1), baseline)
 
 
@@ -95,9 +94,8 @@ def subspace_agreement(first: Factors, second: Factors, *, k: int = 10) -> tuple
 
 
 def _require_same_shape(first: Factors, second: Factors) -> None:
-    sides = [torch.Size((*f.left.shape[:-1], f.right.shape[-2])) for f in (first, second)]
-    if sides[0] != sides[1]:
+    if first.shape != second.shape:
         raise RequestError(
-            f"second: got factors of a matrix of shape {tuple(sides[1])}; expected the first's "
-            f"shape {tuple(sides[0])}"
+            f"second: got factors of a matrix of shape {second.shape}; expected the first's "
+            f"shape {first.shape}"
         )

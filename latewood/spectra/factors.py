@@ -36,6 +36,11 @@ class Factors:
         """k, the number of pairs of vectors."""
         return self.left.shape[-1]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., m, n), the shape of the matrix."""
+        return (*self.left.shape[:-1], self.right.shape[-2])
+
 
 def factors(matrix: Tensor, k: int | None = None) -> Factors:
     r"""The singular values of a matrix, or of each of a batch, with the first k pairs of vectors.

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from latewood.core.selection import Selected
 from latewood.errors import invalid
+from latewood.spectra.cadence import Cadence, Every
+from latewood.spectra.factors import factors
 from latewood.spectra.measures import RankKind, effective_rank, singular_values
 from latewood.spectra.snapshots import Spectrum, snapshot_path, write_snapshot
 from latewood.spectra.weights import current_matrix, spectral_parameters
@@ -24,14 +28,23 @@ class SpectralProbe:
 
     Args:
         model: the model to look at; it may be parametrized later.
-        every: number of steps between two observations.
+        every: number of steps between two observations; "epoch" for its ends; "auto" for as often
+            as ``budget`` allows, which depends on the machine's speed.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
         folder: where one Parquet file per observation goes; None keeps no singular values.
         kind: the definition of the effective rank, see ``effective_rank``.
+        vectors: pairs of singular vectors that each file keeps per matrix, from which
+            ``agreement_over_time`` works without checkpoints; 0 keeps none.
+        half: whether they are kept in half precision.
+        steps_per_epoch: length of an epoch, for "epoch".
+        total_steps: last step of the training, which "auto" then always observes.
+        budget: share of the wall-clock time that "auto" may take. The first and the last
+            observation are made in any case.
 
     Raises:
-        RequestError: ``every`` below 1, an unknown ``kind``, or a glob that matches nothing.
+        RequestError: ``every``, ``kind``, ``vectors`` or ``budget`` not allowed, "epoch" without
+            its length, or a glob that matches nothing.
 
     Source: arXiv 2408.11804, section 3.
     """
@@ -40,20 +53,35 @@ class SpectralProbe:
         self,
         model: nn.Module,
         *,
-        every: int,
+        every: Every,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         folder: Path | None = None,
         kind: RankKind = "exp",
+        vectors: int = 16,
+        half: bool = True,
+        steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
+        budget: float = 0.03,
     ) -> None:
-        if every < 1:
-            raise invalid("every", every, "an integer of at least 1")
         if kind not in ("exp", "entropy"):
             raise invalid("kind", kind, '"exp" or "entropy"')
+        if vectors < 0:
+            raise invalid("vectors", vectors, "an integer of at least 0")
         self.parameters = spectral_parameters(model, include=include, exclude=exclude)
         self.every = every
         self.folder = None if folder is None else Path(folder)
         self.kind = kind
+        self.vectors = vectors
+        self.half = half
+        self._cadence = Cadence(
+            every, steps_per_epoch=steps_per_epoch, total_steps=total_steps, budget=budget
+        )
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall-clock time since the first call of ``observe`` that it has taken."""
+        return self._cadence.overhead
 
     def observe(self, step: int) -> dict[str, float]:
         """The effective ranks after ``step`` updates.
@@ -63,17 +91,42 @@ class SpectralProbe:
 
         Returns:
             {"effective_rank/<parameter name>": value}, the mean over groups for a grouped
-            convolution; {} unless ``step`` is a multiple of ``every``.
+            convolution; {} where no observation is due.
         """
-        if step % self.every:
+        if not self._cadence.due(step):
             return {}
-        spectra, metrics = [], {}
-        for selected in self.parameters:
-            matrix = current_matrix(selected.module, selected.parameter_name)
-            values = singular_values(matrix).cpu()
-            rank = effective_rank(values, kind=self.kind).mean()
-            metrics[f"effective_rank/{selected.name}"] = float(rank)
-            spectra.append(Spectrum(selected.name, tuple(matrix.shape), values.float().numpy()))
-        if self.folder is not None:
-            write_snapshot(snapshot_path(self.folder, step), step, spectra)
-        return metrics
+        self._wait_for_devices()
+        with self._cadence.measured():
+            spectra = [self._spectrum(selected) for selected in self.parameters]
+            if self.folder is not None:
+                write_snapshot(snapshot_path(self.folder, step), step, spectra)
+            return {f"effective_rank/{each.name}": self._rank(each) for each in spectra}
+
+    def _spectrum(self, selected: Selected) -> Spectrum:
+        matrix = current_matrix(selected.module, selected.parameter_name)
+        shape = tuple(matrix.shape)
+        if self.folder is None or not self.vectors:
+            return Spectrum(selected.name, shape, singular_values(matrix).cpu().float().numpy())
+        found = factors(matrix, self.vectors)
+        stored = torch.float16 if self.half else torch.float32
+
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", stored)
+
+        return Spectrum(
+            selected.name,
+            shape,
+            found.values.cpu().float().numpy(),
+            left=kept(found.left).numpy(),
+            right=kept(found.right).numpy(),
+        )
+
+    def _rank(self, spectrum: Spectrum) -> float:
+        values = torch.from_numpy(spectrum.values)
+        return float(effective_rank(values, kind=self.kind).mean())
+
+    def _wait_for_devices(self) -> None:
+        # The time of the training step still under way is not the probe's.
+        for device in {each.stored.device for each in self.parameters}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)

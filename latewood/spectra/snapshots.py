@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +25,30 @@ _SCHEMA = pa.schema(
         ("singular_value", pa.float32()),
     ]
 )
+_SIDES = ("left", "right")
 _METADATA = b"latewood.spectra"
+Vectors = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
+
 _FILE = re.compile(r"step-(\d{8,})\.parquet")
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of one parameter.
+    """The singular values of one parameter, perhaps with the first of its singular vectors.
 
     Args:
         name: the parameter's full name.
         shape: (out, in), or (groups, out, in), of its matrix.
         values: (R,), or (groups, R), descending along the last dimension.
+        left: (out, k), or (groups, out, k), in half or single precision; None without vectors.
+        right: (in, k), or (groups, in, k), alike.
     """
 
     name: str
     shape: tuple[int, ...]
     values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    left: Vectors | None = None
+    right: Vectors | None = None
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
@@ -62,7 +70,8 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
     """Writes the spectra of one step, whole or not at all.
 
     Rows follow the order of ``spectra``; groups follow each other, each with an index from 0. The
-    shapes of the matrices are in the file's metadata.
+    shapes of the matrices are in the file's metadata. If the spectra have vectors, two more columns
+    hold those of each value, and null beyond the first k.
 
     Args:
         path: the file; its folder is created.
@@ -70,6 +79,12 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
         spectra: one per parameter.
     """
     sizes = [spectrum.values.size for spectrum in spectra]
+    with_vectors = bool(spectra) and all(s.left is not None for s in spectra)
+    schema, vectors = _SCHEMA, {}
+    if with_vectors:
+        for side in _SIDES:
+            vectors[side] = pa.concat_arrays([_rows(s, getattr(s, side)) for s in spectra])
+            schema = schema.append(pa.field(side, vectors[side].type))
     table = pa.table(
         {
             "step": np.full(sum(sizes), step, dtype=np.int64),
@@ -78,8 +93,9 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
             "singular_value": np.concatenate(
                 [np.zeros(0, np.float32), *(s.values.ravel() for s in spectra)]
             ),
+            **vectors,
         },
-        schema=_SCHEMA.with_metadata(
+        schema=schema.with_metadata(
             {_METADATA: json.dumps({"shapes": {s.name: s.shape for s in spectra}})}
         ),
     )
@@ -87,7 +103,8 @@ def write_snapshot(path: Path, step: int, spectra: list[Spectrum]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            # Vectors are noise to a compressor, and far too many for a dictionary.
+            pq.write_table(table, file, compression="zstd", use_dictionary=list(_SCHEMA.names))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -105,11 +122,34 @@ def _indices(spectrum: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.int3
     return np.tile(np.arange(rank, dtype=np.int32), spectrum.values.size // max(1, rank))
 
 
-def read_snapshot(path: Path) -> list[Spectrum]:
+def _rows(spectrum: Spectrum, vectors: Vectors) -> pa.Array:
+    """One list per singular value: the vector of the first k, null for the rest."""
+    *groups, size, count = vectors.shape
+    rank, number = spectrum.values.shape[-1], int(np.prod(groups))
+    lengths = np.zeros((number, rank), np.int64)
+    lengths[:, :count] = size
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    flat = pa.array(np.ascontiguousarray(np.swapaxes(vectors, -1, -2)).ravel())
+    absent = np.broadcast_to(np.arange(rank) >= count, (number, rank)).ravel()
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(absent))
+
+
+def _vectors(column: pa.ChunkedArray, start: int, groups: tuple[int, ...], rank: int) -> Vectors:
+    """The inverse of ``_rows`` for the spectrum that starts at a row."""
+    part = column.slice(start, int(np.prod(groups)) * rank)
+    count = (len(part) - part.null_count) // max(1, int(np.prod(groups)))
+    flat = pa.concat_arrays([chunk.flatten() for chunk in part.chunks]).to_numpy(
+        zero_copy_only=False
+    )
+    return np.swapaxes(flat.reshape(*groups, count, -1), -1, -2)
+
+
+def read_snapshot(path: Path, *, vectors: bool = False) -> list[Spectrum]:
     """Reads what ``write_snapshot`` wrote, in the same order.
 
     Args:
         path: the file.
+        vectors: whether to read the singular vectors too, where the file has some.
 
     Returns:
         One spectrum per parameter.
@@ -118,15 +158,18 @@ def read_snapshot(path: Path) -> list[Spectrum]:
         WorkError: the file cannot be read or is not a snapshot.
     """
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        shapes: dict[str, list[int]] = json.loads(metadata[_METADATA])["shapes"]
-        table = pq.read_table(path, columns=["singular_value"], use_threads=False)
+        schema = pq.read_schema(path)
+        shapes: dict[str, list[int]] = json.loads((schema.metadata or {})[_METADATA])["shapes"]
+        sides = [side for side in _SIDES if vectors and side in schema.names]
+        table = pq.read_table(path, columns=["singular_value", *sides], use_threads=False)
         values = table.column("singular_value").to_numpy().astype(np.float32)
         spectra, start = [], 0
         for name, shape in shapes.items():
-            sizes = (*shape[:-2], min(shape[-2:]))
-            stop = start + int(np.prod(sizes))
-            spectra.append(Spectrum(name, tuple(shape), values[start:stop].reshape(sizes)))
+            groups, rank = tuple(shape[:-2]), min(shape[-2:])
+            stop = start + int(np.prod(groups)) * rank
+            found = {s: _vectors(table.column(s), start, groups, rank) for s in sides}
+            own = values[start:stop].reshape(*groups, rank)
+            spectra.append(Spectrum(name, tuple(shape), own, **found))
             start = stop
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise WorkError(f"{path}: not a readable snapshot of singular values ({error})") from error

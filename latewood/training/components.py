@@ -118,7 +118,7 @@ PROVIDED: Mapping[str, frozenset[str]] = {
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"progress"}),
     "method": frozenset({"model", "total_steps", "steps_per_epoch", "seed"}),
-    "probe": frozenset({"model", "steps_per_epoch", "folder"}),
+    "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder"}),
 }
 """The arguments that a run passes itself, so that a recipe may not."""
 

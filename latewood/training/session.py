@@ -274,6 +274,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
                 own,
                 f"probes[{index}]",
                 model=model,
+                total_steps=total_steps,
                 steps_per_epoch=steps_per_epoch,
                 folder=folder.spectra_folder,
             )

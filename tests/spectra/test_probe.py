@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from latewood.core.method import Probe
 from latewood.errors import RequestError
-from latewood.spectra import SpectralProbe, effective_rank, read_snapshot, singular_values
+from latewood.spectra import (
+    SpectralProbe,
+    effective_rank,
+    factors,
+    read_snapshot,
+    singular_values,
+    snapshot_path,
+)
 
 
 class Net(nn.Module):
@@ -87,7 +95,41 @@ def test_snapshot_holds_the_singular_values(net, tmp_path):
     spectra = {s.name: s for s in read_snapshot(tmp_path / "step-00000007.parquet")}
     assert spectra["conv.weight"].shape == (2, 4, 18)
     expected = singular_values(net.lstm.weight_hh_l0).numpy()
-    assert np.array_equal(spectra["lstm.weight_hh_l0"].values, expected)
+    assert np.allclose(spectra["lstm.weight_hh_l0"].values, expected, rtol=1e-6)
+    assert spectra["lstm.weight_hh_l0"].left is None
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_snapshot_holds_the_first_vectors(net, tmp_path, half):
+    SpectralProbe(net, every=1, folder=tmp_path, vectors=3, half=half).observe(7)
+    spectra = {s.name: s for s in read_snapshot(snapshot_path(tmp_path, 7), vectors=True)}
+    found = factors(net.conv.weight.flatten(1).unflatten(0, (2, 4)), 3)
+    for side in ("left", "right"):
+        kept = getattr(spectra["conv.weight"], side)
+        assert kept.dtype == (np.float16 if half else np.float32)
+        exact = getattr(found, side).numpy()
+        assert np.allclose(kept, exact, atol=5e-4 if half else 0)
+    assert spectra["positions"].left.shape == (5, 3)
+    assert not spectra["positions"].left.any()
+
+
+def test_no_vectors_are_kept_where_none_are_wanted(net, tmp_path):
+    SpectralProbe(net, every=1, folder=tmp_path, vectors=0).observe(0)
+    assert all(s.left is None for s in read_snapshot(snapshot_path(tmp_path, 0), vectors=True))
+    assert pq.read_schema(snapshot_path(tmp_path, 0)).names[-1] == "singular_value"
+
+
+def test_ranks_do_not_depend_on_what_is_kept(net, tmp_path):
+    plain = SpectralProbe(net, every=1).observe(0)
+    kept = SpectralProbe(net, every=1, folder=tmp_path).observe(0)
+    assert kept == pytest.approx(plain, abs=1e-6)
+
+
+def test_epoch_is_the_end_of_each(net):
+    probe = SpectralProbe(net, every="epoch", steps_per_epoch=4, include=("head",))
+    assert [step for step in range(13) if probe.observe(step)] == [0, 4, 8, 12]
+    assert 0 < probe.overhead < 1
+    assert SpectralProbe(net, every=2).overhead == 0
 
 
 def test_include_and_exclude(net):
@@ -152,3 +194,5 @@ def test_bad_arguments_are_refused(net):
         SpectralProbe(net, every=0)
     with pytest.raises(RequestError, match="kind"):
         SpectralProbe(net, every=1, kind="printed")
+    with pytest.raises(RequestError, match="vectors"):
+        SpectralProbe(net, every=1, vectors=-1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from latewood.errors import WorkError
 from latewood.spectra import (
@@ -40,6 +41,31 @@ def test_round_trip(tmp_path, spectra):
     assert [(s.name, s.shape) for s in read] == [(s.name, s.shape) for s in spectra]
     for one, other in zip(read, spectra, strict=True):
         assert np.array_equal(one.values, other.values, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_vectors_round_trip(tmp_path, gaussian, dtype):
+    def vectors(*shape, seed=0):
+        return gaussian(*shape, seed=seed).numpy().astype(dtype)
+
+    values = gaussian(9, dtype=torch.float32).numpy()
+    spectra = [
+        Spectrum("first", (5, 4), values[:4], vectors(5, 2), vectors(4, 2)),
+        Spectrum("groups", (3, 2, 7), values[:6].reshape(3, 2), vectors(3, 2, 2), vectors(3, 7, 2)),
+        Spectrum("one", (1, 9), values[:1], vectors(1, 1), vectors(9, 1)),
+    ]
+    path = snapshot_path(tmp_path, 3)
+    write_snapshot(path, 3, spectra)
+    assert all(s.left is s.right is None for s in read_snapshot(path))
+    for one, other in zip(read_snapshot(path, vectors=True), spectra, strict=True):
+        assert np.array_equal(one.values, other.values)
+        assert one.left.dtype == one.right.dtype == dtype
+        assert np.array_equal(one.left, other.left)
+        assert np.array_equal(one.right, other.right)
+    table = pq.read_table(path)
+    assert table["left"].to_pylist()[1] == spectra[0].left[:, 1].tolist()
+    assert table["right"].to_pylist()[2:4] == [None, None]
+    assert table["right"].to_pylist()[6] == spectra[1].right[1, :, 0].tolist()
 
 
 def test_paths_are_in_order_of_steps(tmp_path, spectra):

@@ -1,0 +1,87 @@
+"""When a probe looks: every so many steps, at the ends of epochs, or within a share of the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from latewood.errors import RequestError, invalid
+
+__all__ = ["Cadence", "Every"]
+
+Every = int | Literal["epoch", "auto"]
+
+
+class Cadence:
+    """Decides at which steps a probe looks, and measures what looking costs.
+
+    With "auto" a look is due when all looks so far and this one, expected to cost as much as the
+    dearer of the last two, fit into ``budget`` of the wall-clock time since the first question. The
+    first question and the last step of the training are always answered; room for the last is kept.
+
+    Args:
+        every: number of steps, "epoch", or "auto".
+        steps_per_epoch: needed for "epoch".
+        total_steps: last step of the training, for "auto"; None if nobody knows.
+        budget: share of the time, in (0, 1), for "auto".
+
+    Raises:
+        RequestError: a value that is not allowed, or "epoch" without its length.
+    """
+
+    def __init__(
+        self,
+        every: Every,
+        *,
+        steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
+        budget: float = 0.03,
+    ) -> None:
+        if every not in ("epoch", "auto") and (isinstance(every, str) or every < 1):
+            raise invalid("every", every, 'an integer of at least 1, "epoch" or "auto"')
+        if every == "epoch" and steps_per_epoch is None:
+            raise RequestError(
+                'steps_per_epoch: got None with every="epoch"; expected the number of steps'
+            )
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise invalid("steps_per_epoch", steps_per_epoch, "an integer of at least 1")
+        if not 0 < budget < 1:
+            raise invalid("budget", budget, "a number between 0 and 1")
+        self.period = steps_per_epoch if every == "epoch" else every
+        self.total_steps = total_steps
+        self.budget = budget
+        self.spent = 0.0
+        self._start: float | None = None
+        self._recent: list[float] = []
+
+    def due(self, step: int) -> bool:
+        """Whether to look after ``step`` updates."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
+        if isinstance(self.period, int):
+            return step % self.period == 0
+        if not self._recent or step == self.total_steps:
+            return True
+        reserved = 1 if self.total_steps is None else 2
+        cost = self.spent + reserved * max(self._recent)
+        return cost <= self.budget * (now - self._start)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Adds the time that the block takes to the cost."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.spent += seconds
+        self._recent = [*self._recent[-1:], seconds]
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall-clock time since the first question that went into looking."""
+        if self._start is None:
+            return 0.0
+        elapsed = time.perf_counter() - self._start
+        return self.spent / elapsed if elapsed > 0 else 0.0

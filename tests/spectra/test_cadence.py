@@ -1,0 +1,106 @@
+"""When a probe looks, on a clock that the test moves."""
+
+import math
+
+import pytest
+
+from latewood.errors import RequestError
+from latewood.spectra import cadence
+from latewood.spectra.cadence import Cadence
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 50.0
+
+    monkeypatch.setattr(cadence.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def observed(clock, auto, steps, *, step_seconds, cost):
+    """The steps at which an "auto" cadence looks, and the share of the time after each."""
+    seen, shares = [], []
+    for step in range(steps + 1):
+        if auto.due(step):
+            with auto.measured():
+                clock.now += cost(step)
+            seen.append(step)
+            shares.append(auto.overhead)
+        clock.now += step_seconds
+    return seen, shares
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.03, 0.2])
+@pytest.mark.parametrize("cost", [0.001, 0.1, 3.0])
+def test_auto_stays_within_its_budget_and_uses_it(clock, budget, cost):
+    auto = Cadence("auto", budget=budget)
+    seen, shares = observed(clock, auto, 20_000, step_seconds=0.1, cost=lambda step: cost)
+    assert seen[0] == 0
+    assert max(shares[1:], default=0) <= budget + 1e-9
+    if cost >= 0.1:
+        assert auto.overhead > 0.8 * budget
+    else:
+        assert len(seen) == 20_001 or auto.overhead > 0.8 * budget
+
+
+def test_auto_keeps_room_for_the_last_step(clock):
+    auto = Cadence("auto", budget=0.05, total_steps=997)
+    seen, shares = observed(clock, auto, 997, step_seconds=0.1, cost=lambda step: 0.8)
+    assert seen[-1] == 997
+    assert seen[0] == 0
+    assert len(seen) > 3
+    assert max(shares[1:]) <= 0.05 + 1e-9
+
+
+def test_auto_expects_the_dearer_of_the_last_two(clock):
+    # Looks that cost more and less in turn must not slip over the budget by the cheap ones.
+    auto = Cadence("auto", budget=0.1)
+    costs = iter([5.0] + [0.1, 2.0] * 10_000)
+    seen, shares = observed(clock, auto, 10_000, step_seconds=0.1, cost=lambda step: next(costs))
+    assert len(seen) > 20
+    assert max(shares[2:]) <= 0.1 + 1e-9
+
+
+def test_first_look_of_a_resumed_training(clock):
+    auto = Cadence("auto", total_steps=100)
+    assert auto.due(37)
+    with auto.measured():
+        clock.now += 1
+    assert not auto.due(38)
+    assert auto.due(100)
+
+
+def test_numbers_and_epochs():
+    assert [step for step in range(9) if Cadence(4).due(step)] == [0, 4, 8]
+    epochs = Cadence("epoch", steps_per_epoch=3)
+    assert [step for step in range(9) if epochs.due(step)] == [0, 3, 6]
+
+
+def test_overhead_is_a_share_of_all_time(clock):
+    each = Cadence(1)
+    assert each.overhead == 0
+    each.due(0)
+    assert each.overhead == 0
+    with each.measured():
+        clock.now += 1
+    clock.now += 3
+    assert each.overhead == 0.25
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "named"),
+    [
+        (0, {}, "every"),
+        (-3, {}, "every"),
+        ("often", {}, "every"),
+        ("epoch", {}, "steps_per_epoch"),
+        ("epoch", {"steps_per_epoch": 0}, "steps_per_epoch"),
+        ("auto", {"budget": 0}, "budget"),
+        ("auto", {"budget": 1}, "budget"),
+        ("auto", {"budget": math.nan}, "budget"),
+    ],
+)
+def test_bad_arguments_are_refused(every, options, named):
+    with pytest.raises(RequestError, match=named):
+        Cadence(every, **options)
