@@ -13,6 +13,7 @@ from latewood.optim.bounds import (
 )
 from latewood.optim.csgd import CSGD
 from latewood.optim.delayed_adam import DelayedAdam
+from latewood.optim.study import RateStudy, best_rates, coupling_slope, rate_study, spread
 
 __all__ = [
     "CSGD",
@@ -24,8 +25,13 @@ __all__ = [
     "CorrectedBounds",
     "DelayedAdam",
     "HyperbolicBounds",
+    "RateStudy",
     "SwitchedBounds",
+    "best_rates",
+    "coupling_slope",
+    "rate_study",
     "regret_bound",
     "regret_constant",
     "regret_difference",
+    "spread",
 ]

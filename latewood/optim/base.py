@@ -13,7 +13,16 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.kernels.optim import Form, Rates, Rule, Scalars, Share, advance, fused_exists, run_step
+from latewood.kernels.optim import (
+    Form,
+    Rates,
+    Rule,
+    Scalars,
+    Share,
+    advance,
+    fused_exists,
+    run_step,
+)
 
 __all__ = [
     "Batch",

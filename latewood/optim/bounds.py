@@ -125,10 +125,10 @@ class CorrectedBounds:
     def __post_init__(self) -> None:
         if not 0.0 < self.constant < float("inf"):
             raise invalid("constant", self.constant, "a finite number above 0")
-        steps = [2.0**k for k in range(50)]
+        steps = [2.0**k for k in range(25)]
         needed = max(step / self.upper(step) - _ratio(self.upper_bounds, step) for step in steps)
         # The last digits of a difference of large numbers mean nothing.
-        if self.constant < needed * (1.0 - 1e-9):
+        if self.constant < needed * (1.0 - 1e-6):
             raise invalid(
                 "constant", self.constant, f"at least {float(needed):g} with this upper bound"
             )
@@ -174,6 +174,7 @@ def regret_bound(
     dimension: int,
     diameter: float,
     gradient: float,
+    final_rate: float = 1.0,
     beta1: float = 0.0,
 ) -> float:
     r"""Upper bound on the regret after T steps, with beta1_t = beta1/t.
@@ -186,11 +187,12 @@ def regret_bound(
     The step sizes eta are taken at their smallest, l(t)/sqrt(t); R is the largest u(t).
 
     Args:
-        bounds: the bound functions, times a final rate of 1.
+        bounds: the bound functions, as multiples of the final rate.
         steps: T.
         dimension: d, number of coordinates.
         diameter: D, largest distance along one coordinate.
         gradient: G, bound on the gradient's Euclidean norm.
+        final_rate: what the bounds are multiplied with (alpha*).
         beta1: decay of the first moment at t = 1, in [0, 1).
 
     Returns:
@@ -198,12 +200,12 @@ def regret_bound(
 
     Source: arXiv 1908.04457, Theorem 3.
     """
-    constant = regret_constant(bounds, steps)
-    largest = max(float(bounds.upper(float(t))) for t in range(1, steps + 1))
-    first = 1.0 / float(bounds.lower(1.0))
-    momentum = sum(beta1 / math.sqrt(t) / float(bounds.lower(float(t))) for t in range(1, steps + 1))
+    constant = regret_constant(bounds, steps) / final_rate
+    lowers = [final_rate * float(bounds.lower(float(t))) for t in range(1, steps + 1)]
+    largest = final_rate * max(float(bounds.upper(float(t))) for t in range(1, steps + 1))
+    momentum = sum(beta1 / (math.sqrt(t) * lower) for t, lower in enumerate(lowers, start=1))
     root = math.sqrt(steps)
-    distance = 2.0 * dimension * constant * (root - 1.0) + dimension * (first + momentum)
+    distance = 2.0 * dimension * constant * (root - 1.0) + dimension * (1.0 / lowers[0] + momentum)
     return diameter**2 / (2.0 * (1.0 - beta1)) * distance + (
         2.0 * root - 1.0
     ) * largest * gradient**2 / (1.0 - beta1)
