@@ -45,6 +45,7 @@ class Sizes:
         for name, value in self._sizes().items():
             setattr(module, name, value)
         if isinstance(module, nn.RNNBase):
+            # cuDNN wants the weights in one block of memory again.
             module._init_flat_weights()
 
     def _sizes(self) -> dict[str, Any]:

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latewood.core.coupling import slice_channels, trace_channels, verify_plan
+from latewood.core.coupling import (
+    ChannelGroup,
+    ChannelPlan,
+    slice_channels,
+    trace_channels,
+    verify_plan,
+)
 from latewood.core.selection import select_parameters
 from latewood.core.transforms import attach
 from latewood.errors import RequestError, WorkError
@@ -535,6 +541,32 @@ def test_an_unknown_group_lists_the_names():
     plan = trace_channels(nn.Sequential(linear(3, 4), linear(4, 2)), torch.randn(1, 3))
     with pytest.raises(RequestError, match=r"group: got 'conv1'; expected one of 0, 0\.inputs, 1"):
         plan["conv1"]
+
+
+def test_channels_read_once_and_twice_are_told_apart():
+    model = Model(
+        lambda m, x: m.b(torch.cat([m.a(x), m.a(x)[:, :2]], 1)), a=linear(3, 4), b=linear(6, 2)
+    )
+    plan = trace_channels(model, torch.randn(1, 3))
+    assert {group.width: kinds(group) for group in plan if group.name.startswith("a#")} == {
+        2: {"fixed"}
+    }
+    assert {each.multiplicity for group in plan for each in group.having("consumer")} == {1, 2}
+
+
+def test_verification_notices_a_tie_that_a_plan_misses():
+    model = Model(
+        lambda m, x: m.head(m.a(x) + m.b(x)), a=linear(3, 8), b=linear(3, 8), head=linear(8, 2)
+    )
+    plan = trace_channels(model, torch.randn(1, 3))
+    tied = plan["a"]
+    torn = [
+        ChannelGroup(name, tied.width, tuple(m for m in tied.members if m.tensor[0] in parts))
+        for name, parts in (("a", "ah"), ("b", "b"))
+    ]
+    assert verify_plan(model, plan, torch.randn(1, 3)) <= 1e-12
+    with pytest.raises(WorkError, match="at fault: a "):
+        verify_plan(model, ChannelPlan(tuple(torn)), torch.randn(1, 3))
 
 
 def test_verification_names_the_group_that_the_code_depends_on():
