@@ -24,6 +24,7 @@ PRECISION: Final = 1
 FAULTS: Final = 2
 """Stacking order of hardware faults, which act on what the number format left."""
 
+_LISTED: Final = "_order_before_transformations"
 _ORDERS: Final = {MASK: "mask", PRECISION: "precision", FAULTS: "faults"}
 
 
@@ -57,12 +58,14 @@ def attach(module: nn.Module, parameter_name: str, transformation: nn.Module) ->
         raise invalid("parameter_name", parameter_name, f"a parameter of {type(module).__name__}")
     stored_tensor(module, parameter_name)  # refuses tensors that another parametrization splits
     _own_class(module)
+    listed = getattr(type(module), _LISTED, tuple(module._parameters))
     try:
         parametrize.register_parametrization(module, parameter_name, transformation)
     except ValueError as error:
         raise RequestError(
             f"transformation: {type(transformation).__name__} on {parameter_name}: {error}"
         ) from error
+    setattr(type(module), _LISTED, listed)
     # Stable, so that equal orders keep their order; foreign parametrizations stay innermost.
     attached = transformations(module, parameter_name)
     _restack(module, parameter_name, sorted(attached, key=lambda each: getattr(each, "order", -1)))
@@ -102,7 +105,12 @@ def bake(module: nn.Module, parameter_name: str, transformation: nn.Module) -> N
     if remaining:
         _restack(module, parameter_name, remaining)
     else:
+        listed = getattr(type(module), _LISTED, ())
         parametrize.remove_parametrizations(module, parameter_name, leave_parametrized=False)
+        # Back in its place, so that a plain model with this state lists its parameters alike.
+        for name in listed:
+            if name in module._parameters:
+                module._parameters[name] = module._parameters.pop(name)
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 
