@@ -1,0 +1,176 @@
+"""One spectral snapshot against WeightWatcher and stored-layout svdvals; what tracking costs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks._timing import interleaved_minima, print_table
+from latewood.spectra import SpectralProbe, effective_rank, snapshot_path, weight_matrices
+from latewood.training.models import mlp, resnet20, transformer, vgg16
+
+PEER = "WeightWatcher 0.7.7 analyze()"
+STORED = "torch.linalg.svdvals, weights as stored"
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the tables of one snapshot, its accuracy and size, and of tracking at "auto".
+
+    Args:
+        arguments: the number of rounds each snapshot is timed, 3 if left out; then the seconds each
+            tracked training runs, 20 if left out.
+    """
+    rounds = int(arguments[0]) if arguments else 3
+    seconds = float(arguments[1]) if len(arguments) > 1 else 20.0
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"VGG-16": vgg16(), "two GPT-2-small blocks": gpt2_blocks()}
+        for name, model in models.items():
+            _print_snapshot(name, model, Path(folder), rounds)
+        _print_accuracy()
+        _print_size(models["VGG-16"], Path(folder))
+        _print_tracking(Path(folder), seconds)
+    torch.set_num_threads(before)
+
+
+def gpt2_blocks() -> nn.Module:
+    """The eight weight matrices of two blocks of GPT-2 small."""
+    shapes = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
+    return nn.Sequential(*(nn.Linear(*shape) for shape in shapes * 2))
+
+
+def _print_snapshot(name: str, model: nn.Module, folder: Path, rounds: int) -> None:
+    weights = [w.flatten(1) for w in weight_matrices(model, skip_last=False).values()]
+    values = SpectralProbe(model, every=1)
+    vectors = SpectralProbe(model, every=1, folder=folder)
+    candidates: dict[str, Callable[[], object]] = {
+        "Latewood, all singular values": lambda: values.observe(0),
+        "Latewood, values and 16 vectors, written": lambda: vectors.observe(0),
+        STORED: lambda: [torch.linalg.svdvals(weight) for weight in weights],
+    }
+    if peer := _weightwatcher(model):
+        candidates[PEER] = peer
+    best = interleaved_minima(candidates, rounds=rounds, warm_up=1)
+    ours = best["Latewood, all singular values"]
+    print_table(
+        f"One snapshot of {name}",
+        ["", "seconds", "times the first"],
+        [[label, f"{best[label]:.3f}", f"{best[label] / ours:.1f}"] for label in candidates],
+    )
+
+
+def _weightwatcher(model: nn.Module) -> Callable[[], object] | None:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import weightwatcher
+    except ImportError:
+        print("WeightWatcher is not installed: pip install weightwatcher==0.7.7")
+        return None
+    logging.disable(logging.CRITICAL)
+
+    def analyze() -> object:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return weightwatcher.WeightWatcher(model=model).analyze()
+
+    return analyze
+
+
+def _print_accuracy() -> None:
+    """The probe's effective ranks against those of float64 singular values."""
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for name, make in {"fresh": _fresh, "20 spikes on noise": _spiked, "rank 5": _low_rank}.items():
+        errors = {"values": 0.0, "values and vectors": 0.0}
+        for shape in ((64, 576), (256, 2304), (512, 512), (2304, 768), (1100, 1200)):
+            layer = nn.Linear(shape[1], shape[0], bias=False)
+            layer.weight.data = make(shape, generator)
+            exact = float(effective_rank(torch.linalg.svdvals(layer.weight.detach().double())))
+            with tempfile.TemporaryDirectory() as folder:
+                for label, place in zip(errors, (None, Path(folder)), strict=True):
+                    found = SpectralProbe(layer, every=1, folder=place).observe(0)
+                    error = abs(found["effective_rank/weight"] / exact - 1)
+                    errors[label] = max(errors[label], error)
+        rows.append([name, *(f"{error:.1e}" for error in errors.values())])
+    print_table(
+        "Largest relative error of the effective rank against float64",
+        ["weights", "values", "values and 16 vectors"],
+        rows,
+    )
+
+
+def _fresh(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) / shape[1] ** 0.5
+
+
+def _low_rank(shape: tuple[int, int], generator: torch.Generator, rank: int = 5) -> Tensor:
+    left = torch.randn(shape[0], rank, generator=generator)
+    return left @ torch.randn(rank, shape[1], generator=generator) / shape[1] ** 0.5
+
+
+def _spiked(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return 0.05 * _fresh(shape, generator) + 0.2 * _low_rank(shape, generator, 20)
+
+
+def _print_size(model: nn.Module, folder: Path) -> None:
+    SpectralProbe(model, every=1, folder=folder).observe(7)
+    snapshot = snapshot_path(folder, 7).stat().st_size
+    checkpoint = sum(p.numel() * p.element_size() for p in model.parameters())
+    print_table(
+        "What agreement plots of VGG-16 need to keep per snapshot",
+        ["", "megabytes", "times less"],
+        [
+            ["weights", f"{checkpoint / 1e6:.2f}", "1"],
+            ["snapshot", f"{snapshot / 1e6:.2f}", f"{checkpoint / snapshot:.1f}"],
+        ],
+    )
+
+
+def _print_tracking(folder: Path, seconds: float) -> None:
+    """The share of the wall-clock time that a probe at "auto" takes in three trainings."""
+    images = partial(torch.randn, 128, 3, 32, 32)
+    tokens = torch.randint(65, (16, 64))
+    cases: dict[str, tuple[nn.Module, Callable[[nn.Module], Tensor]]] = {
+        "MLP 3072-256-256-256-10, batch 128": (
+            mlp(in_features=3072, hidden=(256, 256, 256)),
+            lambda model: F.cross_entropy(model(images()), torch.randint(10, (128,))),
+        ),
+        "ResNet-20, batch 128": (
+            resnet20(),
+            lambda model: F.cross_entropy(model(images()), torch.randint(10, (128,))),
+        ),
+        "character Transformer, 16 x 64": (
+            transformer(vocabulary=65, context=64),
+            lambda model: F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()),
+        ),
+    }
+    rows = []
+    for name, (model, loss) in cases.items():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        probe = SpectralProbe(model, every="auto", folder=folder / name.split()[0])
+        start, step, seen = time.perf_counter(), 0, 0
+        while time.perf_counter() - start < seconds:
+            seen += bool(probe.observe(step))
+            optimizer.zero_grad()
+            loss(model).backward()
+            optimizer.step()
+            step += 1
+        rows.append([name, str(step), str(seen), f"{100 * probe.overhead:.2f} %"])
+    print_table(
+        f'Tracking at every="auto" with a budget of 3 %, {seconds:.0f} s of training each',
+        ["training", "steps", "snapshots", "share of the wall-clock time"],
+        rows,
+    )
