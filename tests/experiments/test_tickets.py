@@ -1,0 +1,34 @@
+"""The ticket experiment: its claims hold at the quick scale, and each of them can fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from latewood.experiments import Bench, Results
+from latewood.experiments import tickets as experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree")
+
+
+def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    results = experiment.run("quick", Bench(tmp_path_factory.mktemp("bench")))
+    claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
+    assert len(claims) >= 6
+    assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
+
+
+def test_every_claim_can_fail() -> None:
+    # As if the search had destroyed the network while every baseline had done well.
+    good = ("dense", "shuffled", "magnitude", "one_shot", "gradual", "iterative", "untrained")
+    bad = ("ticket", "hard", "supermask", "first round density")
+    broken = Results(
+        {
+            **{name: [0.9] for name in good},
+            **{name: [0.1] for name in bad},
+            "density": [0.5],
+            "second round density": [0.5],
+            "iterative over ticket epochs": [1.0],
+            "iterative over ticket seconds": [1.0],
+        }
+    )
+    assert [c.name for c in experiment.EXPERIMENT.claims if c.holds(broken)] == []
