@@ -102,9 +102,13 @@ def train(
             _start(session, resume=resume, overwrite=overwrite)
             with (
                 interrupts() as stop,
-                progress(run.name, session.total_steps, show=_shown(show_progress, group)) as tick,
+                progress(
+                    run.name,
+                    session.total_steps,
+                    done=session.step,
+                    show=_shown(show_progress, group),
+                ) as tick,
             ):
-                tick(session.step)
                 train_steps(session, observers(tick), lambda: stop.requested)
             return _finish(session)
         except KeyboardInterrupt:

@@ -28,13 +28,19 @@ T = TypeVar("T")
 
 @contextmanager
 def progress(
-    title: str, total: int, *, show: bool | None = None, stream: TextIO | None = None
+    title: str,
+    total: int,
+    *,
+    done: int = 0,
+    show: bool | None = None,
+    stream: TextIO | None = None,
 ) -> Iterator[Advance]:
     """Shows how far a piece of work is, on standard error.
 
     Args:
         title: what is being done.
         total: number of steps.
+        done: number of steps done earlier, which say nothing about the pace.
         show: None shows it when the work takes longer than two seconds; False never.
         stream: where it is shown; standard error if None.
 
@@ -45,7 +51,8 @@ def progress(
     if show is False:
         yield lambda steps=1, note="": None
         return
-    view = _Bar(title, total, stream) if stream.isatty() else _Lines(title, total, stream)
+    kind = _Bar if stream.isatty() else _Lines
+    view = kind(title, total, done, stream)
     try:
         yield view.advance
     finally:
@@ -85,9 +92,9 @@ def duration(seconds: float) -> str:
 class _Lines:
     """One line after two seconds, then one every ten, for logs and pipes."""
 
-    def __init__(self, title: str, total: int, stream: TextIO) -> None:
+    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
         self._title, self._total, self._stream = title, total, stream
-        self._done, self._note = 0, ""
+        self._before, self._done, self._note = done, done, ""
         self._start = time.monotonic()
         self._next = self._start + PATIENCE
         self._shown = -1
@@ -106,7 +113,8 @@ class _Lines:
 
     def _write(self, now: float) -> None:
         elapsed = now - self._start
-        left = elapsed * (self._total - self._done) / self._done if self._done else float("nan")
+        now_done = self._done - self._before
+        left = elapsed * (self._total - self._done) / now_done if now_done else float("nan")
         ahead = f", about {duration(left)} left" if 0 < left < float("inf") else ""
         note = f"  {self._note}" if self._note else ""
         line = f"{self._title}: {self._done}/{self._total}, {duration(elapsed)}{ahead}{note}\n"
@@ -118,7 +126,7 @@ class _Lines:
 class _Bar:
     """A bar that appears after two seconds and stays when it is full."""
 
-    def __init__(self, title: str, total: int, stream: TextIO) -> None:
+    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
         columns: list[Any] = [
             TextColumn("{task.description}"),
             BarColumn(),
@@ -127,7 +135,7 @@ class _Bar:
             TextColumn("{task.fields[note]}", markup=False),
         ]
         self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
-        self._task = self._progress.add_task(title, total=total, note="")
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
         self._show_at = time.monotonic() + PATIENCE
 
     def advance(self, steps: int = 1, note: str = "") -> None:

@@ -111,8 +111,9 @@ def sweep(
     errors: dict[Point, str] = {}
     tasks = [(start, point, folder / names[point], threads) for point in missing]
     try:
-        with progress(f"sweep {folder.name}", len(found), show=show_progress) as advance:
-            advance(len(found) - len(missing))
+        finished = len(found) - len(missing)
+        title = f"sweep {folder.name}"
+        with progress(title, len(found), done=finished, show=show_progress) as advance:
             for point, error in _run(tasks, jobs, backend):
                 advance(note=", ".join(point))
                 if error:

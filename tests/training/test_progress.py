@@ -53,6 +53,22 @@ def test_lines_tell_what_is_done_and_what_is_left(clock: _Clock) -> None:
     ]
 
 
+def test_steps_done_before_do_not_count_for_the_time_left(clock: _Clock) -> None:
+    stream = io.StringIO()
+    with progress("train", 100, done=90, stream=stream) as advance:
+        clock.now = 4.0
+        advance(2)
+    assert stream.getvalue() == "train: 92/100, 4 s, about 16 s left\n"
+
+
+def test_bar_begins_at_the_steps_done_before(clock: _Clock) -> None:
+    stream = _Terminal()
+    with progress("train", 100, done=90, stream=stream) as advance:
+        clock.now = 4.0
+        advance(2)
+    assert "92/100" in stream.getvalue()
+
+
 def test_bar_shows_title_and_note_as_text(clock: _Clock) -> None:
     stream = _Terminal()
     with progress("train", 4, stream=stream) as advance:
