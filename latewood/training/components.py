@@ -49,6 +49,7 @@ TASKS: dict[str, str] = {
         "spoken_digits",
         "shakespeare",
         "modular_addition",
+        "foreground",
     )
 }
 
@@ -74,6 +75,7 @@ MODELS: dict[str, str] = {
         "transformer",
         "grokking_transformer",
         "unet",
+        "segmentation_unet",
     )
 }
 

@@ -12,6 +12,7 @@ from latewood.training.models.lstm import (
 from latewood.training.models.mlp import mlp
 from latewood.training.models.mobilenet import mobilenet_v1
 from latewood.training.models.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
+from latewood.training.models.segmentation_unet import segmentation_unet
 from latewood.training.models.transformer import grokking_transformer, transformer
 from latewood.training.models.unet import unet
 from latewood.training.models.vgg import vgg11, vgg13, vgg16
@@ -31,6 +32,7 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet56",
+    "segmentation_unet",
     "transformer",
     "unet",
     "vgg11",

@@ -92,6 +92,8 @@ COUNTS = [
     ("grokking_transformer", {"norm": True}, 227_058 + 3 * 256),
     # Time 262,656; convolutions 1,548,864 each way and one bias; dense 1408*513; norms 2*1408.
     ("unet", {}, 262_656 + 2 * 1_548_864 + 1 + 722_304 + 2_816),
+    # Down 2,800 + 13,952 + 55,552 (9 ab + 9 b^2 + 4 b), up 36,992 + 9,280, the head 17.
+    ("segmentation_unet", {}, 72_304 + 46_272 + 17),
 ]
 
 IMAGE = (2, 3, 32, 32)
@@ -139,6 +141,7 @@ SMALL = [
     ("transformer", {**WIKITEXT, "vocabulary": 11, "width": 24, "layers": 2}, (2, 7), (2, 7, 11)),
     ("grokking_transformer", {}, (2, 3), (2, 114)),
     ("unet", {}, (2, 1, 28, 28), (2, 1, 28, 28)),
+    ("segmentation_unet", {}, (2, 3, 24, 20), (2, 1, 24, 20)),
     ("unet", {"channels": [32, 32, 32, 64], "in_channels": 3}, (2, 3, 20, 36), (2, 3, 20, 36)),
 ]
 
