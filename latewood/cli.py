@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
@@ -207,9 +207,7 @@ def inspect(
         Also write the table to this file.
     """
     endings = {".csv": csv, ".json": json, ".parquet": parquet}
-    for ending, path in endings.items():
-        if path is not None and path.suffix != ending:
-            raise RequestError(f"--{ending[1:]}: got '{path}'; expected a name ending in {ending}")
+    _require_endings(endings)
 
     from latewood.training.inspection import inspect_checkpoint
     from latewood.training.progress import track
@@ -223,6 +221,63 @@ def inspect(
     for path in endings.values():
         if path is not None:
             print(f"table: {write_table(rows, path)}")
+
+
+@app.command
+def spectra(
+    run: Path,
+    /,
+    *,
+    reference: str = "final",
+    against: Path | None = None,
+    out: Path | None = None,
+    csv: Path | None = None,
+    json: Path | None = None,
+    parquet: Path | None = None,
+) -> None:
+    """Show when the singular vectors of a run's weights took their direction, and draw it.
+
+    Needs the snapshots of a probe named spectral, and no checkpoints.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    reference
+        What to compare with: final, initial, previous, a step, or (with --against) same.
+    against
+        Compare with the snapshots of this run instead.
+    out
+        The page; agreement.html in the run's folder if not given.
+    csv
+        Also write every single agreement to this file.
+    json
+        Also write every single agreement to this file.
+    parquet
+        Also write every single agreement to this file.
+    """
+    endings = {".csv": csv, ".json": json, ".parquet": parquet}
+    _require_endings(endings)
+
+    from latewood.training.agreement_page import (
+        agreement_rows,
+        run_agreement,
+        score_rows,
+        write_agreement_page,
+    )
+    from latewood.training.run_folder import RunFolder
+    from latewood.training.tables import print_table, write_table
+
+    folder, other = RunFolder(run), None if against is None else RunFolder(against)
+    found = run_agreement(folder, reference, against=other)
+    about = f"step {reference}" if reference.isdecimal() else f"the {reference} snapshot"
+    if other is not None:
+        about += f" of {other.name}"
+    print_table(score_rows(found), title=f"Agreement with {about}")
+    print(f"page: {write_agreement_page(folder, found, out or run / 'agreement.html', about)}")
+    for path in endings.values():
+        if path is not None:
+            print(f"table: {write_table(agreement_rows(found), path)}")
 
 
 @app.command
@@ -424,6 +479,12 @@ def _explain(error: Exception, debug: bool) -> int:
 
 def _show_warning(message: Warning | str, *rest: object, **more: object) -> None:
     _failed(f"warning: {message}", 0)
+
+
+def _require_endings(paths: Mapping[str, Path | None]) -> None:
+    for ending, path in paths.items():
+        if path is not None and path.suffix != ending:
+            raise RequestError(f"--{ending[1:]}: got '{path}'; expected a name ending in {ending}")
 
 
 def _failed(message: str, code: int) -> int:

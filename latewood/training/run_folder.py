@@ -22,6 +22,7 @@ _OWN = (
     "summary.json",
     "model.safetensors",
     "report.html",
+    "agreement.html",
     "checkpoints",
     "spectra",
     "failure",
