@@ -185,6 +185,77 @@ def sweep(
 
 
 @app.command
+def tickets(
+    recipe: Path,
+    /,
+    *,
+    logits: Annotated[Sequence[float], Many] = (-0.1,),
+    rounds: int = 1,
+    baselines: Annotated[Sequence[str], Many] = ("shuffled", "magnitude", "gradual"),
+    iterations: int = 20,
+    rewind: int = 2,
+    seeds: int = 1,
+    everything: Annotated[bool, Flag] = False,
+    set: Annotated[Sequence[str], Many] = (),
+    out: Path | None = None,
+    jobs: int = 1,
+    overwrite: Annotated[bool, Flag] = False,
+) -> None:
+    """Find small networks inside a large one, and compare them with other ways to prune.
+
+    Prints density, quality and search cost; writes tables and each ticket to a folder.
+
+    Parameters
+    ----------
+    recipe
+        The recipe of one training, a TOML file without methods.
+    logits
+        Initial logits of continuous sparsification, one search each; lower is sparser.
+    rounds
+        Rounds of each search, each as long as one training.
+    baselines
+        Some of: shuffled magnitude one_shot gradual iterative iterative_layerwise
+        iterative_continued supermask. Shown are the defaults; "all" is all of them.
+    iterations
+        Rounds of the iterative baselines, each removing a fifth.
+    rewind
+        The epoch from whose start tickets are trained again.
+    seeds
+        Repeat everything with this many seeds, beginning with the recipe's.
+    everything
+        Prune the last layer too.
+    set
+        key=value: change the recipe, for example epochs=10.
+    out
+        Folder of the search; runs/RECIPE-tickets if not given.
+    jobs
+        How many trainings at the same time.
+    overwrite
+        Replace the search that is already there.
+    """
+    from latewood.training.recipe import load_recipe
+    from latewood.training.tables import print_table
+    from latewood.training.tickets import BASELINES, search_tickets
+
+    loaded = load_recipe(recipe, set)
+    table = search_tickets(
+        loaded,
+        folder=out or Path("runs") / f"{recipe.stem}-tickets",
+        initial_logits=logits,
+        rounds=rounds,
+        baselines=BASELINES if tuple(baselines) == ("all",) else baselines,
+        seeds=range(loaded.seed, loaded.seed + seeds),
+        rewind_epoch=rewind,
+        iterations=iterations,
+        exclude=() if everything else None,
+        jobs=jobs,
+        overwrite=overwrite,
+    )
+    print_table(table.summary(), title=f"{recipe.stem}: {table.headline} by density and cost")
+    print(f"tables and tickets: {table.folder}")
+
+
+@app.command
 def inspect(
     files: Annotated[Sequence[Path], Parameter(negative=())],
     /,

@@ -148,6 +148,22 @@ def test_sweep(
     assert (folder / "sweep.html").exists()
 
 
+def test_tickets(
+    latewood: Callable[..., subprocess.CompletedProcess[str]], recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(RECIPE.partition("[[methods]]")[0].replace("steps = 4", "epochs = 1"))
+    words = ("--rewind", 0, "--everything", "--baselines", "shuffled", "--logits", -0.2, 0.1)
+    done = latewood("tickets", recipe, *words)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "small: accuracy by density and cost"
+    assert lines[-1] == "tables and tickets: runs/small-tickets"
+    folder = tmp_path / "runs" / "small-tickets"
+    rows = json.loads((folder / "tickets.json").read_text())
+    assert [row["method"] for row in rows].count("ticket") == 2
+    assert len(list(folder.glob("ticket-*.safetensors"))) == 2
+
+
 def test_inspect(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     torch.save(
         {"state_dict": {"module.w": torch.eye(3), "module.b": torch.ones(3)}}, tmp_path / "a.pt"
@@ -217,6 +233,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("sweep missing.toml --grid seed", "--grid"),
         ("sweep missing.toml --list missing.txt", "missing.txt"),
         ("sweep missing.toml --backend slurm", '"loky", "ray", "dask"'),
+        ("tickets", "RECIPE"),
+        ("tickets missing.toml", "missing.toml: cannot be read"),
+        ("tickets missing.toml --rounds x", "--rounds"),
         ("inspect", "FILES"),
         ("inspect missing.pt", "missing.pt"),
         ("inspect missing.pt --csv table.txt", "a name ending in .csv"),

@@ -19,6 +19,7 @@ _HOMES = {
     "TensorDataset": "data",
     "load_recipe": "recipe",
     "parse_recipe": "recipe",
+    "search_tickets": "tickets",
     "train": "loop",
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "TensorDataset",
     "load_recipe",
     "parse_recipe",
+    "search_tickets",
     "train",
 ]
 
