@@ -83,7 +83,7 @@ def sweep(
         threads: threads of each run; more than one only pays when there are fewer runs than cores.
         backend: "loky" for processes of this machine, "ray" or "dask" for a cluster whose machines
             share the folder.
-        overwrite: replace the runs of an earlier sweep in the folder.
+        overwrite: replace the earlier sweep in the folder, all its runs included.
         show_progress: None shows it when the sweep takes longer than two seconds.
 
     Raises:
@@ -103,9 +103,6 @@ def sweep(
         load_recipe(recipe, [*overrides, *point])
     start = _prepare(folder, base, overwrite)
     names = {point: folder_name(point) for point in found}
-    if overwrite:
-        for name in names.values():
-            _remove_run(folder / name)
     missing = [point for point in found if not RunFolder(folder / names[point]).finished]
     jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
     errors: dict[Point, str] = {}
@@ -144,17 +141,16 @@ def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            # Left behind, a run of the earlier sweep would pass for a finished one of this.
+            if RunFolder(entry).exists:
+                shutil.rmtree(entry)
         write_atomically(path, base.to_toml(**environment(base)))
     except (OSError, WorkError) as error:
         raise RequestError(
             f"folder: got '{folder}', which cannot be written to ({error})"
         ) from error
     return path
-
-
-def _remove_run(folder: Path) -> None:
-    if RunFolder(folder).exists:
-        shutil.rmtree(folder)
 
 
 def _default_jobs(threads: int) -> int:

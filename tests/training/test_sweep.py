@@ -120,6 +120,18 @@ def test_points_beside_a_grid(recipe: Path, tmp_path: Path) -> None:
     assert (written["steps"], written["environment"]["threads"]) == (1, 2)
 
 
+def test_overwriting_leaves_no_run_of_the_earlier_sweep(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    _run(recipe, folder, {"seed": [0, 1]})
+    (folder / "notes").mkdir()
+    _run(recipe, folder, {"seed": [0]}, overrides=["steps=2"], overwrite=True)
+    again = _run(recipe, folder, {"seed": [0, 1]}, overrides=["steps=2"])
+    for row in again.rows:
+        summary = json.loads((folder / str(row["run"]) / "summary.json").read_text())
+        assert summary["steps"] == 2
+    assert (folder / "notes").is_dir()
+
+
 def test_another_recipe_in_the_folder(recipe: Path, tmp_path: Path) -> None:
     _run(recipe, tmp_path / "s", {"seed": [0]})
     with pytest.raises(RequestError, match="another recipe"):
