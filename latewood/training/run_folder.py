@@ -17,7 +17,6 @@ from latewood.errors import RequestError, WorkError
 __all__ = ["RunFolder", "write_atomically"]
 
 _OWN = (
-    "recipe.toml",
     "metrics.jsonl",
     "summary.json",
     "model.safetensors",
@@ -27,7 +26,9 @@ _OWN = (
     "spectra",
     "failure",
     "trackers",
+    "recipe.toml",
 )
+"""What a run writes. The recipe goes last: while it is there, the folder is known as a run's."""
 
 
 class RunFolder:
@@ -128,8 +129,8 @@ class RunFolder:
             if self.exists:
                 self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
             write_atomically(self.recipe_path, recipe)
+            self.checkpoints.mkdir(exist_ok=True)
             self.metrics_path.touch()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:

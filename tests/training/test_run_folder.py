@@ -1,8 +1,11 @@
 """Run folders: what they hold, what they refuse, and what they never delete."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +48,36 @@ def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
     assert not run.finished
     assert list(run.checkpoints.iterdir()) == []
     assert (run.path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("deleted", range(6))
+def test_killed_while_it_starts_a_run_is_still_known_as_one(
+    tmp_path, monkeypatch, overwrite, deleted
+):
+    run = RunFolder(tmp_path / "run")
+    if overwrite:
+        run.create(RECIPE)
+        run.write_summary({"headline": "loss"})
+        run.spectra_folder.mkdir()
+    left = [deleted]
+
+    def killed(method):
+        def call(*arguments, **options):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return method(*arguments, **options)
+
+        return call
+
+    for owner, name in ((Path, "unlink"), (Path, "mkdir"), (Path, "touch"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, killed(getattr(owner, name)))
+    with contextlib.suppress(KeyboardInterrupt):
+        run.create(RECIPE, overwrite=overwrite)
+    monkeypatch.undo()
+    run.create(RECIPE, overwrite=True)
+    assert run.exists and run.checkpoints.is_dir() and not run.finished
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
