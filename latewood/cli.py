@@ -361,6 +361,7 @@ def segment(
     evaluate: Path | None = None,
     preset: Literal["paper", "robust", "fast"] = "robust",
     size: int | None = None,
+    network: Path | None = None,
 ) -> None:
     """Split images into foreground and background, without labels or weights.
 
@@ -381,15 +382,24 @@ def segment(
     size
         Larger images are searched with this shorter side, in pixels, and their masks brought
         back to full size along the edges; 128 if not given, 64 for fast.
+    network
+        Instead of searching, ask the network that a run on the task foreground has trained.
     """
+    from functools import partial
+
+    from latewood.segmentation import PRESETS, segment
     from latewood.segmentation.folder import means, segment_files
-    from latewood.segmentation.settings import PRESETS, settings_of
+    from latewood.segmentation.settings import settings_of
     from latewood.segmentation.sheet import write_sheet
+    from latewood.training.foreground_network import trained_segmenter
     from latewood.training.progress import track
+    from latewood.training.run_folder import RunFolder
     from latewood.training.tables import print_table
 
     settings = settings_of(preset, {"size": size or PRESETS[preset].size or 128})
-    done = segment_files(images, out, settings, overlays=overlay, truth=evaluate, track=track)
+    search = partial(segment, preset=settings)
+    segmenter = search if network is None else trained_segmenter(RunFolder(network))
+    done = segment_files(images, out, segmenter, overlays=overlay, truth=evaluate, track=track)
     scores = means(done)
     if scores:
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,11 @@ from latewood.errors import LatewoodError, RequestError, WorkError
 from latewood.segmentation.files import ENDINGS, find_images, read_image, read_mask
 from latewood.segmentation.metrics import mask_scores
 from latewood.segmentation.pictures import pictures
-from latewood.segmentation.segment import Segmentation, segment
-from latewood.segmentation.settings import Settings
+from latewood.segmentation.segment import Segmentation
 
 __all__ = ["Done", "means", "overlay", "segment_files"]
 
+Segmenter = Callable[[Tensor], Segmentation]
 Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
@@ -50,7 +51,7 @@ class Done:
 def segment_files(
     paths: Sequence[Path],
     out: Path,
-    settings: Settings,
+    segmenter: Segmenter,
     *,
     overlays: bool = False,
     truth: Path | None = None,
@@ -65,7 +66,7 @@ def segment_files(
     Args:
         paths: image files and folders of images.
         out: folder of the results; made if need be.
-        settings: what to do.
+        segmenter: from an image (1 or 3, height, width) in [0, 1] to its segmentation.
         overlays: also write images with the background darkened and the outline drawn.
         truth: folder of true masks, called NAME or NAME_mask, brighter than half in foreground.
         track: ``track(items, title, total)`` yields the items and shows progress.
@@ -88,7 +89,7 @@ def segment_files(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for one in track(done, "segmenting", len(done)) if track else done:
-            _segment_file(one, out, settings, overlays, truth)
+            _segment_file(one, out, segmenter, overlays, truth)
         records = [{"image": str(one.path), **(one.record or {"error": one.error})} for one in done]
         (out / "segmentation.json").write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     except OSError as error:
@@ -126,11 +127,11 @@ def overlay(image: Tensor, mask: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _segment_file(
-    one: Done, out: Path, settings: Settings, overlays: bool, truth: Path | None
+    one: Done, out: Path, segmenter: Segmenter, overlays: bool, truth: Path | None
 ) -> None:
     try:
         (image,), _ = pictures(read_image(one.path), torch.float32)
-        found = segment(image, preset=settings)
+        found = segmenter(image)
         expected = None if truth is None else _truth(one.path, truth)
     except (LatewoodError, MemoryError) as error:
         one.error = str(error) or f"{one.path}: not enough memory"
@@ -192,7 +193,8 @@ def _record(one: Done, found: Segmentation) -> dict[str, Any]:
         "contrast": found.contrast,
         "iterations": found.iterations,
         "period": found.period,
-        "margin": found.margin,
+        # A given start, or a network, has no margin, and JSON no word for nan.
+        "margin": None if math.isnan(found.margin) else found.margin,
         "flags": list(found.flags),
         **({"agreement": one.scores} if one.scores else {}),
     }

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latewood.cli import main
 from latewood.errors import RequestError, WorkError
-from latewood.segmentation import PRESETS, segment
 from latewood.segmentation import files as files_module
+from latewood.segmentation import segment
 from latewood.segmentation.files import find_images, read_image, read_mask
 from latewood.segmentation.folder import Done, overlay, segment_files
 from latewood.segmentation.sheet import render_sheet
@@ -224,7 +224,7 @@ def test_true_masks_of_another_size_are_named(array: np.ndarray, tmp_path: Path)
     masks.mkdir()
     Image.fromarray(array).save(images / "one.png")
     Image.fromarray(array[:20, :20, 0]).save(masks / "one.png")
-    (done,) = segment_files([images], tmp_path / "out", PRESETS["fast"], truth=masks)
+    (done,) = segment_files([images], tmp_path / "out", segment, truth=masks)
     assert "20 x 20" in done.error and "56 x 40" in done.error
     assert not (tmp_path / "out" / "one.png").exists()
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from latewood.cli import main
 from latewood.errors import RequestError, WorkError
+from latewood.segmentation import mask_scores
+from latewood.training.foreground_network import trained_segmenter
 from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run_folder import RunFolder
 from latewood.training.tasks.foreground import foreground
 
 
@@ -44,7 +52,7 @@ def test_a_recipe_trains_on_it(folder, tmp_path):
             "task": {"name": "foreground", "folder": str(folder), "size": 16, "preset": "fast"},
             "model": {"name": "segmentation_unet", "channels": [4, 8]},
             "optimizer": {"name": "adam", "lr": 0.02},
-            "steps": 12,
+            "steps": 60,
             "batch_size": 4,
             "device": "cpu",
         }
@@ -54,6 +62,53 @@ def test_a_recipe_trains_on_it(folder, tmp_path):
     assert {"loss", "iou", "agreement"} <= last.keys()
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert losses[-1] < losses[0]
+    _check_the_network_on_a_new_image(tmp_path / "run", tmp_path)
+
+
+def _check_the_network_on_a_new_image(run, tmp_path):
+    state = torch.random.get_rng_state()
+    segmenter = trained_segmenter(RunFolder(run))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    y, x = torch.arange(90)[:, None], torch.arange(120)
+    disc = (y - 45) ** 2 + (x - 60) ** 2 <= 25**2
+    image = torch.where(disc, torch.tensor([0.8, 0.5, 0.2])[:, None, None], 0.25)
+    found = segmenter(image)
+    assert found.mask.shape == (90, 120) and found.flags == ()
+    assert mask_scores(found.mask[None], disc[None])["iou_fixed"].item() > 0.6
+    assert found.score > 0 and found.contrast > 0
+    assert segmenter(image[:1]).mask.shape == (90, 120)
+
+    pixels = (image * 255).to(torch.uint8).movedim(0, -1).numpy()
+    Image.fromarray(pixels).save(tmp_path / "new.png")
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "segment",
+                str(tmp_path / "new.png"),
+                "--out",
+                str(tmp_path / "out"),
+                "--network",
+                str(run),
+            ]
+        )
+    assert ended.value.code == 0
+    written = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "new.png"))) > 127
+    assert (written == found.mask).double().mean() > 0.99
+    record = json.loads((tmp_path / "out" / "segmentation.json").read_text())[0]
+    assert record["margin"] is None
+
+    weights = load_file(run / "model.safetensors")
+    save_file(weights | {"head.bias": torch.tensor([-100.0])}, run / "model.safetensors")
+    nothing = trained_segmenter(RunFolder(run))(image)
+    assert (nothing.flags, nothing.score, int(nothing.mask.sum())) == (("empty",), 0, 0)
+
+    (run / "summary.json").unlink()
+    with pytest.raises(RequestError, match="finished"):
+        trained_segmenter(RunFolder(run))
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(recipe.replace('name = "foreground"', 'name = "digits"'))
+    with pytest.raises(RequestError):
+        trained_segmenter(RunFolder(run))
 
 
 def test_what_cannot_work(folder, tmp_path):

@@ -1,0 +1,79 @@
+"""A network that learned foreground masks, used on new images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latewood.core import read_tensors
+from latewood.errors import invalid
+from latewood.kernels.inpainting import evaluate
+from latewood.segmentation import (
+    Segmentation,
+    Settings,
+    downsample,
+    guided_upsample,
+    outline_contrast,
+    rgb_features,
+)
+from latewood.training import components
+from latewood.training.checkpoints import load_into
+from latewood.training.recipe import load_recipe
+from latewood.training.run_folder import RunFolder
+
+__all__ = ["trained_segmenter"]
+
+
+def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
+    """The network of a finished run on the task "foreground" as something that segments images.
+
+    Images are shrunk to the size that was learned on, and the masks brought back to full size
+    along the edges of the image.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        A function from an image (1 or 3, height, width) in [0, 1] to its segmentation: ``score``
+        and ``diversity`` are J and D of the mask, ``margin`` is nan, and the flag "empty" marks
+        masks with one region only.
+
+    Raises:
+        RequestError: no run, one of another task, or one that is not finished.
+    """
+    recipe = load_recipe(run.recipe_path, ())
+    if recipe.task["name"] != "foreground":
+        raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")
+    if not run.finished:
+        raise invalid(
+            "network", str(run.path), "a finished run; go on with latewood train --resume"
+        )
+    section = recipe.model or {"name": "segmentation_unet"}
+    with torch.random.fork_rng(devices=[]):
+        model = components.build("model", section, "model", offered={"in_channels": 3})
+    load_into(model, read_tensors(run.model_path), str(run.model_path))
+    model.eval()
+    size = int(recipe.task.get("size", 64))
+
+    @torch.no_grad()
+    def segmenter(image: Tensor) -> Segmentation:
+        small = downsample(image, size)
+        features = rgb_features(small.expand(3, -1, -1)[None].contiguous())
+        mask = model(features)[0, 0] > 0
+        empty = bool(mask.all()) or not bool(mask.any())
+        settings = Settings(scaled=True).inpainting(mask.shape[0], mask.shape[1], 3)
+        found = None if empty else evaluate(features, mask[None], settings)
+        return Segmentation(
+            mask=guided_upsample(mask, image),
+            score=0.0 if found is None else found.inpainting.item(),
+            diversity=0.0 if found is None else found.diversity.item(),
+            contrast=outline_contrast(features, mask[None]).item(),
+            iterations=0,
+            period=0,
+            margin=float("nan"),
+            flags=("empty",) if empty else (),
+        )
+
+    return segmenter
