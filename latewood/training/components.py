@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -295,6 +296,8 @@ class _Parameter:
         return _words(self.annotation)
 
     def validated(self, value: Any, path: str) -> Any:
+        if isinstance(value, float) and math.isnan(value):
+            raise invalid(path, value, self.words)
         try:
             # JSON rules are strict about types and still take a list for a tuple, as TOML must.
             return _adapter(self.annotation).validate_json(json.dumps(value), strict=True)

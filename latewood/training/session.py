@@ -228,7 +228,8 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
 
     Raises:
         RequestError: what only shows with the data and the model at hand: more processes than
-            samples, a batch size that leaves no full batch, arguments that a component refuses.
+            samples, a batch size that leaves no full batch, a model that cannot take the task's
+            inputs, arguments that a component refuses.
     """
     seed = recipe.seed
     _require_samples(recipe, processes, task)
@@ -244,6 +245,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     model.to(processes.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _require_fit(model, str(section["name"]), processes, task)
     methods: dict[str, Method] = {}
     for index, own in enumerate(recipe.methods):
         seed_torch(derive(seed, "method", index), processes.device)
@@ -327,6 +329,21 @@ def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
     while prefix in taken:
         prefix, number = f"{name}_{number}", number + 1
     return prefix
+
+
+def _require_fit(model: nn.Module, name: str, processes: Processes, task: Task) -> None:
+    """Runs the model on one sample, so that one made for other inputs is refused before a start."""
+    inputs = [tensor.to(processes.device) for tensor in task.example_inputs]
+    try:
+        with torch.no_grad():
+            model.eval()(*inputs)
+    except Exception as error:  # a model's forward may raise anything
+        shapes = ", ".join(f"{x.dtype} of shape {tuple(x.shape)}" for x in inputs)
+        raise RequestError(
+            f"model: got {name!r}, which fails on the example inputs of the task {task.name!r} "
+            f"({shapes.replace('torch.', '')}): {type(error).__name__}: {error}"
+        ) from error
+    model.train()
 
 
 def _require_samples(recipe: Recipe, processes: Processes, task: Task) -> None:

@@ -398,6 +398,8 @@ def test_an_existing_run_is_refused_before_anything_is_built(tmp_path):
         ({"task": "json:dumps"}, "task.obj: missing"),
         ({"model": {"name": "builtins:dict"}}, "model.name: got 'builtins:dict'"),
         ({"model": "here:blobs"}, "model: 'here:blobs' returned no nn.Module but"),
+        ({"model": "unet"}, "model: got 'unet', which fails on the example inputs of the task"),
+        ({"model": "lenet"}, "model: got 'lenet', which fails on the example inputs of the task"),
     ],
 )
 def test_a_request_that_cannot_be_met_leaves_no_folder(tmp_path, changes, words):

@@ -1,5 +1,6 @@
 """Recipes: reading, overriding, refusing, and writing what reads back as the same recipe."""
 
+import math
 import tomllib
 
 import pytest
@@ -96,6 +97,7 @@ def test_an_override_that_names_nothing_is_refused(path, override):
         ({"schedule": {"name": "cosine", "warmup": 1}}, "schedule.warmup: got 1", "[0, 1)"),
         ({"schedule": {"name": "cosine", "floor": 1}}, "schedule.floor: got 1", "start, end"),
         ({"optimizer": {"name": "sgd", "lr": "x"}}, "optimizer.lr: got 'x'", "a number"),
+        ({"optimizer": {"name": "sgd", "lr": math.nan}}, "optimizer.lr: got nan", "a number"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_path(changes, start, words):
