@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latewood.core import Selected, attach, bake, exponential, progress
 from latewood.errors import RequestError, invalid
+from latewood.sparsity.density import largest_logits, largest_only
 from latewood.sparsity.mask import DECIDED, SoftMask, unit_scale
 from latewood.sparsity.momentum import clear_before_next_step
 from latewood.sparsity.places import maskable, places
@@ -278,7 +279,7 @@ class ContinuousSparsification:
                 stacklevel=2,
             )
         for name, mask in self._masks.items():
-            mask.freeze(_largest_only(mask.mask_logits) if name in empty else mask.binary())
+            mask.freeze(largest_only(mask.mask_logits) if name in empty else mask.binary())
 
     def density_target(self, density: float) -> None:
         """Fixes the masks at the largest logits so that exactly the asked density is kept.
@@ -297,20 +298,9 @@ class ContinuousSparsification:
         if self.hardened:
             raise RequestError("density_target: the masks are already fixed")
         masks = list(self._masks.values())
-        logits = torch.cat([mask.mask_logits.detach().flatten().cpu().double() for mask in masks])
-        if not 0.0 < density <= 1.0 or round(density * logits.numel()) < len(masks):
-            least = len(masks) / logits.numel()
-            raise invalid(
-                "density", density, f"a number in ({least:.3g}, 1]: every layer keeps a weight"
-            )
-        sizes = [mask.mask_logits.numel() for mask in masks]
-        for part in logits.split(sizes):
-            part[part.argmax()] = math.inf
-        kept = torch.zeros(logits.numel(), dtype=torch.bool)
-        order = torch.argsort(logits, descending=True, stable=True)
-        kept[order[: round(density * logits.numel())]] = True
-        for mask, part in zip(masks, kept.split(sizes), strict=True):
-            mask.freeze(part.view_as(mask.mask_logits).to(mask.mask_logits.device))
+        chosen = largest_logits([mask.mask_logits.detach() for mask in masks], density)
+        for mask, kept in zip(masks, chosen, strict=True):
+            mask.freeze(kept)
 
     def finalize(self) -> nn.Module:
         """Folds the binary masks into the weights, ``w <- w * c * H(s)``, and removes them.
@@ -425,11 +415,6 @@ class ContinuousSparsification:
                 f"{call}: finalize() has folded the masks into the model; build a new "
                 "ContinuousSparsification to sparsify it again"
             )
-
-
-def _largest_only(logits: Tensor) -> Tensor:
-    positions = torch.arange(logits.numel(), device=logits.device)
-    return (positions == logits.detach().flatten().argmax()).view(logits.shape)
 
 
 def _require_count(name: str, value: int) -> None:
