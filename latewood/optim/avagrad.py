@@ -265,17 +265,22 @@ class AvaGrad(Optimizer):
         first = counts[0][0] if counts else 0.0
         if not self._may_warn or self._on_device() or first not in (2.0, 10.0, 100.0):
             return
-        moments = [local(moment) for batch in batches for moment in batch.exp_avg_sqs]
-        eps = [batch.group["eps"] for batch in batches for _ in batch.parameters]
-        if batches[0].group["gamma_scope"] == "tensor":
+        if self.param_groups[0]["gamma_scope"] == "tensor":
             return
-        if untouched_dominate(moments, list(chain.from_iterable(sums)), eps):
+        parts = [
+            ([local(v) for v in b.exp_avg_sqs], s, [b.group["eps"]] * len(s))
+            for b, s in zip(batches, sums, strict=True)
+        ]
+        if self.param_groups[0]["gamma_scope"] == "global":
+            moments, totals, eps = map(list, map(chain.from_iterable, zip(*parts, strict=True)))
+            parts = [(moments, totals, eps)]
+        if any(untouched_dominate(*part) for part in parts):
             self._may_warn = False
             warnings.warn(
                 f"{type(self).__name__}: coordinates that never had a gradient dominate gamma and "
                 "shrink every step more than tenfold; use eps >= 1e-3 or gamma_scope='tensor'",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
 
