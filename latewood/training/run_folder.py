@@ -179,9 +179,16 @@ class RunFolder:
                     entry.unlink(missing_ok=True)
 
     def sync_metrics(self) -> None:
-        """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
+        """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it.
+
+        Raises:
+            WorkError: they cannot be written.
+        """
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WorkError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, which marks the run as finished.

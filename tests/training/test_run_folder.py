@@ -200,5 +200,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 def test_metrics_on_a_full_disk_are_a_failure_of_the_work(run):
     run.metrics_path.unlink()
     run.metrics_path.mkdir()
-    with pytest.raises(WorkError, match=r"metrics.jsonl: cannot be written"):
-        run.append_metrics({"step": 1})
+    for write in (lambda: run.append_metrics({"step": 1}), run.sync_metrics):
+        with pytest.raises(WorkError, match=r"metrics.jsonl: cannot be written"):
+            write()
