@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from latewood.core import parameter_groups
+from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError
 from latewood.sparsity import ContinuousSparsification
 
@@ -130,14 +131,14 @@ def test_momentum_of_the_logits_alone_is_cleared(kind, carry):
 
 
 @pytest.mark.parametrize("at", [4, 10, 13])
-def test_a_run_resumes_to_the_same_bits_in_and_between_rounds(at):
+def test_a_run_resumes_to_the_same_bits_in_and_between_rounds(at, tmp_path):
     whole = started(total_steps=20, rounds=2)
     train(*whole, 20)
     first = started(total_steps=20, rounds=2)
     train(*first, at)
-    saved = copy.deepcopy([part.state_dict() for part in first])
+    save_state(tmp_path / "state", [dict(part.state_dict()) for part in first])
     again = started(total_steps=20, rounds=2)
-    for part, state in zip(again, saved, strict=True):
+    for part, state in zip(again, load_state(tmp_path / "state"), strict=True):
         part.load_state_dict(state)
     train(*again, 20 - at)
     for name, tensor in whole[0].state_dict().items():
@@ -200,3 +201,13 @@ def test_a_supermask_trains_the_logits_alone():
     kept = model[0].weight != 0
     scaled = before["0.parametrizations.weight.original"] * 2.0
     assert 0 < kept.sum() < kept.numel() and torch.equal(model[0].weight[kept], scaled[kept])
+
+
+def test_fixed_masks_end_the_rounds():
+    model, method, optimizer = started(total_steps=20, rounds=2, initial_logit=0.05)
+    train(model, method, optimizer, 5)
+    method.density_target(0.5)
+    before = [logits.clone() for logits in method.mask_parameters()]
+    train(model, method, optimizer, 10)
+    assert all(map(torch.equal, before, method.mask_parameters()))
+    assert len(method.tickets) == 1
