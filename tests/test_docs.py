@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from latewood.training import components
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -39,3 +41,12 @@ def test_relative_links_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("kind", components.REGISTRIES)
+def test_the_training_page_lists_every_name_that_a_recipe_may_use(kind: str) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{kind}s?` \|(.*)\|$", page, re.MULTILINE)
+    assert row
+    named = re.findall(r"`(\w+)`", row[1].partition(";")[0])
+    assert sorted(named) == sorted(components.REGISTRIES[kind])
