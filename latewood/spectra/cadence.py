@@ -17,9 +17,10 @@ Every = int | Literal["epoch", "auto"]
 class Cadence:
     """Decides at which steps a probe looks, and measures what looking costs.
 
-    With "auto" a look is due when all looks so far and this one, expected to cost as much as the
-    dearer of the last two, fit into ``budget`` of the wall-clock time since the first question. The
-    first question and the last step of the training are always answered; room for the last is kept.
+    With "auto" a look is due when all looks so far and this one, if it cost twice as much as the
+    dearest of the last three, fit into ``budget`` of the wall-clock time since the first question.
+    The first question and the last step of the training are always answered; room for the last is
+    kept.
 
     Args:
         every: number of steps, "epoch", or "auto".
@@ -65,7 +66,8 @@ class Cadence:
             return step % self.period == 0
         if not self._recent or step == self.total_steps:
             return True
-        reserved = 1 if self.total_steps is None else 2
+        # Twice, since on a machine with other work a look can take longer than ever before.
+        reserved = 2 if self.total_steps is None else 4
         cost = self.spent + reserved * max(self._recent)
         return cost <= self.budget * (now - self._start)
 
@@ -76,7 +78,7 @@ class Cadence:
         yield
         seconds = time.perf_counter() - start
         self.spent += seconds
-        self._recent = [*self._recent[-1:], seconds]
+        self._recent = [*self._recent[-2:], seconds]
 
     @property
     def overhead(self) -> float:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
+from latewood.spectra.gram import GRAM_RANK, lower_gram
 
 __all__ = ["Factors", "factors"]
 
 # Below this share of the largest value, the vectors of a Gram matrix lose digits that float32 has.
 _GRAM_RANGE = 1e-4
-_GRAM_RANK = 32
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
 
 def _decomposed(tall: Tensor, count: int, *, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
     solvers: list[Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor] | None]] = [_svd, _svd_cpu]
-    if not exact and tall.shape[-1] >= _GRAM_RANK and tall.numel():
+    if not exact and tall.shape[-1] >= GRAM_RANK and tall.numel():
         solvers.insert(0, _gram)
     for solver in solvers:
         try:
@@ -101,7 +101,7 @@ def _decomposed(tall: Tensor, count: int, *, exact: bool) -> tuple[Tensor, Tenso
 
 
 def _gram(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    squares, vectors = torch.linalg.eigh(tall.mT @ tall)
+    squares, vectors = torch.linalg.eigh(lower_gram(tall))
     values = squares.clamp_min(0).sqrt().flip(-1)
     last = values[..., count - 1 : count]
     if not bool((last >= _GRAM_RANGE * values[..., :1]).all()) or not bool((last > 0).all()):

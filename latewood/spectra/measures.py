@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from latewood.errors import invalid
+from latewood.spectra.gram import GRAM_RANK, gram_values
 
 __all__ = ["RankKind", "count90", "effective_rank", "gini", "singular_values", "stable_rank"]
 
 RankKind = Literal["exp", "entropy"]
 
-# From this rank on, the eigenvalues of the float64 Gram matrix cost half of a float32 SVD.
-_GRAM_RANK = 1024
-
 
 def singular_values(matrix: Tensor) -> Tensor:
     r"""All singular values of a matrix, or of each matrix of a batch, in descending order.
 
-    Computed in float64 for float64 input and at least in float32 otherwise (half precisions are
-    raised; the noise of their rounding stays in the spectrum). A matrix with NaN or Inf, or one
-    that no solver can decompose, gives NaN: a training run is never stopped for a picture.
+    Computed in float64; the noise of a lower precision's rounding stays in the spectrum. A matrix
+    with NaN or Inf, or one that no solver can decompose, gives NaN: a training run is never stopped
+    for a picture.
 
     Args:
         matrix: (..., m, n) real tensor.
@@ -50,27 +49,26 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def _decompose(tall: Tensor) -> Tensor:
-    large = tall.dtype != torch.float64 and tall.shape[-1] >= _GRAM_RANK
-    for solver in (_gram_values if large else torch.linalg.svdvals, _svdvals_on_cpu):
+    solvers: list[Callable[[Tensor], Tensor | None]] = [_svdvals, _svdvals_on_cpu]
+    if tall.dtype != torch.float64 and tall.shape[-1] >= GRAM_RANK:
+        solvers.insert(0, gram_values)
+    for solver in solvers:
         try:
-            values: Tensor = solver(tall)
-            return values
+            values = solver(tall)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
+        if values is not None:
+            return values.to(tall)
     return tall.new_full((*tall.shape[:-2], tall.shape[-1]), torch.nan)
 
 
-def _gram_values(tall: Tensor) -> Tensor:
-    # In float64 the squared condition costs less than float32 has digits; in float32 it would put a
-    # floor of sqrt(eps) times the largest value under all others.
-    double = tall.double()
-    squares: Tensor = torch.linalg.eigvalsh(double.mT @ double)
-    return squares.clamp_min(0).sqrt().flip(-1).to(tall.dtype)
+def _svdvals(tall: Tensor) -> Tensor:
+    values: Tensor = torch.linalg.svdvals(tall.double())
+    return values
 
 
 def _svdvals_on_cpu(tall: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(tall.cpu().double())
-    return values.to(tall)
+    return _svdvals(tall.cpu())
 
 
 def effective_rank(

@@ -38,10 +38,12 @@ def test_auto_stays_within_its_budget_and_uses_it(clock, budget, cost):
     seen, shares = observed(clock, auto, 20_000, step_seconds=0.1, cost=lambda step: cost)
     assert seen[0] == 0
     assert max(shares[1:], default=0) <= budget + 1e-9
-    if cost >= 0.1:
+    if cost == 0.1:
         assert auto.overhead > 0.8 * budget
-    else:
+    elif cost == 0.001:
         assert len(seen) == 20_001 or auto.overhead > 0.8 * budget
+    else:
+        assert auto.overhead > 0.6 * budget
 
 
 def test_auto_keeps_room_for_the_last_step(clock):
@@ -53,13 +55,13 @@ def test_auto_keeps_room_for_the_last_step(clock):
     assert max(shares[1:]) <= 0.05 + 1e-9
 
 
-def test_auto_expects_the_dearer_of_the_last_two(clock):
-    # Looks that cost more and less in turn must not slip over the budget by the cheap ones.
+def test_auto_expects_twice_the_dearest_of_the_last_three(clock):
+    # Looks of uneven cost must not slip over the budget by the cheap ones among them.
     auto = Cadence("auto", budget=0.1)
-    costs = iter([5.0] + [0.1, 2.0] * 10_000)
+    costs = iter([5.0] + [0.1, 0.1, 4.0] * 10_000)
     seen, shares = observed(clock, auto, 10_000, step_seconds=0.1, cost=lambda step: next(costs))
     assert len(seen) > 20
-    assert max(shares[2:]) <= 0.1 + 1e-9
+    assert max(shares[4:]) <= 0.1 + 1e-9
 
 
 def test_first_look_of_a_resumed_training(clock):
