@@ -176,6 +176,8 @@ def sweep(
     )
     columns = [column for column in done.rows[0] if column not in ("run", "error")]
     print_table(done.rows, title=f"By {done.headline}, best first", columns=columns)
+    for line in done.study.lines() if done.study else ():
+        print(line)
     for row in done.failed:
         print(f"{row['run']}: {row['error']}")
     print(f"tables and page: {done.folder}")

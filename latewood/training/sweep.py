@@ -16,9 +16,11 @@ import joblib
 import torch
 
 from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
+from latewood.optim import RateStudy
 from latewood.training.outcome import final_reading
 from latewood.training.points import Point, folder_name, grid_points, settings
 from latewood.training.progress import one_line_warnings, progress
+from latewood.training.rate_eps import rate_eps_study
 from latewood.training.recipe import Recipe, environment, load_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
 from latewood.training.sweep_page import write_sweep_page
@@ -43,11 +45,13 @@ class SweepResult:
             "error".
         headline: the column that the rows are sorted by.
         folder: where everything is; ``sweep.csv``, ``sweep.json`` and ``sweep.html`` in it.
+        study: what the matrix says where the two keys are the optimizer's lr and eps.
     """
 
     rows: list[Row]
     headline: str
     folder: Path
+    study: RateStudy | None = None
 
     @property
     def failed(self) -> list[Row]:
@@ -246,10 +250,14 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
     filled: list[Row] = [{key: rows[i].get(key) for key in columns} for i in order]
     write_table(filled, folder / "sweep.csv", columns=columns)
     write_table(filled, folder / "sweep.json", columns=columns)
+    keys = list(dict.fromkeys(key for point in points for key in settings(point)))
+    study = rate_eps_study(filled, keys, headline, higher_is_better=higher)
     if summaries[order[0]]:
-        keys = list(dict.fromkeys(key for point in points for key in settings(point)))
-        write_sweep_page(filled, keys, headline, runs[order[0]][1], folder / "sweep.html")
-    return SweepResult(filled, headline, folder)
+        notes = study.lines() if study else ()
+        write_sweep_page(
+            filled, keys, headline, runs[order[0]][1], folder / "sweep.html", notes=notes
+        )
+    return SweepResult(filled, headline, folder, study)
 
 
 def _rank(value: Any, higher: bool) -> tuple[bool, float]:

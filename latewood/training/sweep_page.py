@@ -19,7 +19,13 @@ __all__ = ["heat_map", "write_sweep_page"]
 
 
 def write_sweep_page(
-    rows: Sequence[Row], keys: Sequence[str], headline: str, best: RunFolder, path: Path
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    headline: str,
+    best: RunFolder,
+    path: Path,
+    *,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes a self-contained page about a sweep, which opens with its best run.
 
@@ -29,6 +35,7 @@ def write_sweep_page(
         headline: the column that the rows are sorted by.
         best: the run of the first row.
         path: the HTML file.
+        notes: lines to set below the table.
 
     Raises:
         WorkError: the file cannot be written.
@@ -39,13 +46,14 @@ def write_sweep_page(
 
     def section(found: Sequence[Run]) -> Section:
         figure = heat_map(rows, keys, headline)
+        errors = [f"{row['run']}: {row['error']}" for row in rows if row.get("error")]
         return Section(
             title="All runs",
             lead=f"{words} over {', '.join(keys)}, the best {label(headline)} first. What stands "
             f"above and below is about the best, {best.name}.",
             html=_table(rows, columns),
             groups=[Group(figures=[figure])] if figure else [],
-            notes=[f"{row['run']}: {row['error']}" for row in rows if row.get("error")],
+            notes=[*notes, *errors],
         )
 
     return write_report([best], path, sections=[section, comparison, learning])
