@@ -11,6 +11,7 @@ from latewood.sparsity.pruning import (
     shuffled_masks,
 )
 from latewood.sparsity.readings import Readings, readings
+from latewood.sparsity.slimming import SlimRecipe, load_slim, save_slim, slim, slim_recipe
 from latewood.sparsity.tickets import Ticket, restore, snapshot
 
 __all__ = [
@@ -18,13 +19,18 @@ __all__ = [
     "FixedMasks",
     "GradualMagnitudePruning",
     "Readings",
+    "SlimRecipe",
     "Ticket",
     "keep_largest",
+    "load_slim",
     "maskable",
     "prune_smallest",
     "random_masks",
     "readings",
     "restore",
+    "save_slim",
     "shuffled_masks",
+    "slim",
+    "slim_recipe",
     "snapshot",
 ]

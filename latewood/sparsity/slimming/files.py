@@ -1,0 +1,131 @@
+"""Slim modules on disk: safetensors and JSON, rebuilt by the constructor of the full model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latewood.core.coupling import slice_channels, trace_channels
+from latewood.core.state import load_state, save_state
+from latewood.errors import RequestError, WorkError, invalid
+from latewood.sparsity.slimming.removal import SlimRecipe, remember, slim_recipe
+
+__all__ = ["load_slim", "save_slim"]
+
+_FORMAT = "latewood slim module 1"
+
+
+def save_slim(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    factory: str | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> None:
+    """Writes a slim module as PATH.safetensors and PATH.json; nothing is pickled.
+
+    The JSON file holds the kept channels of every group, and how the full model is made.
+
+    Args:
+        model: a result of ``slim``, also after further training.
+        path: path without suffix, in an existing folder.
+        factory: what makes the full model, "module:function"; None if the reader is to know.
+        arguments: its keyword arguments: scalars, lists, dicts.
+
+    Raises:
+        RequestError: the model did not come from ``slim``, or the factory has another form.
+        WorkError: the files cannot be written.
+    """
+    recipe = slim_recipe(model)
+    if factory is not None and not all(factory.partition(":")[::2]):
+        raise invalid("factory", factory, 'the form "module:function"')
+    content = {
+        "format": _FORMAT,
+        "factory": factory,
+        "arguments": arguments or {},
+        "steps": list(recipe.steps),
+        "examples": recipe.examples,
+        "state": dict(model.state_dict()),
+    }
+    save_state(path, content)
+
+
+def load_slim(
+    path: str | Path,
+    make_model: Callable[..., nn.Module] | None = None,
+    *,
+    trust: bool = False,
+) -> nn.Module:
+    """Rebuilds a slim module: makes the full model, removes the same channels, fills in the values.
+
+    Args:
+        path: the path that was given to ``save_slim``.
+        make_model: makes the full model when called with the stored arguments; None takes the
+            factory that the file names.
+        trust: allows to import and call what the file names, which may be any function of any
+            installed package: only for files whose maker is trusted.
+
+    Returns:
+        The module in evaluation mode on the CPU, with the same values bit for bit.
+
+    Raises:
+        RequestError: no model to start from, or one that the recipe does not fit.
+        WorkError: a file is missing, torn or not a slim module.
+    """
+    content = load_state(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
+    if make_model is None:
+        make_model = _factory(content["factory"], trust)
+    model = make_model(**content["arguments"]).eval()
+    recipe = SlimRecipe(tuple(content["steps"]), content["examples"])
+    with torch.no_grad():
+        model.to(_floating(content["state"]))
+        for step in recipe.steps:
+            slice_channels(model, trace_channels(model, recipe.examples), step)
+        _fill(model, content["state"])
+    remember(model, recipe)
+    return model
+
+
+def _factory(name: str | None, trust: bool) -> Callable[..., nn.Module]:
+    if name is None:
+        raise invalid("make_model", None, "the full model's factory, since the file names none")
+    if not trust:
+        raise RequestError(
+            f"make_model: got None; expected the full model's factory, or trust=True to import and "
+            f"call {name!r}, which the file names"
+        )
+    module, _, function = name.partition(":")
+    try:
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise invalid("factory", name, f"something to import ({error})") from error
+    return found
+
+
+def _floating(state: dict[str, torch.Tensor]) -> torch.dtype:
+    """The type to trace in: that of the stored values, which the examples have as well."""
+    kinds = [each.dtype for each in state.values() if each.is_floating_point()]
+    return kinds[0] if kinds else torch.get_default_dtype()
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    own = model.state_dict(keep_vars=True)
+    wrong = sorted(
+        set(own) ^ set(state)
+        | {name for name in set(own) & set(state) if own[name].shape != state[name].shape}
+    )
+    if wrong:
+        raise RequestError(
+            f"make_model: the slim module's values do not fit it: {', '.join(wrong[:5])}; expected "
+            "the model that was slimmed, made with the same arguments"
+        )
+    for name, tensor in own.items():
+        tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(state)
