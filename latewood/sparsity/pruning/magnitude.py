@@ -31,7 +31,7 @@ def prune_smallest(
     Args:
         weights: parameter name -> weight, any shapes.
         fraction: of what is present, in [0, 1]; read as the decimal number it prints as, so that
-            0.1 of 30 weights is 3.
+            0.07 of 100 weights is 7.
         present: masks of what is left so far; None is everything.
         layerwise: remove the fraction (rounded up) in each layer instead of over all together.
 
@@ -95,7 +95,7 @@ def keep_largest(
 
 
 def _kept(present: int, fraction: float) -> int:
-    # 0.1 * 30 is a little more than 3 in binary, and would be rounded up to 4.
+    # 0.07 * 100 is a little more than 7 in binary, and would be rounded up to 8.
     return present - math.ceil(Fraction(repr(float(fraction))) * present)
 
 
