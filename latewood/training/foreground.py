@@ -10,17 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latewood.errors import invalid
+from latewood.kernels.inpainting import evaluate
+from latewood.segmentation import Settings
 from latewood.training.data import Batch
 
-__all__ = ["Dihedral", "Foreground"]
+__all__ = ["Dihedral", "Foreground", "inpainting_error"]
 
 
 class Foreground:
     """Binary cross-entropy of a model that maps images to logits (n, 1, height, width).
 
-    ``evaluate`` compares with the labels ("iou", "accuracy") and, without any label, with the
-    model itself: "agreement" is the overlap of the mask of an image and that of its mirror image.
-    Where agreement stops rising, the model has begun to learn single labels by heart.
+    ``evaluate`` compares with the labels ("iou", "accuracy"), which goes on rising when the model
+    begins to learn their mistakes. Two measures need no labels: "inpainting" (J), the error with
+    which the regions of the model's own masks predict one another, and "agreement", the overlap
+    of the mask of an image and that of its mirror image.
     """
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -32,7 +35,7 @@ class Foreground:
     def evaluate(
         self, model: nn.Module, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Means over the batch: "loss", "accuracy", "iou" with the labels, and "agreement"."""
+        """Means over the batch: "loss", "accuracy", "iou", "inpainting" and "agreement"."""
         images, labels = batch
         logits = model(images)[:, 0]
         masks = logits > 0
@@ -41,12 +44,34 @@ class Foreground:
             "loss": F.binary_cross_entropy_with_logits(logits.float(), labels.float()),
             "accuracy": (masks == labels.bool()).float().mean(),
             "iou": _overlap(masks, labels.bool()).mean(),
+            "inpainting": inpainting_error(images, masks).mean(),
             "agreement": _overlap(masks, mirrored).mean(),
         }
 
     def summarise(self, means: Mapping[str, float]) -> dict[str, float]:
         """The means as they are."""
         return dict(means)
+
+
+def inpainting_error(images: Tensor, masks: Tensor) -> Tensor:
+    """J of masks, with the published window scaled to the size of the images.
+
+    Args:
+        images: (n, channels, height, width) in [-1, 1].
+        masks: bool, (n, height, width).
+
+    Returns:
+        (n,), 0 where a region is empty.
+    """
+    flat = masks.flatten(1)
+    both = (flat.any(1) & ~flat.all(1)).nonzero().flatten()
+    errors = images.new_zeros(len(images))
+    if len(both):
+        height, width = masks.shape[-2:]
+        settings = Settings(scaled=True).inpainting(height, width, images.shape[1])
+        found = evaluate(images[both].float(), masks[both], settings)
+        errors[both] = found.inpainting.to(errors.dtype)
+    return errors
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ __all__ = ["trained_segmenter"]
 def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     """The network of a finished run on the task "foreground" as something that segments images.
 
+    Of the checkpoints that the run kept, the one whose masks of the held-out images have the
+    largest inpainting error is taken: later ones may have learned the mistakes of the labels.
     Images are shrunk to the size that was learned on, and the masks brought back to full size
     along the edges of the image.
 
@@ -53,7 +56,9 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     section = recipe.model or {"name": "segmentation_unet"}
     with torch.random.fork_rng(devices=[]):
         model = components.build("model", section, "model", offered={"in_channels": 3})
-    load_into(model, read_tensors(run.model_path), str(run.model_path))
+    # With methods, checkpoints hold weights that they still transform; the end of the run does not.
+    weights = run.model_path if recipe.methods else _best_weights(run)
+    load_into(model, read_tensors(weights), str(weights))
     model.eval()
     size = int(recipe.task.get("size", 64))
 
@@ -77,3 +82,18 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
         )
 
     return segmenter
+
+
+def _best_weights(run: RunFolder) -> Path:
+    """The checkpoint with the best label-free score, or the end of the run if none was kept."""
+    scores = {
+        row["step"]: row["inpainting"]
+        for row in run.read_metrics()
+        if row["kind"] == "validation" and "inpainting" in row
+    }
+    kept = {
+        step: path
+        for step in scores
+        if (path := run.checkpoints / f"step-{step:08d}" / "model.safetensors").exists()
+    }
+    return kept[max(kept, key=lambda step: scores[step])] if kept else run.model_path

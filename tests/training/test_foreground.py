@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from latewood.errors import RequestError
+from latewood.kernels.inpainting import evaluate
+from latewood.segmentation import Settings
 from latewood.training.foreground import Dihedral, Foreground
 from latewood.training.objectives import Objective
 
@@ -38,6 +40,11 @@ def test_loss_and_scores_by_hand():
     # Half of the first mask is right; the second one and its label are both empty.
     assert scores["iou"].item() == pytest.approx((0.5 + 1) / 2)
     assert scores["agreement"].item() == 1
+    images = batch()[0][:1]
+    settings = Settings(scaled=True).inpainting(4, 4, 3)
+    error = evaluate(images, images[:, 0] > 0, settings).inpainting.item()
+    # The second mask has one region only, which predicts nothing.
+    assert error > 0 and scores["inpainting"].item() == pytest.approx(error / 2)
     means = {name: value.item() for name, value in scores.items()}
     assert objective.summarise(means) == means
 

@@ -80,7 +80,7 @@ def foreground(
         train=data.subset(order[held:].sort().values),
         validation=data.subset(order[:held].sort().values),
         objective=Foreground(),
-        headline="agreement",
+        headline="inpainting",
         model="segmentation_unet",
         model_arguments={"in_channels": 3},
         example_inputs=(torch.zeros(1, 3, size, size),),

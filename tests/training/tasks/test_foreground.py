@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from latewood.cli import main
 from latewood.errors import RequestError, WorkError
 from latewood.segmentation import mask_scores
-from latewood.training.foreground_network import trained_segmenter
+from latewood.training.foreground_network import _best_weights, trained_segmenter
 from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
 from latewood.training.run_folder import RunFolder
@@ -53,13 +53,16 @@ def test_a_recipe_trains_on_it(folder, tmp_path):
             "model": {"name": "segmentation_unet", "channels": [4, 8]},
             "optimizer": {"name": "adam", "lr": 0.02},
             "steps": 60,
+            "evaluate_every": 20,
+            "checkpoint_every": 20,
+            "keep_checkpoints": 3,
             "batch_size": 4,
             "device": "cpu",
         }
     )
     rows = train(recipe, folder=tmp_path / "run").folder.read_metrics()
     last = [row for row in rows if row["kind"] == "validation"][-1]
-    assert {"loss", "iou", "agreement"} <= last.keys()
+    assert {"loss", "iou", "inpainting", "agreement"} <= last.keys()
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert losses[-1] < losses[0]
     _check_the_network_on_a_new_image(tmp_path / "run", tmp_path)
@@ -97,8 +100,14 @@ def _check_the_network_on_a_new_image(run, tmp_path):
     record = json.loads((tmp_path / "out" / "segmentation.json").read_text())[0]
     assert record["margin"] is None
 
-    weights = load_file(run / "model.safetensors")
-    save_file(weights | {"head.bias": torch.tensor([-100.0])}, run / "model.safetensors")
+    best = _best_weights(RunFolder(run))
+    rows = [r for r in RunFolder(run).read_metrics() if r["kind"] == "validation"]
+    score = {row["step"]: row["inpainting"] for row in rows}
+    steps = [int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir()]
+    assert len(steps) == 3
+    assert best.parent.name == f"step-{max(steps, key=score.get):08d}"
+    weights = load_file(best)
+    save_file(weights | {"head.bias": torch.tensor([-100.0])}, best)
     nothing = trained_segmenter(RunFolder(run))(image)
     assert (nothing.flags, nothing.score, int(nothing.mask.sum())) == (("empty",), 0, 0)
 
