@@ -248,6 +248,24 @@ def test_the_far_field_survives_single_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(far, means[:, None].expand_as(far), rtol=0, atol=1e-6)
 
 
+def test_nothing_but_dust_is_visible_far_away() -> None:
+    # Half the image is one bright colour: its sums leave dust that would tint the far field.
+    image = torch.full((1, 3, 200, 24), -1.0)
+    image[:, :, 4:] = 0.999
+    mask = torch.zeros(1, 200, 24, dtype=torch.bool)
+    mask[:, 4:] = True
+    found = evaluate(image, mask, Inpainting())
+    assert bool((found.from_background[0, :, 20:] == -1).all())
+
+
+def test_pixels_without_a_gradient_stay() -> None:
+    # Errors and diversity weigh nothing where all is of one colour and lambda is 0.
+    image = torch.zeros(1, 1, 12, 12)
+    for value in (ascend, ascend_reference):
+        found = value(image, square(12, 12), Inpainting(iterations=1, diversity=0, neighbours=None))
+        assert torch.equal(found.masks, square(12, 12))
+
+
 def test_two_coloured_disc() -> None:
     image, truth = disc_image(), disc_mask()
     assert int(truth.sum()) == 616

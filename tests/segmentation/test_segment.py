@@ -154,6 +154,24 @@ def test_of_several_starts_the_outline_with_most_contrast_is_taken(blob: Blob) -
     assert same(found, single[found.margin])
 
 
+def test_contrast_and_not_the_score_decides_unless_a_search_failed() -> None:
+    differing = failed = 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, 3, 6, 6, generator=generator)
+        image = torch.nn.functional.interpolate(noise, size=(24, 24), mode="bicubic")[0]
+        image = (0.5 + 0.2 * image).clamp(0, 1)
+        runs = [segment(image, margins=(margin,)) for margin in (0.1, 0.3)]
+        found = segment(image, margins=(0.1, 0.3))
+        good = [run for run in runs if "degenerate" not in run.flags] or runs
+        assert same(found, max(good, key=lambda run: run.contrast))
+        differing += max(runs, key=lambda run: run.score) is not max(
+            runs, key=lambda run: run.contrast
+        )
+        failed += len(good) == 1 and good[0].contrast < max(run.contrast for run in runs)
+    assert differing > 3 and failed > 0
+
+
 def test_a_start_of_ones_own(blob: Blob) -> None:
     image, _ = blob(48, 48)
     start = torch.zeros(48, 48)
