@@ -11,16 +11,28 @@ from latewood.sparsity.pruning import (
     shuffled_masks,
 )
 from latewood.sparsity.readings import Readings, readings
-from latewood.sparsity.slimming import SlimRecipe, load_slim, save_slim, slim, slim_recipe
+from latewood.sparsity.slimming import (
+    CsrLinear,
+    LinearChoice,
+    SlimRecipe,
+    export_linear,
+    load_slim,
+    save_slim,
+    slim,
+    slim_recipe,
+)
 from latewood.sparsity.tickets import Ticket, restore, snapshot
 
 __all__ = [
     "ContinuousSparsification",
+    "CsrLinear",
     "FixedMasks",
     "GradualMagnitudePruning",
+    "LinearChoice",
     "Readings",
     "SlimRecipe",
     "Ticket",
+    "export_linear",
     "keep_largest",
     "load_slim",
     "maskable",

@@ -18,7 +18,7 @@ from latewood.errors import RequestError, WorkError, invalid
 from latewood.sparsity.slimming.dependence import Reads, evaluated, watch
 from latewood.sparsity.slimming.rules import RULES
 
-__all__ = ["SlimRecipe", "remember", "slim", "slim_recipe"]
+__all__ = ["Examples", "SlimRecipe", "bake_masks", "compare", "remember", "slim", "slim_recipe"]
 
 _RECIPE: Final = "_slim_recipe"
 _TOLERANCES: Final = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -79,7 +79,7 @@ def slim(
         WorkError: the slim module differs from the model.
     """
     twin = copy.deepcopy(model)
-    _bake_masks(twin)
+    bake_masks(twin)
     plan = trace_channels(twin, example_inputs)
     wanted = None if keep is None else _wanted(plan, keep)
     widths = {group.name: group.width for group in plan.free}
@@ -95,7 +95,7 @@ def slim(
     if wanted is not None:
         _refuse_the_rest(kept, wanted)
     step = {name: indices for name, indices in kept.items() if len(indices) < widths[name]}
-    _compare(model, twin, example_inputs, tolerance)
+    compare(model, twin, example_inputs, tolerance)
     before = getattr(model, _RECIPE, None)
     earlier = before.steps if isinstance(before, SlimRecipe) else ()
     examples = before.examples if isinstance(before, SlimRecipe) else example_inputs
@@ -124,7 +124,8 @@ def remember(model: nn.Module, recipe: SlimRecipe) -> None:
     object.__setattr__(model, _RECIPE, recipe)
 
 
-def _bake_masks(model: nn.Module) -> None:
+def bake_masks(model: nn.Module) -> None:
+    """Folds the masks on a model's weights into them; other transformations stay."""
     for module, name in dict(layer_tensors(model)).values():
         for transformation in transformations(module, name):
             if getattr(transformation, "order", None) == MASK:
@@ -245,9 +246,8 @@ def _fold(
             stored_tensor(*places[fold.bias]).add_(weights @ fold.values[positions])
 
 
-def _compare(
-    model: nn.Module, twin: nn.Module, examples: Examples, tolerance: float | None
-) -> None:
+def compare(model: nn.Module, twin: nn.Module, examples: Examples, tolerance: float | None) -> None:
+    """Compares two models on an example and on random inputs; a WorkError if they differ."""
     generator = torch.Generator().manual_seed(0)
     with evaluated(model), evaluated(twin), torch.no_grad():
         for trial in range(_TRIALS):
@@ -260,7 +260,7 @@ def _compare(
                 error = float((one - other).abs().max()) / largest
                 if not error <= allowed:
                     raise WorkError(
-                        f"slim: the smaller module differs by {error:.1e} of the largest output; "
+                        f"the module that was made differs by {error:.1e} of the largest output; "
                         f"allowed are {allowed:.1e}"
                     )
 

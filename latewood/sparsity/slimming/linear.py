@@ -1,0 +1,260 @@
+"""Linear layers in compressed rows where that is measured to be faster than dense ones."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latewood.core.coupling.trace import run_model
+from latewood.errors import invalid
+from latewood.sparsity.slimming.dependence import evaluated
+from latewood.sparsity.slimming.removal import Examples, bake_masks, compare
+
+__all__ = ["CsrLinear", "LinearChoice", "export_linear"]
+
+_ROUNDS = 12
+_GAIN = 0.95
+"""CSR must take less than this share of the dense time, so that noise never makes a loss."""
+
+
+class CsrLinear(nn.Module):
+    """A linear layer for inference whose weight is stored as compressed sparse rows.
+
+    y = x W^T + b, with the weight's column indices, values and row starts as buffers, so that it is
+    part of the state dict. A fresh layer holds no value; loading a state gives it its sizes.
+
+    Args:
+        in_features: entries of one input.
+        out_features: entries of one output.
+        bias: whether there is a bias.
+    """
+
+    row_starts: Tensor
+    columns: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.register_buffer("row_starts", torch.zeros(out_features + 1, dtype=torch.int32))
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(0))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> CsrLinear:
+        """The same function as a dense layer, with its weights that are not zero.
+
+        Args:
+            layer: a linear layer; it stays as it is.
+        """
+        made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        weight = layer.weight.detach()
+        with warnings.catch_warnings():
+            # torch says once a process that these tensors are in beta; the export checks results.
+            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support.*")
+            rows = weight.to_sparse_csr()
+        made.row_starts = rows.crow_indices().to(torch.int32)
+        made.columns = rows.col_indices().to(torch.int32)
+        made.values = rows.values().clone()
+        made.bias = None if layer.bias is None else layer.bias.detach().clone()
+        return made.train(layer.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps (..., in_features) to (..., out_features)."""
+        weight = torch.sparse_csr_tensor(
+            self.row_starts,
+            self.columns,
+            self.values,
+            (self.out_features, self.in_features),
+            check_invariants=False,
+        )
+        flat = inputs.reshape(-1, self.in_features)
+        # The product with one vector has a kernel of its own, about a third faster.
+        product = (weight @ flat[0])[None] if flat.shape[0] == 1 else (weight @ flat.t()).t()
+        outputs = product if self.bias is None else product + self.bias
+        return outputs.reshape(*inputs.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """The sizes in words."""
+        density = self.values.numel() / max(1, self.in_features * self.out_features)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, density={density:.4g}"
+        )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("columns", "values"):
+            stored = state_dict.get(prefix + name)
+            if isinstance(stored, Tensor):
+                own = getattr(self, name)
+                setattr(self, name, own.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True)
+class LinearChoice:
+    """What was chosen for one linear layer, and why.
+
+    Args:
+        layer: its name.
+        chosen: "dense" or "csr".
+        reason: in words.
+        density: share of its weights that are not zero.
+        rows: inputs that it multiplied with its weight in the example; 0 if it was not called.
+        dense_ms: least time of the dense layer on them; None if it was not measured.
+        csr_ms: least time of the compressed one.
+    """
+
+    layer: str
+    chosen: Literal["dense", "csr"]
+    reason: str
+    density: float
+    rows: int
+    dense_ms: float | None = None
+    csr_ms: float | None = None
+
+
+def export_linear(
+    model: nn.Module,
+    example_inputs: Examples,
+    *,
+    mode: Literal["auto", "dense", "csr"] = "auto",
+    tolerance: float | None = None,
+) -> tuple[nn.Module, list[LinearChoice]]:
+    """Gives each linear layer the form, dense or compressed rows, that is faster where it runs.
+
+    Zeros in a dense layer save no time, and compressed rows only do from some sparsity on, which
+    depends on sizes, batch and machine: so both forms are timed on what the layer is given when the
+    model runs the example. Masks on the weights are folded in. The result is for inference, and is
+    compared with the model as in ``slim``.
+
+    Args:
+        model: any module; it stays as it is.
+        example_inputs: what it is called with, with the batch size that matters.
+        mode: "auto" measures; "dense" only folds the masks in; "csr" compresses every plain linear
+            layer that runs.
+        tolerance: as for ``slim``.
+
+    Returns:
+        The exported module in evaluation mode, and one entry a linear layer.
+
+    Raises:
+        RequestError: another mode.
+        WorkError: the exported module differs from the model.
+    """
+    if mode not in ("auto", "dense", "csr"):
+        raise invalid("mode", mode, "auto, dense or csr")
+    twin = copy.deepcopy(model).eval()
+    bake_masks(twin)
+    layers = {name: each for name, each in twin.named_modules() if isinstance(each, nn.Linear)}
+    given = _given(twin, layers, example_inputs)
+    tied = _tied(twin)
+    report = []
+    for name, layer in layers.items():
+        inputs = given.get(name)
+        choice, compressed = _choose(name, layer, inputs, mode, id(layer.weight) in tied)
+        report.append(choice)
+        if choice.chosen == "csr" and compressed is not None:
+            if not name:
+                twin = compressed
+                continue
+            parent, _, last = name.rpartition(".")
+            setattr(twin.get_submodule(parent), last, compressed)
+    compare(model, twin, example_inputs, tolerance)
+    return twin, report
+
+
+def _given(
+    model: nn.Module, layers: dict[str, nn.Linear], example_inputs: Examples
+) -> dict[str, Tensor]:
+    """What each layer is given in a run; the last, if it is called several times."""
+    given: dict[str, Tensor] = {}
+    with ExitStack() as stack, evaluated(model), torch.no_grad():
+        for name, layer in layers.items():
+
+            def note(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                if inputs and isinstance(inputs[0], Tensor):
+                    given[name] = inputs[0].detach().clone()
+
+            stack.callback(layer.register_forward_pre_hook(note).remove)
+        run_model(model, example_inputs)
+    return given
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """Tensors that several layers own."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for tensor in module.parameters(recurse=False):
+            owners[id(tensor)] = owners.get(id(tensor), 0) + 1
+    return {tensor for tensor, count in owners.items() if count > 1}
+
+
+def _choose(
+    name: str, layer: nn.Linear, inputs: Tensor | None, mode: str, tied: bool
+) -> tuple[LinearChoice, CsrLinear | None]:
+    weight = layer.weight.detach()
+    density = int(weight.count_nonzero()) / max(1, weight.numel())
+    rows = 0 if inputs is None else inputs.numel() // max(1, layer.in_features)
+
+    def dense(reason: str) -> tuple[LinearChoice, None]:
+        return LinearChoice(name, "dense", reason, density, rows), None
+
+    if mode == "dense":
+        return dense("asked for")
+    if inputs is None:
+        return dense("not called in the example")
+    if type(layer) is not nn.Linear or tied:
+        return dense("shares its weight" if tied else f"a {type(layer).__name__}")
+    if mode == "auto" and density == 1:
+        return dense("has no zeros")
+    compressed = CsrLinear.of(layer)
+    if mode == "csr":
+        return LinearChoice(name, "csr", "asked for", density, rows), compressed
+    try:
+        dense_ms, csr_ms = _times(layer, compressed, inputs)
+    except RuntimeError as error:
+        # Not every build of torch has these products for every type.
+        return dense(f"compressed rows do not run here ({str(error).splitlines()[0]})")
+    faster = csr_ms < _GAIN * dense_ms
+    reason = f"CSR takes {csr_ms / dense_ms:.2f} of the dense time"
+    choice = LinearChoice(
+        name, "csr" if faster else "dense", reason, density, rows, dense_ms, csr_ms
+    )
+    return choice, compressed
+
+
+def _times(layer: nn.Linear, compressed: CsrLinear, inputs: Tensor) -> tuple[float, float]:
+    """Least times in milliseconds, taken in turns."""
+    candidates: tuple[Callable[[], Tensor], ...] = (
+        lambda: F.linear(inputs, layer.weight, layer.bias),
+        lambda: compressed(inputs),
+    )
+    best = [float("inf")] * len(candidates)
+    with torch.inference_mode():
+        for turn in range(_ROUNDS + 2):
+            for number, run in enumerate(candidates):
+                _wait(inputs)
+                start = time.perf_counter()
+                run()
+                _wait(inputs)
+                if turn >= 2:
+                    best[number] = min(best[number], time.perf_counter() - start)
+    return 1e3 * best[0], 1e3 * best[1]
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.device.type != "cpu":
+        torch.accelerator.synchronize(tensor.device)
