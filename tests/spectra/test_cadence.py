@@ -46,13 +46,19 @@ def test_auto_stays_within_its_budget_and_uses_it(clock, budget, cost):
         assert auto.overhead > 0.6 * budget
 
 
-def test_auto_keeps_room_for_the_last_step(clock):
-    auto = Cadence("auto", budget=0.05, total_steps=997)
-    seen, shares = observed(clock, auto, 997, step_seconds=0.1, cost=lambda step: 0.8)
-    assert seen[-1] == 997
+@pytest.mark.parametrize("steps", range(600, 640))
+def test_auto_keeps_room_for_the_last_step(clock, steps):
+    # Also when that look takes twice as long as any before.
+    auto = Cadence("auto", budget=0.1, total_steps=steps)
+
+    def cost(step):
+        return 0.8 if step == steps else 0.4
+
+    seen, shares = observed(clock, auto, steps, step_seconds=0.1, cost=cost)
     assert seen[0] == 0
+    assert seen[-1] == steps
     assert len(seen) > 3
-    assert max(shares[1:]) <= 0.05 + 1e-9
+    assert max(shares[1:]) <= 0.1 + 1e-9
 
 
 def test_auto_expects_twice_the_dearest_of_the_last_three(clock):
@@ -62,6 +68,22 @@ def test_auto_expects_twice_the_dearest_of_the_last_three(clock):
     seen, shares = observed(clock, auto, 10_000, step_seconds=0.1, cost=lambda step: next(costs))
     assert len(seen) > 20
     assert max(shares[4:]) <= 0.1 + 1e-9
+
+
+def test_three_looks_are_remembered(clock):
+    auto = Cadence("auto", budget=0.1)
+    auto.due(0)
+    for cost in (4, 1, 1):
+        with auto.measured():
+            clock.now += cost
+    clock.now = 50 + 10 * (6 + 8) - 1
+    assert not auto.due(1)
+    clock.now += 2
+    assert auto.due(2)
+    with auto.measured():
+        clock.now += 1
+    clock.now = 50 + 10 * (7 + 2) + 1
+    assert auto.due(3)
 
 
 def test_first_look_of_a_resumed_training(clock):

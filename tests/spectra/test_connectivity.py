@@ -50,6 +50,7 @@ def test_barrier_of_worked_curves():
 
 def test_barrier_of_curves_that_are_not_finite():
     assert barrier((1.0, math.inf, 1.0)) == math.inf
+    assert barrier((math.inf, 1.0, 1.0)) == 0
     assert math.isnan(barrier((1.0, math.nan, 1.0)))
     assert math.isnan(barrier((math.nan, 1.0, 1.0)))
     with pytest.raises(RequestError, match="values"):
