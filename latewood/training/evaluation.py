@@ -37,7 +37,8 @@ def evaluate(
     processes.share_buffers(model)
     noise = torch.Generator(processes.device)
     names: list[str] = []
-    sums: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
+    taken: list[float] = []
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -55,15 +56,18 @@ def evaluate(
             with processes.autocast():
                 scores = task.objective.evaluate(model, session.placed(batch), noise)
             in_batch = min(recipe.batch_size, len(dataset) - number * recipe.batch_size)
-            share = weight * in_batch / processes.count
             names = names or list(scores)
-            row = torch.stack([scores[name].detach().double() for name in names])
-            # Not a product with 0: a process without a sample must not bring in its NaN.
-            sums.append(row * share if share else torch.zeros_like(row))
+            rows.append(torch.stack([scores[name].detach() for name in names]))
+            taken.append(weight * in_batch / processes.count)
     finally:
         for module, training in modes.items():
             module.training = training
-    total = torch.stack(sums).sum(dim=0).tolist()
+    # Summed in double on the CPU: not every accelerator has it.
+    means_of_batches = torch.stack(rows).cpu().double()
+    share = torch.tensor(taken, dtype=torch.float64)[:, None]
+    # Not a product with 0: a process without a sample must not bring in its NaN.
+    weighted = torch.where(share > 0, means_of_batches * share, 0.0)
+    total = weighted.sum(dim=0).tolist()
     means = [value / len(dataset) for value in processes.sum(total)]
     return task.objective.summarise(dict(zip(names, means, strict=True)))
 

@@ -218,6 +218,27 @@ def test_evaluation_is_the_mean_over_samples_not_over_batches(tmp_path):
     assert reading["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
 
 
+def test_evaluation_asks_no_double_of_an_accelerator(tmp_path, monkeypatch):
+    class Single(torch.Tensor):
+        """Like a tensor of a device that has no float64."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), options=None):
+            assert function is not torch.Tensor.double
+            result = super().__torch_function__(function, types, arguments, options)
+            return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+    plain = train(recipe(), folder=tmp_path / "plain").summary["readings"]
+    evaluate = Classification.evaluate
+
+    def single(self, *arguments):
+        scores = evaluate(self, *arguments)
+        return {name: value.as_subclass(Single) for name, value in scores.items()}
+
+    monkeypatch.setattr(Classification, "evaluate", single)
+    assert train(recipe(), folder=tmp_path / "single").summary["readings"] == plain
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(tmp_path):
     busy = {"task": {"name": "here:blobs", "noise": True}}
     busy["model"] = {"name": "here:net", "dropout": 0.3, "norm": True}
