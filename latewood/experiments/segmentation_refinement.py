@@ -1,0 +1,101 @@
+"""Refinement: a network trained on found masks, stopped early without labels, beats those masks.
+
+Cpu scale: drawn composites with class-consistent colours at 64 pixels, minutes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latewood.experiments._composites import composites
+from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
+from latewood.segmentation import evaluate_masks, rgb_features, segment
+from latewood.training.foreground import Dihedral, Foreground, inpainting_error
+from latewood.training.models import segmentation_unet
+
+__all__ = ["EXPERIMENT"]
+
+IMAGES, HELD_OUT = 400, 100
+SIDE = 64
+STEPS, EVERY = 250, 50
+WARM_UP = 50
+BATCH_SIZE = 16
+LR = 2e-3
+
+
+def run(scale: Scale, bench: Bench) -> Results:
+    """Trains once and scores the network every fifty steps, with and without the truth."""
+    images, _ = composites(IMAGES, size=SIDE, seed=1, colours="warm on green")
+    unseen, truth = composites(HELD_OUT, size=SIDE, seed=2, colours="warm on green")
+    labels = torch.stack([one.mask for one in segment(images, scaled=True)])
+    found = [one.mask for one in segment(unseen, scaled=True)]
+    inputs, held_out = rgb_features(images), rgb_features(unseen)
+    scores = {"labels": [evaluate_masks(found, truth)["iou_fixed"]]}
+    errors, overlaps = [], []
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = segmentation_unet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    objective, augment = Foreground(), Dihedral()
+    for step in bench.track(range(1, STEPS + 1), "refining"):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min(1.0, step / WARM_UP)
+        chosen = torch.randint(IMAGES, (BATCH_SIZE,), generator=generator)
+        batch = augment((inputs[chosen], labels[chosen]), generator)
+        optimizer.zero_grad()
+        objective.loss(model, batch, generator).backward()
+        optimizer.step()
+        if step % EVERY == 0:
+            masks = _masks(model, held_out)
+            errors.append(inpainting_error(held_out, masks).mean().item())
+            overlaps.append(evaluate_masks(masks, truth)["iou_fixed"])
+            scores |= {f"IoU after {step}": [overlaps[-1]], f"J after {step}": [errors[-1]]}
+    best = errors.index(max(errors))
+    scores |= {"refined": [overlaps[best]], "best": [max(overlaps)], "last": [overlaps[-1]]}
+    scores |= {"chosen step": [float(EVERY * (best + 1))]}
+    settings = {"images": IMAGES, "held out": HELD_OUT, "side": SIDE, "steps": STEPS}
+    return Results(scores, settings)
+
+
+@torch.no_grad()
+def _masks(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part)[:, 0] > 0 for part in images.split(50)])
+
+
+def _numbers(results: Results, *names: str) -> str:
+    return ", ".join(f"{name} {results.mean(name):.3f}" for name in names)
+
+
+EXPERIMENT = register(
+    Experiment(
+        name="segmentation-refinement",
+        title="A network trained on found masks, on composites of one class of objects",
+        paper="Savarese, Kim, Maire, Shakhnarovich, McAllester: Information-Theoretic "
+        "Segmentation by Inpainting Error Maximization, 2021, arXiv:2012.07287",
+        run=run,
+        scales=("cpu",),
+        claims=(
+            Claim(
+                "improves-on-its-labels",
+                "Stopped by the inpainting error of its masks of held-out images, the network's "
+                "masks are better than those that the search finds for the same images.",
+                "[P] with refinement IoU 78.9 instead of 76.8 on Flowers; [I] the stopping rule",
+                "76.8 to 78.9 (Flowers), 52.2 to 55.1 (CUB), 65.1 to 68.5 (LSUN Car)",
+                lambda r: (
+                    f"{_numbers(r, 'labels', 'refined')} (IoU, step {r.mean('chosen step'):.0f})"
+                ),
+                lambda r: r.mean("refined") > r.mean("labels"),
+            ),
+            Claim(
+                "stops-at-the-right-time",
+                "The step chosen without labels is at most 2 points behind the best one.",
+                "[I] design of this package",
+                "-",
+                lambda r: _numbers(r, "refined", "best", "last"),
+                lambda r: r.difference("best", "refined") <= 0.02,
+            ),
+        ),
+    )
+)
