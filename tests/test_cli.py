@@ -84,7 +84,8 @@ def succeeds(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     words = ("--set", "epochs=1", "model.channels=[4,4,4]", "--set", "methods.0.initial_logit=1")
     done = latewood("demo", *words)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr  # on a busy machine there may be lines of progress
     lines = done.stdout.splitlines()
     assert lines[0] == "Before and after"
     assert lines[1].split() == ["dense", "latewood"]
@@ -164,15 +165,16 @@ def test_tickets(
     assert len(list(folder.glob("ticket-*.safetensors"))) == 2
 
 
-def test_inspect(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_inspect(
+    succeeds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.save(
         {"state_dict": {"module.w": torch.eye(3), "module.b": torch.ones(3)}}, tmp_path / "a.pt"
     )
     save_file({"v": torch.ones(2, 4)}, tmp_path / "b.safetensors")
     words = ("--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
-    done = latewood("inspect", "a.pt", "b.safetensors", *words)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    lines = succeeds("inspect", "a.pt", "b.safetensors", *words).splitlines()
     assert lines[0] == "a.pt"
     assert lines[2].split()[:4] == ["w", "3x3", "3", "1"]
     rows = json.loads((tmp_path / "t.json").read_text())
