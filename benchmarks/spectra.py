@@ -74,7 +74,7 @@ def _print_snapshot(name: str, model: nn.Module, folder: Path, rounds: int) -> N
 def _least_cpu_seconds(
     candidates: dict[str, Callable[[], object]], rounds: int
 ) -> dict[str, float]:
-    """Like ``interleaved_minima`` with a warm-up round, in time that other processes do not take."""
+    """Like ``interleaved_minima``, in processor time, which other processes disturb less."""
     best = dict.fromkeys(candidates, float("inf"))
     for turn in range(rounds + 1):
         for name, run in candidates.items():
