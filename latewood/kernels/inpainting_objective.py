@@ -138,7 +138,8 @@ def filter_matrix(n: int, settings: Inpainting) -> Tensor:
     toeplitz = torch.where(inside, taps[distance.clamp(0, settings.taps - 1)], 0.0)
     smooth = torch.linalg.matrix_power(toeplitz, settings.repetitions)
     spread = torch.eye(short, dtype=torch.float64).repeat_interleave(settings.downscale, dim=0)
-    return spread @ smooth @ spread.T / settings.downscale
+    matrix: Tensor = spread @ smooth @ spread.T / settings.downscale
+    return matrix
 
 
 def evaluate(images: Tensor, masks: Tensor, settings: Inpainting) -> Evaluation:
