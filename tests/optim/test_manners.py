@@ -8,6 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
@@ -278,3 +283,20 @@ def test_constructors_take_plain_keyword_options_that_a_recipe_can_give():
 def test_the_room_exports_what_it_promises():
     for name in ("AvaGrad", "AvaGradW", "DelayedAdam", "AdaBound", "AMSBound", "CSGD"):
         assert name in latewood.optim.__all__ and hasattr(latewood.optim, name)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("optimizer_class", ALL)
+def test_distributed_checkpoints_carry_the_state_by_name(optimizer_class, flat):
+    extra = {"momentum": 0.9} if optimizer_class is CSGD else {}
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [optimizer_class(model.parameters(), lr=0.1, **extra) for model in models]
+    advance(optimizers[0])
+    models[1].load_state_dict(models[0].state_dict())
+    state = get_optimizer_state_dict(models[0], optimizers[0], options=options)
+    set_optimizer_state_dict(models[1], optimizers[1], copy.deepcopy(state), options=options)
+    for optimizer in optimizers:
+        advance(optimizer)
+    assert torch.equal(models[0].weight, models[1].weight)
