@@ -75,7 +75,8 @@ def segment_files(
         One entry for each file, failed ones included.
 
     Raises:
-        RequestError: a path that does not exist, no images, or results that would replace images.
+        RequestError: a path that does not exist, no images, or results that would replace images
+            or true masks.
         WorkError: the results cannot be written.
     """
     files = find_images(paths)
@@ -85,6 +86,8 @@ def segment_files(
         raise RequestError(f"--evaluate: '{truth}' is no folder; expected a folder of masks")
     if any(path.parent.resolve() == out.resolve() for path in files):
         raise RequestError(f"--out: '{out}' holds the images; expected another folder")
+    if truth is not None and truth.resolve() == out.resolve():
+        raise RequestError(f"--out: '{out}' holds the true masks; expected another folder")
     done = [Done(path, name) for path, name in zip(files, _names(files), strict=True)]
     try:
         out.mkdir(parents=True, exist_ok=True)

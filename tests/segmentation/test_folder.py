@@ -229,6 +229,18 @@ def test_true_masks_of_another_size_are_named(array: np.ndarray, tmp_path: Path)
     assert not (tmp_path / "out" / "one.png").exists()
 
 
+def test_true_masks_are_never_overwritten(array: np.ndarray, tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    Image.fromarray(array).save(images / "one.png")
+    Image.fromarray(array[..., 0]).save(masks / "one.png")
+    before = (masks / "one.png").read_bytes()
+    with pytest.raises(RequestError, match="holds the true masks"):
+        segment_files([images], images / ".." / "masks", segment, truth=masks)
+    assert (masks / "one.png").read_bytes() == before
+
+
 def test_the_overlay_darkens_the_background_and_draws_the_outline() -> None:
     mask = torch.zeros(20, 20, dtype=torch.bool)
     mask[5:15, 5:15] = True
