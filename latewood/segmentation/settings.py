@@ -56,10 +56,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.features not in get_args(Features):
             raise invalid("features", self.features, "'rgb' or 'lab'")
-        if not self.margins or not all(0 <= margin < 0.5 for margin in self.margins):
-            raise invalid("margins", self.margins, "one or more shares, each in [0, 0.5)")
-        if self.size is not None and self.size < 8:
-            raise invalid("size", self.size, "8 pixels or more, or None")
+        if (
+            not isinstance(self.margins, (tuple, list))
+            or not self.margins
+            or not all(0 <= margin < 0.5 for margin in self.margins)
+        ):
+            raise invalid("margins", self.margins, "a tuple of shares, each in [0, 0.5)")
+        if self.size is not None and (not isinstance(self.size, int) or self.size < 8):
+            raise invalid("size", self.size, "a whole number of pixels, 8 or more, or None")
         if self.polish < 0:
             raise invalid("polish", self.polish, "0 or more")
         self.inpainting(REFERENCE_SIZE, REFERENCE_SIZE, 3)

@@ -252,13 +252,16 @@ def test_unknown_presets_and_settings() -> None:
         segment(image, lamda=1)
     with pytest.raises(RequestError, match="float32"):
         segment(image, dtype=torch.float16)
-    for name, value in {
-        "features": "hsv",
-        "margins": (0.5,),
-        "size": 3,
-        "polish": -1,
-        "sigma": 0,
-    }.items():
+    for name, value in (
+        ("features", "hsv"),
+        ("margins", (0.5,)),
+        ("margins", 0.2),
+        ("size", 3),
+        ("size", "64"),
+        ("size", 20.5),
+        ("polish", -1),
+        ("sigma", 0),
+    ):
         with pytest.raises(RequestError, match=name):
             segment(image, **{name: value})
 
