@@ -60,7 +60,7 @@ class FixedMasks:
 
     Raises:
         RequestError: no mask, a name that the model does not have, a mask of another shape or
-            dtype, or a weight that already has a mask.
+            dtype, a mask without a scale, or a weight that already has a mask.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class FixedMasks:
             raise invalid("masks", masks, "the mask of at least one weight")
         chosen = {each.name: each for each in maskable(model, include=tuple(masks), exclude=())}
         require_masks(masks, {name: each.stored for name, each in chosen.items()})
+        if isinstance(scale, Mapping) and (missing := sorted(masks.keys() - scale.keys())):
+            raise invalid("scale", sorted(scale), f"also factors for {', '.join(missing)}")
         used = places(model)
         for name, each in chosen.items():
             factor = scale[name] if isinstance(scale, Mapping) else scale

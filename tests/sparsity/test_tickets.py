@@ -197,6 +197,13 @@ def test_masks_that_do_not_fit_are_refused(masks, message):
     assert type(model[0]) is nn.Linear
 
 
+def test_a_mask_without_its_scale_is_refused():
+    model = Net()
+    with pytest.raises(RequestError, match=r"scale: .*3\.weight"):
+        FixedMasks(model, random_masks(), scale={"0.weight": 2.0})
+    assert type(model[0]) is nn.Linear
+
+
 # Tickets
 
 
