@@ -144,7 +144,7 @@ def export_linear(
         model: any module; it stays as it is.
         example_inputs: what it is called with, with the batch size that matters.
         mode: "auto" measures; "dense" only folds the masks in; "csr" compresses every plain linear
-            layer that runs.
+            layer that runs, where torch has these products for its type and device.
         tolerance: as for ``slim``.
 
     Returns:
@@ -221,9 +221,11 @@ def _choose(
     if mode == "auto" and density == 1:
         return dense("has no zeros")
     compressed = CsrLinear.of(layer)
-    if mode == "csr":
-        return LinearChoice(name, "csr", "asked for", density, rows), compressed
     try:
+        if mode == "csr":
+            with torch.inference_mode():
+                compressed(inputs)
+            return LinearChoice(name, "csr", "asked for", density, rows), compressed
         dense_ms, csr_ms = _times(layer, compressed, inputs)
     except RuntimeError as error:
         # Not every build of torch has these products for every type.

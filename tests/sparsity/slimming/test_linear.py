@@ -92,6 +92,17 @@ def test_layers_that_cannot_be_replaced_stay():
     assert report[0].reason == "not called in the example"
 
 
+def test_where_torch_has_no_product_the_layer_stays_dense(monkeypatch):
+    def missing(self, inputs):
+        raise NotImplementedError("not implemented for 'Half'")
+
+    monkeypatch.setattr(CsrLinear, "forward", missing)
+    model, inputs = masked_mlp()
+    for mode in ("auto", "csr"):
+        choice = export_linear(model, inputs, mode=mode)[1][1]
+        assert choice.chosen == "dense" and "'Half'" in choice.reason
+
+
 def test_a_layer_alone_can_be_exported():
     layer = sparse(0.3)
     exported, _ = export_linear(layer, torch.randn(2, 7, dtype=torch.float64), mode="csr")
