@@ -315,6 +315,25 @@ def test_a_module_that_differs_is_not_returned(zoo, off):
         slim(model, inputs, tolerance=-1.0)
 
 
+class RootOfInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        with torch.no_grad():
+            self.second.weight[:, 0] = 0
+
+    def forward(self, inputs):
+        return self.second(self.first(inputs.sqrt()))
+
+
+def test_drawn_inputs_that_a_model_cannot_take_are_no_difference():
+    torch.manual_seed(0)
+    model, inputs = RootOfInputs(), torch.rand(5, 3)
+    assert slim(model, inputs).first.out_features == 3
+    with pytest.raises(WorkError, match="nan"):
+        slim(model, -inputs)
+
+
 def test_only_slim_modules_have_a_recipe():
     with pytest.raises(RequestError, match="slim"):
         slim_recipe(nn.Linear(2, 2))
