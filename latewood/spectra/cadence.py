@@ -40,7 +40,7 @@ class Cadence:
         total_steps: int | None = None,
         budget: float = 0.03,
     ) -> None:
-        if every not in ("epoch", "auto") and (isinstance(every, str) or every < 1):
+        if every not in ("epoch", "auto") and (not isinstance(every, int) or every < 1):
             raise invalid("every", every, 'an integer of at least 1, "epoch" or "auto"')
         if every == "epoch" and steps_per_epoch is None:
             raise RequestError(

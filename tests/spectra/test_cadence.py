@@ -118,6 +118,8 @@ def test_overhead_is_a_share_of_all_time(clock):
         (0, {}, "every"),
         (-3, {}, "every"),
         ("often", {}, "every"),
+        (1.5, {}, "every"),
+        (None, {}, "every"),
         ("epoch", {}, "steps_per_epoch"),
         ("epoch", {"steps_per_epoch": 0}, "steps_per_epoch"),
         ("auto", {"budget": 0}, "budget"),
