@@ -124,8 +124,8 @@ def model_alignment(
         Alignments by ``Pair.name``, without leading dimensions.
 
     Raises:
-        RequestError: a name that is not a matrix of the model, layers that do not fit, or a
-            grouped convolution.
+        RequestError: no pair of names, a name that is not a matrix of the model, layers that do not
+            fit, or a grouped convolution.
     """
     chosen = infer_pairs(model) if pairs is None else [_as_pair(pair) for pair in pairs]
     measure = _Measure(model, k, gate, per_head, top)
@@ -297,4 +297,8 @@ def _gate_count(module: nn.RNNBase) -> int:
 
 
 def _as_pair(pair: Pair | tuple[str, str]) -> Pair:
-    return pair if isinstance(pair, Pair) else Pair(*pair)
+    if isinstance(pair, Pair):
+        return pair
+    if isinstance(pair, str) or len(pair) != 2:
+        raise invalid("pairs", pair, "tuples of two names, (outputs, inputs)")
+    return Pair(*pair)

@@ -213,6 +213,12 @@ def test_the_number_of_vectors_can_be_limited():
     assert found.score == found.diagonal[0]
 
 
+@pytest.mark.parametrize("pair", ["0.weight", ("0.weight",), ("0.weight",) * 3])
+def test_what_is_no_pair_of_names_is_refused(pair):
+    with pytest.raises(RequestError, match="outputs, inputs"):
+        model_alignment(nn.Sequential(nn.Linear(3, 3)), [pair])
+
+
 def test_bad_pairs_are_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 4), nn.Conv2d(4, 4, 1))
     for name in ("7.weight", "0.bias", "0.gain"):
