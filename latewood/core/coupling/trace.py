@@ -21,7 +21,7 @@ from latewood.core.coupling.sequences import SEQUENCE_RULES
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
-__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
+__all__ = ["evaluated", "layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
 _RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
 
@@ -48,7 +48,7 @@ def trace_channels(
         RequestError: the example does not reach any weight.
     """
     tensors = dict(layer_tensors(model))
-    with _computed(model) as names, _evaluated(model), torch.no_grad():
+    with _computed(model) as names, evaluated(model), torch.no_grad():
         watcher = _Watcher(Labels(names))
         with _call_stack(model, watcher.modules), watcher:
             outputs = run_model(model, example_inputs)
@@ -133,7 +133,8 @@ def _computed(model: nn.Module) -> Iterator[dict[int, str]]:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -7,8 +7,7 @@ input, moved by a rule for each operation; an operation without a rule depends o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,9 +17,9 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.calls import tensors_in
-from latewood.core.coupling.trace import layer_tensors, run_model
+from latewood.core.coupling.trace import evaluated, layer_tensors, run_model
 
-__all__ = ["Dependence", "Operation", "Reads", "evaluated", "watch"]
+__all__ = ["Dependence", "Operation", "Reads", "watch"]
 
 _FACTS: Final = """
     size dim ndimension numel nelement stride storage_offset element_size get len is_complex
@@ -201,15 +200,3 @@ def watch(model: nn.Module, example_inputs: Any, rules: dict[str, Rule]) -> Read
         with state:
             run_model(model, example_inputs)
     return state.reads
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

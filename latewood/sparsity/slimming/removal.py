@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling import ChannelGroup, ChannelPlan, slice_channels, trace_channels
-from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.coupling.trace import evaluated, layer_tensors, outputs_of, run_model
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import MASK, bake, transformations
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.sparsity.slimming.dependence import Reads, evaluated, watch
+from latewood.sparsity.slimming.dependence import Reads, watch
 from latewood.sparsity.slimming.rules import RULES
 
 __all__ = ["Examples", "SlimRecipe", "bake_masks", "compare", "remember", "slim", "slim_recipe"]
