@@ -53,8 +53,16 @@ IMAGE_GRIDS: dict[Scale, dict[str, list[Section]]] = {
     "cpu": {
         "SGD": [SGD | {"lr": lr} for lr in (0.03, 0.1, 0.3)],
         "Adam, eps 1e-8": [{"name": "adam", "lr": lr} for lr in (1e-3, 3e-3, 1e-2)],
-        "Adam, eps tuned": [{"name": "adam", "lr": lr, "eps": 0.1} for lr in (0.1, 0.3, 1.0)],
-        "AvaGrad": [{"name": "avagrad", "lr": lr, "eps": 0.1} for lr in (0.3, 1.0, 3.0)],
+        # Adam's best rate moves with eps, so its search goes along the diagonal.
+        "Adam, eps tuned": [
+            {"name": "adam", "lr": lr, "eps": eps}
+            for lr, eps in ((3e-3, 1e-3), (1e-2, 1e-2), (0.1, 0.1), (1.0, 1.0), (10.0, 10.0))
+        ],
+        # AvaGrad's does not: rates at one eps, then eps at the best of them.
+        "AvaGrad": [
+            *({"name": "avagrad", "lr": lr, "eps": 0.1} for lr in (0.3, 1.0, 3.0)),
+            *({"name": "avagrad", "lr": 1.0, "eps": eps} for eps in (1e-3, 1e-2, 10.0)),
+        ],
     },
     "full": {
         "SGD": [SGD | {"lr": 0.1, "weight_decay": 5e-4}],
@@ -64,9 +72,13 @@ IMAGE_GRIDS: dict[Scale, dict[str, list[Section]]] = {
     },
 }
 CHARACTER_GRID: dict[str, list[Section]] = {
-    "SGD": [SGD | {"lr": lr} for lr in (0.3, 1.0, 3.0)],
-    "Adam, eps 1e-8": [{"name": "adam", "lr": lr} for lr in (3e-3, 1e-2, 3e-2)],
-    "AvaGrad": [{"name": "avagrad", "lr": lr, "eps": 1e-3} for lr in (3.0, 10.0, 30.0)],
+    "SGD": [SGD | {"lr": lr} for lr in (1.0, 3.0, 10.0, 30.0)],
+    "Adam, eps 1e-8": [{"name": "adam", "lr": lr} for lr in (0.01, 0.03, 0.1)],
+    # Two searches along one axis each: rates at one eps, then eps at the best of them.
+    "AvaGrad": [
+        *({"name": "avagrad", "lr": lr, "eps": 1e-3} for lr in (30.0, 100.0, 300.0)),
+        *({"name": "avagrad", "lr": 100.0, "eps": eps} for eps in (1e-4, 1e-2)),
+    ],
 }
 
 
