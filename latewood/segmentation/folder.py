@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from latewood.segmentation.pictures import pictures
 from latewood.segmentation.segment import Segmentation
 
 __all__ = ["Done", "means", "overlay", "segment_files"]
+
+_NO_MEMORY = re.compile("allocate memory|out of memory")
 
 Segmenter = Callable[[Tensor], Segmentation]
 Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
@@ -136,8 +139,14 @@ def _segment_file(
         (image,), _ = pictures(read_image(one.path), torch.float32)
         found = segmenter(image)
         expected = None if truth is None else _truth(one.path, truth)
-    except (LatewoodError, MemoryError) as error:
-        one.error = str(error) or f"{one.path}: not enough memory"
+    except LatewoodError as error:
+        one.error = str(error)
+        return
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for an allocation that fails on the CPU.
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        one.error = f"{one.path}: not enough memory"
         return
     if expected is not None:
         if expected.shape != found.mask.shape:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latewood.cli import main
 from latewood.errors import RequestError, WorkError
+from latewood.segmentation import Segmentation, segment
 from latewood.segmentation import files as files_module
-from latewood.segmentation import segment
 from latewood.segmentation.files import find_images, read_image, read_mask
 from latewood.segmentation.folder import Done, overlay, segment_files
 from latewood.segmentation.sheet import render_sheet
@@ -227,6 +227,22 @@ def test_true_masks_of_another_size_are_named(array: np.ndarray, tmp_path: Path)
     (done,) = segment_files([images], tmp_path / "out", segment, truth=masks)
     assert "20 x 20" in done.error and "56 x 40" in done.error
     assert not (tmp_path / "out" / "one.png").exists()
+
+
+def test_an_image_too_large_for_the_memory_is_named(array: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(array).save(tmp_path / "one.png")
+
+    def greedy(image: Tensor) -> Segmentation:
+        torch.empty(10**15)
+        return segment(image)
+
+    def wrong(image: Tensor) -> Segmentation:
+        raise RuntimeError("a fault of the code")
+
+    (done,) = segment_files([tmp_path], tmp_path / "out", greedy)
+    assert done.error == f"{tmp_path / 'one.png'}: not enough memory"
+    with pytest.raises(RuntimeError, match="fault"):
+        segment_files([tmp_path], tmp_path / "out", wrong)
 
 
 def test_true_masks_are_never_overwritten(array: np.ndarray, tmp_path: Path) -> None:
