@@ -116,7 +116,8 @@ class Ticket:
             WorkError: a file is missing, damaged or no ticket.
         """
         tree = load_state(path_stem)
-        if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+        parts = {"format", "masks", "snapshot", "scale"}
+        if not isinstance(tree, dict) or tree.get("format") != _FORMAT or tree.keys() != parts:
             raise WorkError(f"{path_stem}.json: not a ticket that Latewood wrote")
         return cls(tree["masks"], tree["snapshot"], tree["scale"])
 

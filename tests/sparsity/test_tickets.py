@@ -265,9 +265,10 @@ def test_a_saved_ticket_comes_back_bit_for_bit(tmp_path):
 def test_what_is_no_ticket_is_named(tmp_path):
     from latewood.core.state import save_state
 
-    save_state(tmp_path / "other", {"masks": {}})
-    with pytest.raises(WorkError, match="not a ticket"):
-        Ticket.load(tmp_path / "other")
+    for tree in ({"masks": {}}, {"format": "latewood ticket 1"}):
+        save_state(tmp_path / "other", tree)
+        with pytest.raises(WorkError, match="not a ticket"):
+            Ticket.load(tmp_path / "other")
     method, early = found()
     with pytest.raises(RequestError, match="finished_round: got 2; expected an index of 2 tickets"):
         Ticket.of(method, early, finished_round=2)

@@ -78,7 +78,8 @@ def load_slim(
         WorkError: a file is missing, torn or not a slim module.
     """
     content = load_state(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    parts = {"format", "factory", "arguments", "steps", "examples", "state"}
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.keys() != parts:
         raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
     if make_model is None:
         make_model = _factory(content["factory"], trust)

@@ -129,6 +129,9 @@ def test_another_model_is_refused(saved):
 def test_other_files_are_refused(saved, tmp_path):
     from latewood.core.state import save_state
 
+    save_state(tmp_path / "headless", {"format": "latewood slim module 1"})
+    with pytest.raises(WorkError, match="not a slim module"):
+        load_slim(tmp_path / "headless", models.mlp)
     save_state(tmp_path / "plain", {"step": 3})
     with pytest.raises(WorkError, match="not a slim module"):
         load_slim(tmp_path / "plain", models.mlp)
