@@ -18,8 +18,8 @@ def mask_scores(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
     With ``P`` predicted and ``T`` true: ``iou = |P & T| / |P | T|``,
     ``miou = (iou of foreground + iou of background) / 2``, ``dice = 2 |P & T| / (|P| + |T|)``,
     ``accuracy`` the share of equal pixels. Plain names take the better polarity for each measure
-    on its own, as the authors' code does; names ending in "_fixed" judge the masks as they are, those in
-    "_flipped" turn a mask over as a whole where that has the better accuracy.
+    on its own, as the authors' code does; names ending in "_fixed" judge the masks as they are,
+    those in "_flipped" turn a mask over as a whole where that has the better accuracy.
 
     Args:
         predicted: bool, (n, height, width).
