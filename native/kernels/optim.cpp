@@ -99,16 +99,21 @@ static double squared_rates(const T *__restrict v, T correction, T eps, std::int
   return total(sums);
 }
 
+// How a delayed step treats the parameter: not at all, without weight decay and scaling of the
+// gradient (three multiplications fewer, which two threads on one core feel), or with all of it.
+enum class Move { none, plainly, fully };
+
 // One element; leaves v for the caller, who may still need the old one.
-template <typename T, bool moving>
+template <typename T, Move move>
 static inline T delayed_one(T &p, T g, T &m, T v, T inverse, Numbers<T> c) {
-  const T direction = c.factor * g + c.l2 * p;
+  const T direction = move == Move::plainly ? g : c.factor * g + c.l2 * p;
   m = c.beta1 * m + c.rest1 * direction;
-  if (moving) p = c.keep * p - c.size * m * inverse;
+  if (move == Move::plainly) p -= c.size * m * inverse;
+  if (move == Move::fully) p = c.keep * p - c.size * m * inverse;
   return c.beta2 * v + c.rest2 * direction * direction;
 }
 
-template <typename T, bool moving, StepRates rates>
+template <typename T, Move move, StepRates rates>
 static double delayed(T *__restrict p, const T *__restrict g, T *__restrict m, T *__restrict v,
                       Numbers<T> c, std::int64_t n) {
   T sums[lanes] = {};
@@ -120,8 +125,8 @@ static double delayed(T *__restrict p, const T *__restrict g, T *__restrict m, T
       const T one = std::sqrt(old_a) * c.previous + c.eps;
       const T two = std::sqrt(old_b) * c.previous + c.eps;
       const T both = T(1) / (one * two);
-      const T new_a = delayed_one<T, moving>(p[a], g[a], m[a], old_a, two * both, c);
-      const T new_b = delayed_one<T, moving>(p[b], g[b], m[b], old_b, one * both, c);
+      const T new_a = delayed_one<T, move>(p[a], g[a], m[a], old_a, two * both, c);
+      const T new_b = delayed_one<T, move>(p[b], g[b], m[b], old_b, one * both, c);
       if (rates == StepRates::before)
         sums[k] += two_squares(rate(old_a, c.following, c.eps), rate(old_b, c.following, c.eps));
       if (rates == StepRates::after)
@@ -132,7 +137,7 @@ static double delayed(T *__restrict p, const T *__restrict g, T *__restrict m, T
   for (int k = 0; i < n; ++i, k = (k + 1) % lanes) {
     const T old = v[i];
     const T inverse = T(1) / (std::sqrt(old) * c.previous + c.eps);
-    v[i] = delayed_one<T, moving>(p[i], g[i], m[i], old, inverse, c);
+    v[i] = delayed_one<T, move>(p[i], g[i], m[i], old, inverse, c);
     if (rates == StepRates::none) continue;
     const T x = T(1) / rate(rates == StepRates::before ? old : v[i], c.following, c.eps);
     sums[k] += x * x;
@@ -160,9 +165,11 @@ static void bounded(T *__restrict p, const T *__restrict g, T *__restrict m, T *
 }
 
 template <typename T, StepRates rates>
-static double delayed(bool moving, T *p, const T *g, T *m, T *v, Numbers<T> c, std::int64_t n) {
-  return moving ? delayed<T, true, rates>(p, g, m, v, c, n)
-                : delayed<T, false, rates>(p, g, m, v, c, n);
+static double delayed(T *p, const T *g, T *m, T *v, Numbers<T> c, std::int64_t n) {
+  if (c.size == 0) return delayed<T, Move::none, rates>(p, g, m, v, c, n);
+  if (c.factor == 1 && c.l2 == 0 && c.keep == 1)
+    return delayed<T, Move::plainly, rates>(p, g, m, v, c, n);
+  return delayed<T, Move::fully, rates>(p, g, m, v, c, n);
 }
 
 template <typename T>
@@ -170,10 +177,9 @@ static double step(StepRule rule, StepRates rates, T *p, const T *g, T *m, T *v,
                    const StepNumbers &numbers, std::int64_t n) {
   const Numbers<T> c(numbers);
   if (rule == StepRule::delayed) {
-    const bool moving = numbers.size != 0;
-    if (rates == StepRates::before) return delayed<T, StepRates::before>(moving, p, g, m, v, c, n);
-    if (rates == StepRates::after) return delayed<T, StepRates::after>(moving, p, g, m, v, c, n);
-    return delayed<T, StepRates::none>(moving, p, g, m, v, c, n);
+    if (rates == StepRates::before) return delayed<T, StepRates::before>(p, g, m, v, c, n);
+    if (rates == StepRates::after) return delayed<T, StepRates::after>(p, g, m, v, c, n);
+    return delayed<T, StepRates::none>(p, g, m, v, c, n);
   }
   if (rule == StepRule::bounded && peak) bounded<T>(p, g, m, v, peak, c, n);
   else if (rule == StepRule::bounded) bounded<T>(p, g, m, v, nullptr, c, n);
