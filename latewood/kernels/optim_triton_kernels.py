@@ -4,8 +4,8 @@ Tables lie in device memory. A row of ``addresses`` holds parameter, gradient, t
 and which row of ``numbers`` belongs to the tensor; that row is a `Scalars`.
 """
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 __all__ = ["rates_kernel", "step_kernel", "total_kernel"]
 
