@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from latewood.core.modes import evaluated
 from latewood.core.selection import Selected, select_parameters
 from latewood.spectra.views import parameter_matrix
 
@@ -78,21 +79,10 @@ def current_weight(module: nn.Module, name: str) -> Tensor:
     # Not through the attribute: inside parametrize.cached() that would leave a value without a
     # graph for the training step to find.
     transformations = module.get_submodule(f"parametrizations.{name}")
-    with _evaluation(transformations), _random_state_kept(transformations):
+    # In training mode some transformations update buffers or draw random numbers.
+    with evaluated(transformations), _random_state_kept(transformations):
         value: Tensor = transformations()
     return value
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    # In training mode some transformations update buffers or draw random numbers.
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
 
 
 @contextmanager

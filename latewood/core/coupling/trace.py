@@ -18,10 +18,11 @@ from latewood.core.coupling.layers import LAYER_RULES
 from latewood.core.coupling.moves import MOVE_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.sequences import SEQUENCE_RULES
+from latewood.core.modes import evaluated
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
-__all__ = ["evaluated", "layer_tensors", "outputs_of", "run_model", "trace_channels"]
+__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
 _RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
 
@@ -130,18 +131,6 @@ def _computed(model: nn.Module) -> Iterator[dict[int, str]]:
     with parametrize.cached():
         found = {name: getattr(*place) for name, place in layer_tensors(model)}
         yield {id(tensor): name for name, tensor in found.items()}
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.calls import tensors_in
-from latewood.core.coupling.trace import evaluated, layer_tensors, run_model
+from latewood.core.coupling.trace import layer_tensors, run_model
+from latewood.core.modes import evaluated
 
 __all__ = ["Dependence", "Operation", "Reads", "watch"]
 

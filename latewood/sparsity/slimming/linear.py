@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latewood.core.coupling.trace import evaluated, run_model
+from latewood.core.coupling.trace import run_model
+from latewood.core.modes import evaluated
 from latewood.errors import invalid
 from latewood.sparsity.slimming.removal import Examples, bake_masks, compare
 

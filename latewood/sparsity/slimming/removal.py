@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling import ChannelGroup, ChannelPlan, slice_channels, trace_channels
-from latewood.core.coupling.trace import evaluated, layer_tensors, outputs_of, run_model
+from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.modes import evaluated
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import MASK, bake, transformations
 from latewood.errors import RequestError, WorkError, invalid
