@@ -1,4 +1,4 @@
-"""Every claim of the papers as a runnable check: one file per paper, found by the registry.
+"""Every claim of the papers as a runnable check: a folder per room, files found by the registry.
 
 A file registers its experiments when it is imported::
 

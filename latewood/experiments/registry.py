@@ -193,12 +193,12 @@ def register(experiment: Experiment) -> Experiment:
 def experiments() -> dict[str, Experiment]:
     """Every registered experiment by name, in alphabetical order.
 
-    A module in ``latewood.experiments`` that calls ``register`` is found without being listed.
+    A module below ``latewood.experiments`` that calls ``register`` is found without being listed.
     """
     import latewood.experiments as package
 
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
     return dict(sorted(_REGISTERED.items()))
 
 

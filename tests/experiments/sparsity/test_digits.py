@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latewood.experiments import Bench, Results
-from latewood.experiments import continuous_sparsification as experiment
+from latewood.experiments.sparsity import digits as experiment
 
 
 @pytest.fixture(scope="module")

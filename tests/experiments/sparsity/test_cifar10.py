@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latewood.experiments import Bench, Results
-from latewood.experiments import sparse_resnet as experiment
+from latewood.experiments.sparsity import cifar10 as experiment
 
 
 def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

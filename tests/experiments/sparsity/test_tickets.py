@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latewood.experiments import Bench, Results
-from latewood.experiments import tickets as experiment
+from latewood.experiments.sparsity import tickets as experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree")
 

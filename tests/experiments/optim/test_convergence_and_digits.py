@@ -9,8 +9,8 @@ import torch
 from torch.nn import Parameter
 
 from latewood.experiments import Bench, Experiment, Results
-from latewood.experiments import optimizers_convergence as convergence
-from latewood.experiments import optimizers_digits as on_digits
+from latewood.experiments.optim import convergence as convergence
+from latewood.experiments.optim import digits as on_digits
 
 EXPERIMENTS = [
     convergence.FAILURE,

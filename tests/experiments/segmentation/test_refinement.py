@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latewood.experiments import Bench, Results
-from latewood.experiments import segmentation_refinement as experiment
+from latewood.experiments.segmentation import refinement as experiment
 
 
 def test_it_chooses_the_step_with_the_largest_error(

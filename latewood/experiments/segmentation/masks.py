@@ -19,8 +19,8 @@ from skimage.segmentation import chan_vese, morphological_chan_vese
 from torch import Tensor
 
 from latewood.errors import RequestError
-from latewood.experiments._composites import composites
 from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
+from latewood.experiments.segmentation.composites import composites
 from latewood.segmentation import centred_rectangle, evaluate_masks, segment
 
 __all__ = ["EXPERIMENT"]

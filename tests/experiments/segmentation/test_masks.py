@@ -7,8 +7,8 @@ import torch
 
 from latewood.errors import RequestError
 from latewood.experiments import Bench, Results
-from latewood.experiments import segmentation as experiment
-from latewood.experiments._composites import composites
+from latewood.experiments.segmentation import masks as experiment
+from latewood.experiments.segmentation.composites import composites
 
 
 @pytest.fixture(scope="module")

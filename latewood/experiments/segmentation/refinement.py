@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from latewood.experiments._composites import composites
 from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
+from latewood.experiments.segmentation.composites import composites
 from latewood.segmentation import evaluate_masks, rgb_features, segment
 from latewood.training.foreground import Dihedral, Foreground, inpainting_error
 from latewood.training.models import segmentation_unet

@@ -1,0 +1,1 @@
+"""Claims about AvaGrad, Delayed Adam, AdaBound and CSGD."""

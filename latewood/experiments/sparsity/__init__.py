@@ -1,0 +1,1 @@
+"""Claims about learned masks, tickets, and networks that grow and prune themselves."""

@@ -1,0 +1,1 @@
+"""Claims about the spectra of weights while networks train."""
