@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from latewood.training.augmentation import CropAndFlip
 from latewood.training.data import Normalise
-from latewood.training.images import image_splits
+from latewood.training.data.augmentation import CropAndFlip
+from latewood.training.data.images import image_splits
 from latewood.training.objectives import Classification
 from latewood.training.task import Task
 

@@ -13,8 +13,8 @@ from latewood.segmentation import PRESETS, downsample, segment
 from latewood.segmentation.files import find_images
 from latewood.segmentation.pictures import pictures
 from latewood.training.data import Batch, TensorDataset
+from latewood.training.data.locate import find_folder
 from latewood.training.foreground import Dihedral, Foreground
-from latewood.training.locate import find_folder
 from latewood.training.progress import track
 from latewood.training.task import Task
 

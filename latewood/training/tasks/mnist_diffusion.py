@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latewood.training.images import image_splits
+from latewood.training.data.images import image_splits
 from latewood.training.objectives import Diffusion
 from latewood.training.task import Task
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.training.data import Batch
-from latewood.training.locate import find_folder
+from latewood.training.data.locate import find_folder
 from latewood.training.objectives import LanguageModelling
 from latewood.training.task import Task
 

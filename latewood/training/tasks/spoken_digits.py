@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from latewood.errors import WorkError, invalid
-from latewood.training.audio import decode_wav, log_mel, mel_filters
 from latewood.training.data import TensorDataset
-from latewood.training.decoded import decoded
-from latewood.training.locate import open_splits
+from latewood.training.data.audio import decode_wav, log_mel, mel_filters
+from latewood.training.data.decoded import decoded
+from latewood.training.data.locate import open_splits
+from latewood.training.data.sources import Source, check_label, content_hash
 from latewood.training.objectives import Classification
 from latewood.training.progress import progress
-from latewood.training.sources import Source, check_label, content_hash
 from latewood.training.task import Task
 
 __all__ = ["spoken_digits"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from latewood.errors import RequestError, WorkError
-from latewood.training.audio import log_mel, mel_filters
+from latewood.training.data.audio import log_mel, mel_filters
 from latewood.training.models import lstm_classifier
 from latewood.training.tasks.spoken_digits import spoken_digits
 

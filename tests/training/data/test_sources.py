@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from latewood.errors import RequestError, WorkError
-from latewood.training.locate import find_folder, open_splits
-from latewood.training.parquet import ParquetSource, parquet_files
-from latewood.training.sources import CHUNK, FolderSource, HubSource
+from latewood.training.data.locate import find_folder, open_splits
+from latewood.training.data.parquet import ParquetSource, parquet_files
+from latewood.training.data.sources import CHUNK, FolderSource, HubSource
 
 pytestmark = pytest.mark.usefixtures("clean_places")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latewood.errors import RequestError, WorkError
-from latewood.training.audio import (
+from latewood.training.data.audio import (
     decode_wav,
     hertz_to_mel,
     log_mel,
@@ -17,7 +17,7 @@ from latewood.training.audio import (
     mel_to_hertz,
     power_spectrum,
 )
-from latewood.training.sources import Encoded
+from latewood.training.data.sources import Encoded
 
 
 def decode(content, rate=8000):

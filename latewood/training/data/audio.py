@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.training.sources import Encoded
+from latewood.training.data.sources import Encoded
 
 __all__ = ["decode_wav", "hertz_to_mel", "log_mel", "mel_filters", "mel_to_hertz", "power_spectrum"]
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from latewood.errors import RequestError, WorkError
-from latewood.training.images import decode_image, decode_images, load_images
-from latewood.training.locate import open_splits
-from latewood.training.parquet import ParquetSource
-from latewood.training.sources import Encoded
+from latewood.training.data.images import decode_image, decode_images, load_images
+from latewood.training.data.locate import open_splits
+from latewood.training.data.parquet import ParquetSource
+from latewood.training.data.sources import Encoded
 
 pytestmark = pytest.mark.usefixtures("clean_places")
 
@@ -143,7 +143,7 @@ def test_decoded_once_then_read_from_the_cache(picture_folder, clean_places, mon
         )[0]
 
     first = load_images(opened(), channels=3, classes=10)
-    monkeypatch.setattr("latewood.training.images.decode_images", None)
+    monkeypatch.setattr("latewood.training.data.images.decode_images", None)
     again = load_images(opened(), channels=3, classes=10)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     with pytest.raises(TypeError):  # other channels are other data

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from latewood.training import decoded as module
-from latewood.training.decoded import cache_folder, decoded
+from latewood.training.data import decoded as module
+from latewood.training.data.decoded import cache_folder, decoded
 
 pytestmark = pytest.mark.usefixtures("clean_places")
 

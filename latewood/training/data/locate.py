@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from latewood.errors import RequestError, invalid
-from latewood.training.parquet import ParquetSource, parquet_files
-from latewood.training.sources import FolderSource, HubSource, Source
+from latewood.training.data.parquet import ParquetSource, parquet_files
+from latewood.training.data.sources import FolderSource, HubSource, Source
 
 __all__ = ["find_folder", "open_splits"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latewood.errors import RequestError
-from latewood.training.augmentation import CropAndFlip, crop_and_flip
+from latewood.training.data.augmentation import CropAndFlip, crop_and_flip
 
 
 def reference(

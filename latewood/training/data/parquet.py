@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latewood.errors import RequestError, WorkError
-from latewood.training.sources import CHUNK, Encoded, hash_files, pick_column
+from latewood.training.data.sources import CHUNK, Encoded, hash_files, pick_column
 
 __all__ = ["ParquetSource", "parquet_files"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.training.data import Batch
+from latewood.training.data.datasets import Batch
 
 __all__ = ["CropAndFlip", "crop_and_flip"]
 

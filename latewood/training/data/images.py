@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.training.data import Normalise, TensorDataset, stratified_prefix
-from latewood.training.decoded import decoded
-from latewood.training.locate import open_splits
+from latewood.training.data.datasets import Normalise, TensorDataset, stratified_prefix
+from latewood.training.data.decoded import decoded
+from latewood.training.data.locate import open_splits
+from latewood.training.data.sources import Encoded, Source, check_label, content_hash
 from latewood.training.progress import progress
-from latewood.training.sources import Encoded, Source, check_label, content_hash
 
 __all__ = ["decode_image", "decode_images", "image_splits", "load_images"]
 
