@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._timing import interleaved_minima, print_table
-from latewood.training.augmentation import CropAndFlip
+from latewood.training.data.augmentation import CropAndFlip
 from latewood.training.data import Batch, Normalise, TensorDataset, batches
 from latewood.training.models import convnet, resnet20
 
