@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latewood.core import Selected, attach, bake, exponential, progress
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.density import largest_logits, largest_only
+from latewood.sparsity.density import largest_logits, largest_only, shares
 from latewood.sparsity.mask import DECIDED, SoftMask, unit_scale
 from latewood.sparsity.momentum import clear_before_next_step
 from latewood.sparsity.places import maskable, places
@@ -261,7 +261,7 @@ class ContinuousSparsification:
         self._require_unfinished("harden")
         if self.hardened:
             return
-        undecided = self._undecided()
+        undecided, _ = shares(self._read(SoftMask.undecided), self._layers)
         if undecided > _MOST_UNDECIDED:
             warnings.warn(
                 f"{undecided:.1%} of the masked weights are undecided (|temperature * logit| < "
@@ -330,26 +330,21 @@ class ContinuousSparsification:
     def metrics(self) -> dict[str, float]:
         """Densities by H(s), never by the soft mask, and how far the masks are.
 
-        Returns:
-            "density" (fraction kept of all masked weights), "undecided" (fraction with
-            |beta s| < 4), "temperature" (beta), with several rounds "round", and
-            "density/<layer>"; after ``finalize`` the final values.
+                Returns:
+                    "density" (fraction kept of all masked weights), "undecided" (fraction with
+        XX ``finalize`` the final values.
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        kept: dict[str, list[Tensor]] = {}
-        size: dict[str, int] = {}
-        for name, mask in self._masks.items():
-            layer = self._layers[name] or name
-            kept.setdefault(layer, []).append(mask.binary().sum())
-            size[layer] = size.get(layer, 0) + mask.mask_logits.numel()
-        counts = {layer: sum(count.item() for count in each) for layer, each in kept.items()}
+        density, by_layer = shares(self._read(SoftMask.binary), self._layers)
+        undecided, undecided_by_layer = shares(self._read(SoftMask.undecided), self._layers)
         return {
-            "density": sum(counts.values()) / sum(size.values()),
-            "undecided": self._undecided(),
+            "density": density,
+            "undecided": undecided,
             "temperature": self.temperature,
             **({"round": float(self.round)} if self.rounds > 1 else {}),
-            **{f"density/{layer}": count / size[layer] for layer, count in counts.items()},
+            **{f"density/{layer}": share for layer, share in by_layer.items()},
+            **{f"undecided/{layer}": share for layer, share in undecided_by_layer.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -405,9 +400,8 @@ class ContinuousSparsification:
         for mask in self._masks.values():
             mask.temperature.fill_(temperature)
 
-    def _undecided(self) -> float:
-        counts = [mask.undecided().sum().item() for mask in self._masks.values()]
-        return sum(counts) / sum(mask.mask_logits.numel() for mask in self._masks.values())
+    def _read(self, what: Callable[[SoftMask], Tensor]) -> dict[str, Tensor]:
+        return {name: what(mask) for name, mask in self._masks.items()}
 
     def _require_unfinished(self, call: str) -> None:
         if self._final_metrics is not None:

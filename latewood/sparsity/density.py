@@ -1,16 +1,38 @@
-"""Which entries an exact density keeps: the largest logits, and at least one of every layer."""
+"""Densities: of each layer, and which entries an exact one keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from latewood.errors import invalid
 
-__all__ = ["largest_logits", "largest_only"]
+__all__ = ["largest_logits", "largest_only", "shares"]
+
+
+def shares(
+    marked: Mapping[str, Tensor], layers: Mapping[str, str]
+) -> tuple[float, dict[str, float]]:
+    """Which share of all entries is marked, and of each layer's, its tensors taken together.
+
+    Args:
+        marked: parameter name -> bool tensor.
+        layers: parameter name -> name of its layer; where that is empty, the parameter's counts.
+
+    Returns:
+        The share of all, and the share by layer in the order of the parameters.
+    """
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for name, each in marked.items():
+        layer = layers[name] or name
+        counts[layer] = counts.get(layer, 0) + int(each.sum())
+        sizes[layer] = sizes.get(layer, 0) + each.numel()
+    by_layer = {layer: count / sizes[layer] for layer, count in counts.items()}
+    return sum(counts.values()) / sum(sizes.values()), by_layer
 
 
 def largest_logits(logits: Sequence[Tensor], density: float) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latewood.core import MASK, Selected, attach, bake
 from latewood.errors import RequestError, invalid
+from latewood.sparsity.density import shares
 from latewood.sparsity.places import maskable, places
 
 __all__ = ["BinaryMask", "FixedMasks", "Masks", "require_masks"]
@@ -127,15 +128,12 @@ class FixedMasks:
 
     def metrics(self) -> dict[str, float]:
         """ "density" (fraction kept of all masked weights) and "density/<layer>"."""
-        kept: dict[str, int] = {}
-        size: dict[str, int] = {}
-        for name, mask in self._masks.items():
-            layer = self._layers[name] or name
-            kept[layer] = kept.get(layer, 0) + int(mask.kept.sum())
-            size[layer] = size.get(layer, 0) + mask.kept.numel()
+        density, by_layer = shares(
+            {name: mask.kept for name, mask in self._masks.items()}, self._layers
+        )
         return {
-            "density": sum(kept.values()) / sum(size.values()),
-            **{f"density/{layer}": kept[layer] / size[layer] for layer in kept},
+            "density": density,
+            **{f"density/{layer}": share for layer, share in by_layer.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
