@@ -18,14 +18,14 @@ from markupsafe import Markup
 
 import latewood
 from latewood.errors import WorkError, invalid
-from latewood.training.report.result import result
+from latewood.training.report.result import Result, result
 from latewood.training.report.runs import Run, load_runs
 from latewood.training.report.sampling import DETAILS
-from latewood.training.report.section import Figure, SectionBuilder
+from latewood.training.report.section import Figure, Section, SectionBuilder
 from latewood.training.report.sections import SECTIONS
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["LIMIT", "render", "write_report"]
+__all__ = ["LIMIT", "render", "write_page", "write_report"]
 
 LIMIT = 8_000_000
 """Bytes that a report stays under."""
@@ -69,10 +69,35 @@ def render(runs: Sequence[Run], *, sections: Sequence[SectionBuilder] = SECTIONS
         runs: one or several runs.
         sections: what the report contains, in order.
     """
+    several = len(runs) > 1
+    problems = [
+        f"{run.name}: {problem}" if several else problem for run in runs for problem in run.problems
+    ]
+    found = [section for build in sections if (section := build(runs)) is not None]
+    return _html(result(runs), found, problems)
+
+
+def write_page(outcome: Result, sections: Sequence[Section], path: Path) -> Path:
+    """Writes a page in the report's manner about something other than runs.
+
+    Args:
+        outcome: what the page opens with.
+        sections: what it contains, in order.
+        path: the HTML file; an older one is replaced.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        WorkError: the file cannot be written.
+    """
+    _write(path, _html(outcome, sections, []).encode())
+    return path
+
+
+def _html(outcome: Result, sections: Sequence[Section], problems: Sequence[str]) -> str:
     plotly = _without_end_tags(files("plotly").joinpath("package_data/plotly.min.js").read_text())
     script = _without_end_tags(_page("page.js"))
-    outcome = result(runs)
-    several = len(runs) > 1
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -84,12 +109,8 @@ def render(runs: Sequence[Run], *, sections: Sequence[SectionBuilder] = SECTIONS
         plotly=Markup(plotly),
         script=Markup(script),
         result=outcome,
-        problems=[
-            f"{run.name}: {problem}" if several else problem
-            for run in runs
-            for problem in run.problems
-        ],
-        sections=[section for build in sections if (section := build(runs)) is not None],
+        problems=problems,
+        sections=sections,
         version=latewood.__version__,
     )
 

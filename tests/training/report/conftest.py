@@ -113,12 +113,17 @@ def rows(step, steps, random, sparse, layers, text):
             )
             for position, layer in enumerate(layers)
         }
+        undecided = {
+            f"continuous_sparsification/undecided/{text(layer)}": (1 - share) ** (1 + position)
+            for position, layer in enumerate(layers)
+        }
         yield common | {
             "kind": "method",
             "continuous_sparsification/density": (1 - 0.9 * share) ** 2,
             "continuous_sparsification/undecided": 1 - share,
             "continuous_sparsification/temperature": 200.0**share,
             **densities,
+            **undecided,
         }
 
 

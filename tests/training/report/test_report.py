@@ -72,7 +72,7 @@ def test_one_run(make_run, read):
         "Before and after",
         "Learning",
         "Schedules and methods",
-        "Density by layer",
+        "Masks by layer",
         "Effective rank",
         "Singular values",
         "Recipe and environment",
@@ -119,12 +119,14 @@ def test_figures_hold_the_metrics(make_run, read):
     losses = [row["loss"] for row in rows if row["kind"] == "validation"]
     assert curves["validation"]["y"] == pytest.approx(losses, rel=1e-3)
     heats = [t for f in page.figures for t in f["data"] if t["type"] == "heatmap"]
-    density, rank = heats
+    density, undecided, rank = heats
     first = [r for r in rows if r["kind"] == "method"][-1]
     head = first["continuous_sparsification/density/head.weight"]
     assert density["z"][-1][-1] == pytest.approx(np.log10(head), rel=1e-2)
     assert density["text"][-1][-1] == pytest.approx(head, rel=1e-2)
-    assert density["meta"]["rows"][0] == "stem.weight"
+    assert density["meta"]["rows"][0] == undecided["meta"]["rows"][0] == "stem.weight"
+    assert undecided["text"][3][0] == pytest.approx((1 - 20 / 400) ** 4, rel=1e-2)
+    assert undecided["text"][0][-1] == 0
     assert rank["x"][0] == 0
     assert rank["x"][-1] == 400
     assert rank["z"][0][0] > 0.9 > 0.5 > rank["z"][0][-1]
@@ -168,7 +170,7 @@ def test_pruned_layers_get_the_lowest_colour_and_unknown_ones_none(make_run, rea
 
 def test_missing_method_leaves_its_section_out(make_run, read):
     page = read(make_run(sparse=False))
-    assert "Density by layer" not in titles(page)
+    assert "Masks by layer" not in titles(page)
     assert "without any method" in page.text
 
 

@@ -1,4 +1,4 @@
-"""The share of weights that is left in every layer, over the steps."""
+"""The masks of every layer over the steps: what they keep, and what they have not decided."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["density"]
 
 
 def density(runs: Sequence[Run]) -> Section | None:
-    """A heat map and curves for each run whose methods report densities; None if none does."""
+    """Heat maps and curves for each run whose methods report densities; None if none does."""
     found = {run.name: layers for run in runs if (layers := run.by_layer("method", "density"))}
     if not found:
         return None
@@ -22,8 +22,9 @@ def density(runs: Sequence[Run]) -> Section | None:
     ]
     without = [run.name for run in runs if run.name not in found]
     return Section(
-        title="Density by layer",
-        lead="The share of each layer's weights that the method keeps, from the first layer to the "
+        title="Masks by layer",
+        lead="The share of each layer's weights that the method keeps and, for masks that are "
+        "learned, the share still undecided between kept and pruned; from the first layer to the "
         "last.",
         groups=groups,
         legend=ramp_legend("first layer", "last layer"),
@@ -43,6 +44,21 @@ def _group(run: Run, layers: dict[str, Series], *, several: bool) -> Group:
         snapshots=2 * run.detail.snapshots,
         log=True,
     )
+    figures = [heat]
+    undecided = run.by_layer("method", "undecided")
+    if undecided:
+        moments, shares = grid(list(undecided.values()))
+        figures.append(
+            heat_figure(
+                "Undecided over depth and time",
+                list(undecided),
+                moments,
+                shares,
+                quantity="undecided",
+                snapshots=2 * run.detail.snapshots,
+                log=True,
+            )
+        )
     lines = [
         Line(
             name=name,
@@ -59,4 +75,4 @@ def _group(run: Run, layers: dict[str, Series], *, several: bool) -> Group:
         size="full",
         legend=False,
     )
-    return Group(title=run.name if several else "", figures=[heat, curves])
+    return Group(title=run.name if several else "", figures=[*figures, curves])
