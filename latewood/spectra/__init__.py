@@ -33,6 +33,7 @@ from latewood.spectra.interventions import (
     truncation_scores,
     weight_matrices,
 )
+from latewood.spectra.matching import Matching, match_channels, matched
 from latewood.spectra.measures import (
     RankKind,
     count90,
@@ -51,6 +52,7 @@ from latewood.spectra.snapshots import (
     snapshot_paths,
     write_snapshot,
 )
+from latewood.spectra.symmetries import ChannelSymmetries
 from latewood.spectra.views import (
     as_matrix,
     conv_matrix,
@@ -63,8 +65,10 @@ __all__ = [
     "Agreement",
     "AgreementOverTime",
     "Alignment",
+    "ChannelSymmetries",
     "Connection",
     "Factors",
+    "Matching",
     "Pair",
     "RankKind",
     "SpectralProbe",
@@ -89,6 +93,8 @@ __all__ = [
     "infer_pairs",
     "interpolate",
     "magnitude_masks",
+    "match_channels",
+    "matched",
     "matrix_parameter",
     "model_alignment",
     "parameter_matrix",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from latewood.errors import invalid
 from latewood.spectra.agreement import Agreement, agreement
 from latewood.spectra.factors import factors
 from latewood.spectra.interventions import require_readable_twice
+from latewood.spectra.matching import Matching, matched
 from latewood.spectra.weights import current_matrix, spectral_parameters
 
 __all__ = [
@@ -35,10 +37,13 @@ class Connection:
     Args:
         alphas: positions, equally spaced from 0 (the first network) to 1 (the second).
         scores: by name, the value at each position.
+        matching: how the second network's channels were put into the first's order; None if they
+            were left as they are.
     """
 
     alphas: tuple[float, ...]
     scores: dict[str, tuple[float, ...]]
+    matching: Matching | None = None
 
     def barrier(self, name: str = "loss") -> float:
         """The barrier of a score, ends included, see ``barrier``."""
@@ -113,13 +118,7 @@ def interpolate(first: State, second: State, alpha: float) -> dict[str, Tensor]:
     """
     if not 0 <= alpha <= 1:
         raise invalid("alpha", alpha, "a number from 0 to 1")
-    if first.keys() != second.keys():
-        unmatched = sorted(first.keys() ^ second.keys())
-        raise invalid("second", unmatched, "the same entries as in first; these are in one only")
-    for name, entry in first.items():
-        if entry.shape != second[name].shape:
-            given = (name, tuple(second[name].shape))
-            raise invalid("second", given, f"the shape {tuple(entry.shape)} of first")
+    _require_same_entries(first, second)
     return {name: _between(entry, second[name], alpha) for name, entry in first.items()}
 
 
@@ -132,6 +131,8 @@ def connect(
     points: int = 11,
     batches: Iterable[tuple[Tensor, ...]] | None = None,
     forward: Callable[[nn.Module, tuple[Tensor, ...]], object] | None = None,
+    permute: bool = False,
+    example_inputs: Tensor | Sequence[Any] | dict[str, Any] | None = None,
 ) -> Connection:
     """Scores networks on the line between two states of a model.
 
@@ -145,19 +146,28 @@ def connect(
             every position, the ends too; without them interpolated statistics make barriers that
             are none. A list or a data loader, since it is read repeatedly.
         forward: how to run the model on a batch, see ``recalibrate_batch_norm``.
+        permute: whether to bring the second network's channels into the order that is closest to
+            the first's before walking, see ``match_channels``.
+        example_inputs: what the model is called with, needed to find its channels; the inputs of
+            the first of ``batches`` if left out.
 
     Returns:
         The curve of every score.
 
     Raises:
-        RequestError: states that do not match, fewer than two points, or batches that can be read
-            only once.
+        RequestError: states that do not match, fewer than two points, batches that can be read
+            only once, or ``permute`` without anything to call the model with.
 
-    Source: arXiv 2408.11804, section 5.1.
+    Source: arXiv 2408.11804, section 5.1; permutations arXiv 2209.04836.
     """
     if points < 2:
         raise invalid("points", points, "an integer of at least 2")
     require_readable_twice(batches)
+    _require_same_entries(first, second)
+    matching = None
+    if permute:
+        example = _example(example_inputs, batches, forward)
+        second, matching = matched(model, first, second, example)
     walker = copy.deepcopy(model)
     alphas = tuple(position / (points - 1) for position in range(points))
     scores = []
@@ -167,7 +177,7 @@ def connect(
             recalibrate_batch_norm(walker, batches, forward)
         scores.append(evaluate(walker))
     curves = {name: tuple(float(each[name]) for each in scores) for name in scores[0]}
-    return Connection(alphas, curves)
+    return Connection(alphas, curves, matching)
 
 
 def endpoint_agreement(
@@ -209,6 +219,26 @@ def endpoint_agreement(
         name: agreement(factors(matrix, k), factors(matrices[1][name], k), top=top)
         for name, matrix in matrices[0].items()
     }
+
+
+def _require_same_entries(first: State, second: State) -> None:
+    if first.keys() != second.keys():
+        unmatched = sorted(first.keys() ^ second.keys())
+        raise invalid("second", unmatched, "the same entries as in first; these are in one only")
+    for name, entry in first.items():
+        if entry.shape != second[name].shape:
+            given = (name, tuple(second[name].shape))
+            raise invalid("second", given, f"the shape {tuple(entry.shape)} of first")
+
+
+def _example(
+    given: Any, batches: Iterable[tuple[Tensor, ...]] | None, forward: object
+) -> Tensor | Sequence[Any] | dict[str, Any]:
+    if given is not None:
+        return given  # type: ignore[no-any-return]
+    if batches is None or forward is not None:
+        raise invalid("example_inputs", None, "what the model is called with, to permute channels")
+    return next(iter(batches))[0]
 
 
 def _rise(values: Sequence[float], *, least: int) -> Tensor:
