@@ -12,7 +12,8 @@ from latewood.core.coupling import (
     widen_channels,
 )
 from latewood.core.groups import parameter_groups
-from latewood.core.method import Method, Probe
+from latewood.core.macs import macs
+from latewood.core.method import Method, Probe, Restructuring
 from latewood.core.schedules import (
     Schedule,
     constant,
@@ -41,6 +42,7 @@ __all__ = [
     "Member",
     "Method",
     "Probe",
+    "Restructuring",
     "Schedule",
     "Selected",
     "attach",
@@ -51,6 +53,7 @@ __all__ = [
     "exponential",
     "linear",
     "load_state",
+    "macs",
     "parameter_groups",
     "progress",
     "read_tensors",

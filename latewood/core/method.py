@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["Method", "Probe"]
+__all__ = ["Method", "Probe", "Restructuring"]
 
 
 @runtime_checkable
@@ -43,6 +44,25 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
+        ...
+
+
+@runtime_checkable
+class Restructuring(Protocol):
+    """A method that also changes the shapes of the model, between epochs.
+
+    A loop calls ``restructure`` before the first step of every epoch, the very first included. What
+    was built around the model (distributed wrappers, compiled graphs) must be built anew when it
+    returns True; Parameter objects, and with them optimizers and lists of parameters, stay as they
+    are. A resumed run calls ``reshape`` before it loads any state.
+    """
+
+    def restructure(self, optimizer: Optimizer) -> bool:
+        """Changes the model in place, the optimizer's state with it; True if anything changed."""
+        ...
+
+    def reshape(self, state: dict[str, Any]) -> None:
+        """Gives the model the shapes it had when ``state_dict`` returned ``state``."""
         ...
 
 

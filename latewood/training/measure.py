@@ -5,16 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from math import prod
-from typing import Any, cast
+from typing import cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
 
+from latewood.core.macs import device_of, macs, on_device, undisturbed
 from latewood.core.selection import select_parameters
 from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid
@@ -40,7 +38,7 @@ def parameter_count(model: nn.Module) -> int:
     Args:
         model: any module; parameters tied between layers count once.
     """
-    with _undisturbed(model):
+    with undisturbed(model):
         return sum(tensor.numel() for tensor in _effective_parameters(model))
 
 
@@ -50,7 +48,7 @@ def nonzero_count(model: nn.Module) -> int:
     Args:
         model: any module, with its masks and other transformations applied or attached.
     """
-    with _undisturbed(model):
+    with undisturbed(model):
         return sum(int(tensor.count_nonzero()) for tensor in _effective_parameters(model))
 
 
@@ -65,7 +63,7 @@ def density(model: nn.Module) -> float:
     Returns:
         A number in [0, 1]; 1 for a model without weight matrices.
     """
-    with _undisturbed(model):
+    with undisturbed(model):
         weights = [tensor for tensor, _ in _weights(model)]
         total = sum(weight.numel() for weight in weights)
         return sum(int(weight.count_nonzero()) for weight in weights) / total if total else 1.0
@@ -84,34 +82,10 @@ def bits(model: nn.Module) -> float:
     Returns:
         Bits per weight; 0 for a model without weight matrices.
     """
-    with _undisturbed(model):
+    with undisturbed(model):
         weights = _weights(model)
         total = sum(weight.numel() for weight, _ in weights)
         return sum(_stored_bits(*weight) for weight in weights) / total if total else 0.0
-
-
-def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
-    """Multiply-accumulates of one forward pass in evaluation mode.
-
-    Those of convolutions, linear and recurrent layers and of attention's two products; masked
-    weights count like others, and so do positions that a causal mask hides. Additions of biases,
-    norms, activations and look-ups do not count.
-
-    Args:
-        model: any module. A custom operator counts if it has a formula of torch's
-            ``register_flop_formula``.
-        example_inputs: the arguments of the forward pass; batch size 1 gives MACs per sample.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
-    # The fused attention of evaluation mode is one operator without a formula.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with _undisturbed(model), counter:
-            model(*_on_device(model, example_inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops()) // 2
 
 
 def latency_ms(
@@ -138,13 +112,13 @@ def latency_ms(
     """
     if repeats < 1:
         raise invalid("repeats", repeats, "1 or more")
-    inputs = _on_device(model, example_inputs)
-    clock, wait = _clock(_device(model))
+    inputs = on_device(model, example_inputs)
+    clock, wait = _clock(device_of(model))
     threads = torch.get_num_threads()
     times: list[float] = []
     try:
         torch.set_num_threads(1)
-        with _undisturbed(model), torch.inference_mode():
+        with undisturbed(model), torch.inference_mode():
             for _ in range(_WARM_UP):
                 model(*inputs)
             end = time.monotonic() + seconds
@@ -195,26 +169,6 @@ def measure(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, flo
     }
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random generators are put back afterwards."""
-    device = _device(model)
-    modes = [(module, module.training) for module in model.modules()]
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(
-            devices=[] if device.type in ("cpu", "meta") else [device],
-            device_type="cuda" if device.type in ("cpu", "meta") else device.type,
-        ),
-    ):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-
 def _effective_parameters(model: nn.Module) -> Iterator[Tensor]:
     """The parameters as the layers see them: transformed ones once, transformations' own never."""
     seen: set[int] = set()
@@ -248,46 +202,7 @@ def _stored_bits(weight: Tensor, attached: list[nn.Module]) -> float:
     return float(weight.numel() * weight.element_size() * 8)
 
 
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def _on_device(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    device = _device(model)
-    return [each.to(device) for each in inputs]
-
-
 def _clock(device: torch.device) -> tuple[Callable[[], float], Callable[[], None]]:
     if device.type == "cpu":
         return time.thread_time, lambda: None
     return time.perf_counter, lambda: torch.accelerator.synchronize(device)
-
-
-def _lstm_cpu(inputs: Sequence[int], *shapes: Any, **_: Any) -> int:
-    # One call per layer and direction: (time, batch, features), then W_ih, W_hh and the biases.
-    return 2 * prod(inputs[:-1]) * sum(int(prod(shape)) for shape in shapes[:2])
-
-
-def _recurrent_cuda(inputs: Sequence[int], weights: Any, *_: Any, **__: Any) -> int:
-    # One call for all layers: every matrix is applied at every position.
-    return 2 * prod(inputs[:-1]) * sum(int(prod(shape)) for shape in weights if len(shape) == 2)
-
-
-def _attention_cpu(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _matrix_vector(matrix: Sequence[int], vector: Sequence[int], **_: Any) -> int:
-    return 2 * prod(matrix)
-
-
-# What torch's counter has no formula for, by operator; each gives FLOPs, two per MAC.
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mkldnn_rnn_layer: _lstm_cpu,
-    torch.ops.aten._cudnn_rnn: _recurrent_cuda,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_cpu,
-    torch.ops.aten.mv: _matrix_vector,
-}

@@ -17,7 +17,7 @@ from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid
 
-__all__ = ["slice_channels", "widen_channels"]
+__all__ = ["replace_data", "slice_channels", "widen_channels"]
 
 Indices = Sequence[int] | Tensor
 
@@ -219,15 +219,26 @@ class _Change:
             data = tensor.detach().index_select(self.axis, layout.source.to(tensor.device))
             if self.zero_copies:
                 data.index_fill_(self.axis, layout.copied.nonzero().flatten().to(data.device), 0)
-            if tensor.ndim == 4 and not tensor.is_contiguous():
-                data = data.contiguous(memory_format=torch.channels_last)
-            if tensor.requires_grad:
-                # Makes torch forget the node that collects the gradient: while an old loss is
-                # alive it would live on with the old shape. A change of dtype is what does it.
-                other = torch.float32 if data.dtype is torch.float64 else torch.float64
-                tensor.data = torch.empty(0, dtype=other, device=data.device)
-            tensor.data = data
-        tensor.grad = None
+        replace_data(tensor, data)
+
+
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Gives a tensor other data, of any shape; it stays the same object and loses its gradient.
+
+    Args:
+        tensor: a parameter, a buffer, or a tensor of an optimizer's state.
+        data: of the same dtype and device.
+    """
+    if tensor.ndim == 4 == data.ndim and not tensor.is_contiguous():
+        data = data.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        if tensor.requires_grad:
+            # Makes torch forget the node that collects the gradient: while an old loss is
+            # alive it would live on with the old shape. A change of dtype is what does it.
+            other = torch.float32 if data.dtype is torch.float64 else torch.float64
+            tensor.data = torch.empty(0, dtype=other, device=data.device)
+        tensor.data = data
+    tensor.grad = None
 
 
 def _changes(
