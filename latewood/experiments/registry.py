@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from scipy.special import stdtrit
-
+from latewood.core.statistics import half_width
 from latewood.errors import invalid
 
 __all__ = [
@@ -71,7 +70,7 @@ class Results:
 
     def interval(self, name: str) -> float:
         """Half-width of the mean's 95 % interval, ``t_{n-1} * std / sqrt(n)``; nan for one seed."""
-        return _half_width(self.values(name))
+        return half_width(self.values(name))
 
     def difference(self, first: str, second: str) -> float:
         """Mean over the seeds of ``first - second``, paired by seed."""
@@ -226,18 +225,9 @@ def replicate(
     return Results(measurements, {"seeds": seeds, **(settings or {})})
 
 
-def _half_width(values: list[float]) -> float:
-    n = len(values)
-    if n < 2:
-        return math.nan
-    mean = math.fsum(values) / n
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n)
-
-
 def _text(values: list[float], unit: str, digits: int) -> str:
     mean = math.fsum(values) / len(values)
     unit = f" {unit}" if unit else ""
     if len(values) == 1:
         return f"{mean:.{digits}f}{unit} (1 seed)"
-    return f"{mean:.{digits}f} ± {_half_width(values):.{digits}f}{unit} ({len(values)} seeds)"
+    return f"{mean:.{digits}f} ± {half_width(values):.{digits}f}{unit} ({len(values)} seeds)"
