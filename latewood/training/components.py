@@ -77,6 +77,7 @@ MODELS: dict[str, str] = {
         "grokking_transformer",
         "unet",
         "segmentation_unet",
+        "deeplab",
     )
 }
 

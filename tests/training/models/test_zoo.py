@@ -94,6 +94,8 @@ COUNTS = [
     ("unet", {}, 262_656 + 2 * 1_548_864 + 1 + 722_304 + 2_816),
     # Down 2,800 + 13,952 + 55,552 (9 ab + 9 b^2 + 4 b), up 36,992 + 9,280, the head 17.
     ("segmentation_unet", {}, 72_304 + 46_272 + 17),
+    # Published as 42.0 M with an auxiliary head of 2,365,205.
+    ("deeplab", {"num_classes": 21, "depths": [3, 4, 6, 3]}, 42_004_074 - 2_365_205),
 ]
 
 IMAGE = (2, 3, 32, 32)
@@ -142,6 +144,12 @@ SMALL = [
     ("grokking_transformer", {}, (2, 3), (2, 114)),
     ("unet", {}, (2, 1, 28, 28), (2, 1, 28, 28)),
     ("segmentation_unet", {}, (2, 3, 24, 20), (2, 1, 24, 20)),
+    (
+        "deeplab",
+        {"block": "basic", "depths": [1, 1, 1, 1], "width": 0.125, "channels": 8},
+        (2, 3, 64, 48),
+        (2, 1, 64, 48),
+    ),
     ("unet", {"channels": [32, 32, 32, 64], "in_channels": 3}, (2, 3, 20, 36), (2, 3, 20, 36)),
 ]
 
