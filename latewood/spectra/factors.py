@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.spectra.gram import GRAM_RANK, lower_gram
+from latewood.spectra.errors import rounding_errors, svd_errors
+from latewood.spectra.gram import GRAM_RANK, by_gram
+from latewood.spectra.solved import Method, Solved
 
 __all__ = ["Factors", "factors"]
-
-# Below this share of the largest value, the vectors of a Gram matrix lose digits that float32 has.
-_GRAM_RANGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,19 @@ class Factors:
     r"""A singular value decomposition :math:`U \,\text{diag}(\sigma) V^T`, cut after k vectors.
 
     Args:
-        values: (..., R), all singular values, descending.
+        values: (..., R), all singular values, descending; of a tracked one only the first k.
         left: (..., m, k), the first k columns of U: directions of the output.
         right: (..., n, k), the first k columns of V: directions of the input.
+        errors: (..., R), bounds on the distances of the values from the exact ones; None where
+            nobody knows.
+        method: how the values were found.
     """
 
     values: Tensor
     left: Tensor
     right: Tensor
+    errors: Tensor | None = None
+    method: Method = "svd"
 
     @property
     def count(self) -> int:
@@ -45,49 +49,61 @@ class Factors:
 def factors(matrix: Tensor, k: int | None = None) -> Factors:
     r"""The singular values of a matrix, or of each of a batch, with the first k pairs of vectors.
 
-    Computed in float64, on the transpose of a wide matrix. A direction whose singular value is zero
-    to the precision of the matrix is arbitrary; its vectors are zeros, so that they agree and align
-    with nothing. A matrix with NaN or Inf, or one that no solver can decompose, gives NaN.
+    Computed in float64, by the Gram matrix where its error bound allows it. A direction whose
+    singular value is zero to the precision of the matrix is arbitrary; its vectors are zeros, so
+    that they agree and align with nothing. A matrix with NaN or Inf, or one that no solver can
+    decompose, gives NaN: a training run is never stopped for a picture.
 
     Args:
         matrix: (..., m, n) real tensor.
-        k: number of pairs of vectors; None for all R = min(m, n), and never more.
+        k: number of pairs of vectors, 0 for values alone; None for all R = min(m, n), and never
+            more.
 
     Returns:
         Float32 factors, or float64 for float64 input, on the matrix's device.
 
     Raises:
-        RequestError: fewer than two dimensions, complex, or ``k`` below 1.
+        RequestError: fewer than two dimensions, complex, or a negative ``k``.
     """
     if matrix.ndim < 2 or matrix.is_complex():
         given = f"{tuple(matrix.shape)} {matrix.dtype}"
         raise invalid("matrix", given, "a real tensor of at least two dimensions")
-    if k is not None and k < 1:
-        raise invalid("k", k, "an integer of at least 1, or None for all")
+    if k is not None and k < 0:
+        raise invalid("k", k, "an integer of at least 0, or None for all")
     kind = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     wide = matrix.shape[-2] < matrix.shape[-1]
     # LAPACK is several times slower on a wide matrix than on its transpose.
     tall = (matrix.mT if wide else matrix).detach().double()
     rank = tall.shape[-1]
     count = rank if k is None else min(k, rank)
-    finite = tall.isfinite().flatten(-2).all(-1)[..., None]
-    tall = torch.where(finite[..., None], tall, 0.0)
-    values, tall_side, flat_side = _decomposed(tall, count, exact=kind == torch.float64)
+    finite = _finite(tall)
+    if not bool(finite.all()):
+        tall = torch.where(finite[..., None, None], tall, 0.0)
+    found = _solved(tall, count, exact=kind == torch.float64)
     noise = tall.shape[-2] * torch.finfo(kind).eps if kind == torch.float64 else 1.2e-7
-    undefined = values[..., None, :count] <= noise * values[..., None, :1]
-    values = torch.where(finite, values, torch.nan).to(kind)
+    undefined = found.values[..., None, :count] <= noise * found.values[..., None, :1]
+    lost = ~finite[..., None]
+    values = torch.where(lost, torch.nan, found.values)
+    errors = torch.where(lost, torch.nan, found.errors + rounding_errors(values, kind))
     sides = [
-        torch.where(finite[..., None], torch.where(undefined, 0.0, side), torch.nan).to(kind)
-        for side in (tall_side, flat_side)
+        torch.where(lost[..., None], torch.nan, torch.where(undefined, 0.0, side)).to(kind)
+        for side in (found.tall_side, found.flat_side)
     ]
     left, right = reversed(sides) if wide else sides
-    return Factors(values, left, right)
+    return Factors(values.to(kind), left, right, errors, found.method)
 
 
-def _decomposed(tall: Tensor, count: int, *, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    solvers: list[Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor] | None]] = [_svd, _svd_cpu]
+def _finite(tall: Tensor) -> Tensor:
+    # Sums of float32 do not overflow in float64; those of float64 may, and are looked at again.
+    if bool(tall.sum().isfinite()):
+        return torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
+    return tall.isfinite().flatten(-2).all(-1)
+
+
+def _solved(tall: Tensor, count: int, *, exact: bool) -> Solved:
+    solvers: list[Callable[[Tensor, int], Solved | None]] = [_by_svd, _by_svd_on_cpu]
     if not exact and tall.shape[-1] >= GRAM_RANK and tall.numel():
-        solvers.insert(0, _gram)
+        solvers.insert(0, by_gram)
     for solver in solvers:
         try:
             found = solver(tall, count)
@@ -97,24 +113,23 @@ def _decomposed(tall: Tensor, count: int, *, exact: bool) -> tuple[Tensor, Tenso
             return found
     *batch, rows, rank = tall.shape
     sides = tall.new_full((*batch, rows, count), torch.nan)
-    return tall.new_full((*batch, rank), torch.nan), sides, sides[..., :rank, :]
+    values = tall.new_full((*batch, rank), torch.nan)
+    return Solved(values, sides, sides[..., :rank, :], values, "none")
 
 
-def _gram(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    squares, vectors = torch.linalg.eigh(lower_gram(tall))
-    values = squares.clamp_min(0).sqrt().flip(-1)
-    last = values[..., count - 1 : count]
-    if not bool((last >= _GRAM_RANGE * values[..., :1]).all()) or not bool((last > 0).all()):
-        return None
-    flat = vectors[..., -count:].flip(-1)
-    return values, tall @ flat / values[..., None, :count], flat
+def _by_svd(tall: Tensor, count: int) -> Solved:
+    if not count:
+        values = torch.linalg.svdvals(tall)
+        left, flat = tall[..., :0], tall[..., : values.shape[-1], :0]
+    else:
+        left, values, right = torch.linalg.svd(tall, full_matrices=False)
+        left, flat = left[..., :count], right.mT[..., :count]
+    return Solved(values, left, flat, svd_errors(values, tall.shape[-2]), "svd")
 
 
-def _svd(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    left, values, right = torch.linalg.svd(tall, full_matrices=False)
-    return values, left[..., :count], right.mT[..., :count]
-
-
-def _svd_cpu(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    values, left, right = _svd(tall.cpu(), count)
-    return values.to(tall), left.to(tall), right.to(tall)
+def _by_svd_on_cpu(tall: Tensor, count: int) -> Solved:
+    found = _by_svd(tall.cpu(), count)
+    values, left, flat, errors = (
+        part.to(tall) for part in (found.values, found.tall_side, found.flat_side, found.errors)
+    )
+    return Solved(values, left, flat, errors, "svd")

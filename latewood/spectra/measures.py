@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.spectra.gram import GRAM_RANK, gram_values
+from latewood.spectra.factors import factors
 
 __all__ = ["RankKind", "count90", "effective_rank", "gini", "singular_values", "stable_rank"]
 
@@ -20,8 +19,8 @@ def singular_values(matrix: Tensor) -> Tensor:
     r"""All singular values of a matrix, or of each matrix of a batch, in descending order.
 
     Computed in float64; the noise of a lower precision's rounding stays in the spectrum. A matrix
-    with NaN or Inf, or one that no solver can decompose, gives NaN: a training run is never stopped
-    for a picture.
+    with NaN or Inf, or one that no solver can decompose, gives NaN. For their error bounds see
+    ``factors`` with ``k=0``.
 
     Args:
         matrix: (..., m, n) real tensor.
@@ -32,43 +31,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     Raises:
         RequestError: the tensor has fewer than two dimensions or is complex.
     """
-    if matrix.ndim < 2 or matrix.is_complex():
-        given = f"{tuple(matrix.shape)} {matrix.dtype}"
-        raise invalid("matrix", given, "a real tensor of at least two dimensions")
-    values = matrix.detach()
-    if values.dtype != torch.float64:
-        values = values.float()
-    if values.shape[-2] < values.shape[-1]:
-        values = values.mT  # LAPACK is several times slower on a wide matrix than on its transpose.
-    *batch, _, rank = values.shape
-    if values.numel() == 0:
-        return values.new_zeros((*batch, rank))
-    finite = values.isfinite().all(-1).all(-1)
-    result = _decompose(torch.where(finite[..., None, None], values, 0.0))
-    return torch.where(finite[..., None], result, torch.nan)
-
-
-def _decompose(tall: Tensor) -> Tensor:
-    solvers: list[Callable[[Tensor], Tensor | None]] = [_svdvals, _svdvals_on_cpu]
-    if tall.dtype != torch.float64 and tall.shape[-1] >= GRAM_RANK:
-        solvers.insert(0, gram_values)
-    for solver in solvers:
-        try:
-            values = solver(tall)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        if values is not None:
-            return values.to(tall)
-    return tall.new_full((*tall.shape[:-2], tall.shape[-1]), torch.nan)
-
-
-def _svdvals(tall: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(tall.double())
-    return values
-
-
-def _svdvals_on_cpu(tall: Tensor) -> Tensor:
-    return _svdvals(tall.cpu())
+    return factors(matrix, 0).values
 
 
 def effective_rank(

@@ -91,5 +91,5 @@ def test_bad_arguments_are_refused():
         factors(torch.ones(3))
     with pytest.raises(RequestError, match="matrix"):
         factors(torch.ones(3, 3, dtype=torch.complex64))
-    with pytest.raises(RequestError, match="k: got 0"):
-        factors(torch.ones(3, 3), 0)
+    with pytest.raises(RequestError, match="k: got -1"):
+        factors(torch.ones(3, 3), -1)
