@@ -13,7 +13,9 @@ from latewood.sparsity.pruning import (
 from latewood.sparsity.readings import Readings, readings
 from latewood.sparsity.slimming import (
     CsrLinear,
+    HeadAttention,
     LinearChoice,
+    Scatter,
     SlimRecipe,
     export_linear,
     load_slim,
@@ -28,8 +30,10 @@ __all__ = [
     "CsrLinear",
     "FixedMasks",
     "GradualMagnitudePruning",
+    "HeadAttention",
     "LinearChoice",
     "Readings",
+    "Scatter",
     "SlimRecipe",
     "Ticket",
     "export_linear",

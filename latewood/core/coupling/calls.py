@@ -6,12 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.plan import Resized
 
-__all__ = ["Call", "Result", "Rule", "tensors_in"]
+__all__ = ["Call", "Result", "Rule", "argument_names", "tensors_in"]
+
+_FUNCTIONAL: Final = {
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training"),
+    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "embedding": ("input", "weight", "padding_idx", "max_norm"),
+    "rms_norm": ("input", "normalized_shape", "weight"),
+}
+"""Order of the arguments in ``torch.nn.functional``."""
+_BARE: Final = {
+    torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training"),
+    torch.instance_norm: ("input", "weight", "bias", "running_mean", "running_var"),
+    torch.embedding: ("weight", "input"),
+}
+"""Order of the arguments of functions that ``torch`` itself has under the same name."""
+_SPELLED: Final = {torch.embedding: {"input": "indices"}}
 
 _COUNTS: Final = (
     "heads",
@@ -87,6 +103,27 @@ class Call:
 
 
 Rule = Callable[[Call], Result]
+
+
+def argument_names(
+    function: Callable[..., Any], name: str, positional: tuple[Any, ...], named: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by their names in ``torch.nn.functional``.
+
+    ``torch`` has functions of the same names with their arguments in another order.
+
+    Args:
+        function: what was called.
+        name: its name.
+        positional: its positional arguments.
+        named: its keyword arguments.
+    """
+    order = _BARE.get(function) or _FUNCTIONAL[name]
+    given = dict(zip(order, positional, strict=False)) | named
+    for ours, theirs in _SPELLED.get(function, {}).items():
+        if theirs in given:
+            given[ours] = given.pop(theirs)
+    return given
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

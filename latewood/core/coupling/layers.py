@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.calls import Call, Result, Rule
+from latewood.core.coupling.calls import Call, Result, Rule, argument_names
 from latewood.core.coupling.labels import NONE, narrowed
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -103,10 +103,15 @@ def _grouped(call: Call, labels: Tensor, weight: Tensor, groups: int, transposed
     return atoms[:, :1].expand(-1, weight.shape[1]).flatten() if transposed else atoms.flatten()
 
 
+def _given(call: Call) -> dict[str, Any]:
+    return argument_names(call.function, call.name, call.positional, call.named)
+
+
 def _batch_norm(call: Call) -> Result:
-    inputs, *vectors = call.arguments("input", "running_mean", "running_var", "weight", "bias")
-    labels = call.labels.of(inputs)
-    for vector in vectors:
+    given = _given(call)
+    labels = call.labels.of(given["input"])
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        vector = given.get(name)
         if vector is not None:
             read(call, labels.movedim(1, -1), call.labels.axis(vector, 0, "per_channel"))
     return labels
@@ -128,6 +133,9 @@ def _group_norm(call: Call) -> Result:
 
 def _layer_norm(call: Call) -> Result:
     inputs, shape, weight, bias = call.arguments("input", "normalized_shape", "weight", "bias")
+    if call.name == "rms_norm":
+        # It has no bias: its fourth argument is eps.
+        bias = None
     labels = call.labels.of(inputs)
     for dim in range(-len(shape), 0):
         call.labels.must_not_vary(
@@ -148,7 +156,7 @@ def _prelu(call: Call) -> Result:
 
 
 def _embedding(call: Call) -> Result:
-    _, weight = call.arguments("input", "weight")
+    weight = _given(call)["weight"]
     rows = call.labels.axis(weight, 0, "consumer")
     call.labels.bar(rows, "lookup", f"{call.where} looks up rows by index")
     return call.labels.axis(weight, 1, "producer")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latewood.core.coupling.calls import Call, Result, Rule, tensors_in
 from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.layers import read
 
 __all__ = ["MOVE_RULES"]
 
@@ -220,6 +221,14 @@ def _roll(call: Call) -> Result:
     return _move(call)
 
 
+def _index_add(call: Call) -> Result:
+    """The index holds a place for each channel of the source; the places themselves are fixed."""
+    target, dim, index, source = call.positional[:4]
+    call.labels.bar(call.labels.of(target), "fixed", f"{call.where} adds channels by position")
+    read(call, call.labels.of(source).movedim(dim, -1), call.labels.axis(index, 0, "consumer"))
+    return None
+
+
 def _fixed_positions(call: Call, labels: Tensor, dim: int) -> None:
     call.labels.must_not_vary(labels, dim, "fixed", f"{call.where} takes channels by position")
 
@@ -269,5 +278,6 @@ MOVE_RULES: Final[dict[str, Rule]] = {
     "chunk": _chunk,
     "unbind": _unbind,
     "roll": _roll,
+    "index_add": _index_add,
 }
 """Rules by the name of the operation."""

@@ -22,7 +22,7 @@ from latewood.core.modes import evaluated
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
-__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
+__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels", "unfused"]
 
 _RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
 
@@ -49,7 +49,7 @@ def trace_channels(
         RequestError: the example does not reach any weight.
     """
     tensors = dict(layer_tensors(model))
-    with _computed(model) as names, evaluated(model), torch.no_grad():
+    with _computed(model) as names, evaluated(model), unfused(), torch.no_grad():
         watcher = _Watcher(Labels(names))
         with _call_stack(model, watcher.modules), watcher:
             outputs = run_model(model, example_inputs)
@@ -151,6 +151,17 @@ def _call_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Has torch's attention layers compute in steps that can be watched, not in one operator."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:

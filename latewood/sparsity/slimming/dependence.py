@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.calls import tensors_in
-from latewood.core.coupling.trace import layer_tensors, run_model
+from latewood.core.coupling.trace import layer_tensors, run_model, unfused
 from latewood.core.modes import evaluated
 
 __all__ = ["Dependence", "Operation", "Reads", "watch"]
@@ -51,10 +51,12 @@ class Reads:
         zeros: by the name of a weight, which positions of its read axis meet nothing but zeros in
             every use, bool (size,).
         folds: by the name of a weight, the constants that it reads, where they could be folded.
+        uses: by the name of a vector, in how many operations it took part.
     """
 
     zeros: dict[str, Tensor] = field(default_factory=dict)
     folds: dict[str, Fold] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
 
     def add(self, weight: str, zeros: Tensor, fold: Fold | None) -> None:
         """Notes one use; a second use keeps the zeros of both and folds nothing."""
@@ -65,6 +67,11 @@ class Reads:
         self.zeros[weight] = zeros
         if fold is not None:
             self.folds[weight] = fold
+
+    def settled(self) -> Reads:
+        """Without the folds into a bias that something else uses too: it would change with it."""
+        alone = {name: fold for name, fold in self.folds.items() if self.uses[fold.bias] == 1}
+        return Reads(self.zeros, alone, self.uses)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,10 @@ class Dependence(TorchFunctionMode):
         outputs = list(tensors_in(output))
         if not outputs and name in _FACTS:
             return output
+        for each in inputs:
+            used = self.names.get(id(each))
+            if used is not None and each.ndim == 1:
+                self.reads.uses[used] = self.reads.uses.get(used, 0) + 1
         dependent = any(bool(self.of(each).any()) for each in inputs)
         operation = Operation(self, function, name, args, named, output)
         rule = self._rules.get(name)
@@ -195,9 +206,9 @@ def watch(model: nn.Module, example_inputs: Any, rules: dict[str, Rule]) -> Read
         example_inputs: what it is called with.
         rules: by the name of the operation.
     """
-    with evaluated(model), torch.no_grad(), parametrize.cached():
+    with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
         found = {name: getattr(*place) for name, place in layer_tensors(model)}
         state = Dependence({id(tensor): name for name, tensor in found.items()}, rules)
         with state:
             run_model(model, example_inputs)
-    return state.reads
+    return state.reads.settled()

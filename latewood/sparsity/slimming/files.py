@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from latewood.core.coupling import slice_channels, trace_channels
 from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.sparsity.slimming.removal import SlimRecipe, remember, slim_recipe
+from latewood.sparsity.slimming.csr import CsrLinear
+from latewood.sparsity.slimming.edits import apply_edit, packed, remember, slim_recipe, unpacked
 
 __all__ = ["load_slim", "save_slim"]
 
-_FORMAT = "latewood slim module 1"
+_FORMAT = "latewood slim module 2"
 
 
 def save_slim(
@@ -48,7 +48,7 @@ def save_slim(
         "format": _FORMAT,
         "factory": factory,
         "arguments": arguments or {},
-        "steps": list(recipe.steps),
+        "edits": [packed(edit) for edit in recipe.edits],
         "examples": recipe.examples,
         "state": dict(model.state_dict()),
     }
@@ -78,19 +78,19 @@ def load_slim(
         WorkError: a file is missing, torn or not a slim module.
     """
     content = load_state(path)
-    parts = {"format", "factory", "arguments", "steps", "examples", "state"}
+    parts = {"format", "factory", "arguments", "edits", "examples", "state"}
     if not isinstance(content, dict) or content.get("format") != _FORMAT or content.keys() != parts:
         raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
     if make_model is None:
         make_model = _factory(content["factory"], trust)
     model = make_model(**content["arguments"]).eval()
-    recipe = SlimRecipe(tuple(content["steps"]), content["examples"])
+    edits, examples = [unpacked(each) for each in content["edits"]], content["examples"]
     with torch.no_grad():
         model.to(_floating(content["state"]))
-        for step in recipe.steps:
-            slice_channels(model, trace_channels(model, recipe.examples), step)
+        for edit in edits:
+            model = apply_edit(model, edit, examples).eval()
         _fill(model, content["state"])
-    remember(model, recipe)
+    remember(model, edits, examples)
     return model
 
 
@@ -118,9 +118,10 @@ def _floating(state: dict[str, torch.Tensor]) -> torch.dtype:
 
 def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     own = model.state_dict(keep_vars=True)
+    sized = _sized_by_values(model)
     wrong = sorted(
         set(own) ^ set(state)
-        | {name for name in set(own) & set(state) if own[name].shape != state[name].shape}
+        | {name for name in (set(own) & set(state)) - sized if own[name].shape != state[name].shape}
     )
     if wrong:
         raise RequestError(
@@ -130,3 +131,13 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     for name, tensor in own.items():
         tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
+
+
+def _sized_by_values(model: nn.Module) -> set[str]:
+    """Names of the tensors of compressed rows, as many as there are weights that are not zero."""
+    return {
+        f"{name}.{part}" if name else part
+        for name, module in model.named_modules()
+        if isinstance(module, CsrLinear)
+        for part in ("columns", "values")
+    }

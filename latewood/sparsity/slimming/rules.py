@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.calls import tensors_in
+from latewood.core.coupling.calls import argument_names, tensors_in
 from latewood.sparsity.slimming.dependence import Fold, Operation, Rule
 
 __all__ = ["RULES"]
@@ -150,10 +150,29 @@ def _note(
     operation.state.reads.add(names[id(weight)], zeros, fold)
 
 
+_VECTORS: Final = ("running_mean", "running_var", "weight", "bias")
+
+
+def _given(operation: Operation) -> dict[str, Any]:
+    return argument_names(operation.function, operation.name, operation.positional, operation.named)
+
+
+def _index_add(operation: Operation) -> Tensor | None:
+    target, dim, index, source = operation.positional[:4]
+    if operation.output is target or not _fixed(operation, index):
+        return None
+    mask = operation.state.of(source)
+    _note(operation, source.movedim(dim, 0), mask.movedim(dim, 0), index, None)
+    into = operation.state.of(target).to(torch.float64)
+    return into.index_add(dim, index, mask.to(torch.float64)) > 0
+
+
 def _batch_norm(operation: Operation) -> Tensor | None:
-    inputs, mean = operation.argument(0, "input"), operation.argument(1, "running_mean")
-    weight, training = operation.argument(3, "weight"), operation.argument(5, "training", False)
-    if training or mean is None:
+    given = _given(operation)
+    inputs, weight = given["input"], given.get("weight")
+    if given.get("training", False) or given.get("running_mean") is None:
+        return None
+    if not _fixed(operation, *(given.get(name) for name in _VECTORS)):
         return None
     mask: Tensor = operation.state.of(inputs)
     return mask if weight is None else mask & _along(weight != 0, inputs, 1)
@@ -180,8 +199,9 @@ def _along(vector: Tensor, like: Tensor, dim: int) -> Tensor:
 
 
 def _embedding(operation: Operation) -> Tensor | None:
-    weight = operation.argument(1, "weight")
-    if operation.argument(3, "max_norm") is not None or not _fixed(operation, weight):
+    given = _given(operation)
+    weight = given["weight"]
+    if given.get("max_norm") is not None or not _fixed(operation, weight):
         return None
     varies: Tensor = (weight != weight[:1]).any(0)
     return varies.expand(operation.output.shape)
@@ -285,5 +305,6 @@ RULES: Final[dict[str, Rule]] = {
     "scaled_dot_product_attention": _attention,
     "pad": _pad,
     "interpolate": _interpolate,
+    "index_add": _index_add,
 }
 """Rules by the name of the operation."""

@@ -98,7 +98,8 @@ def test_tied_weights_stay_tied(tmp_path):
 
 def test_the_description_can_be_read(saved):
     content = json.loads((saved[2].parent / "net.json").read_text())
-    assert sorted(content["steps"][0]) == ["linear1", "linear2"]
+    (edit,) = content["edits"]
+    assert (edit["kind"], sorted(edit["keep"])) == ("channels", ["linear1", "linear2"])
 
 
 def test_what_a_file_names_is_only_called_when_trusted(saved, tmp_path):
@@ -129,7 +130,7 @@ def test_another_model_is_refused(saved):
 def test_other_files_are_refused(saved, tmp_path):
     from latewood.core.state import save_state
 
-    save_state(tmp_path / "headless", {"format": "latewood slim module 1"})
+    save_state(tmp_path / "headless", {"format": "latewood slim module 2"})
     with pytest.raises(WorkError, match="not a slim module"):
         load_slim(tmp_path / "headless", models.mlp)
     save_state(tmp_path / "plain", {"step": 3})

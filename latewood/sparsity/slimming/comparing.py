@@ -1,0 +1,104 @@
+"""Whether a module that was made computes what the model it was made of does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.modes import evaluated
+from latewood.core.transforms import MASK, bake, transformations
+from latewood.errors import WorkError
+
+__all__ = ["Examples", "bake_masks", "compare", "mapped"]
+
+_TOLERANCES: Final = {torch.float64: 1e-12, torch.float32: 1e-5}
+_COARSE: Final = 2e-2
+"""For half precision, where the kernels' own rounding is of this size."""
+_TRIALS: Final = 3
+
+Examples = Tensor | Sequence[Any] | dict[str, Any]
+
+
+def bake_masks(model: nn.Module) -> None:
+    """Folds the masks on a model's weights into them; other transformations stay."""
+    for module, name in dict(layer_tensors(model)).values():
+        for transformation in transformations(module, name):
+            if getattr(transformation, "order", None) == MASK:
+                bake(module, name, transformation)
+
+
+def compare(
+    model: nn.Module, twin: nn.Module, examples: Examples, tolerance: float | None
+) -> float:
+    """Compares two models on an example and on random inputs.
+
+    Args:
+        model: what the other was made of.
+        twin: what was made.
+        examples: what both are called with; random inputs of the same kind follow.
+        tolerance: largest difference allowed, relative to the largest output; None is 1e-12 in
+            float64, 1e-5 in float32, 2e-2 in half precision.
+
+    Returns:
+        The largest difference, relative to the largest output.
+
+    Raises:
+        WorkError: they differ by more.
+    """
+    found = 0.0
+    generator = torch.Generator().manual_seed(0)
+    with evaluated(model), evaluated(twin), torch.no_grad():
+        for trial in range(_TRIALS):
+            inputs = examples if trial == 0 else mapped(examples, _Redraw(generator))
+            exact = [each for each in outputs_of(run_model(model, inputs)) if _compared(each)]
+            slimmed = [each for each in outputs_of(run_model(twin, inputs)) if _compared(each)]
+            for one, other in zip(exact, slimmed, strict=True):
+                allowed = _TOLERANCES.get(one.dtype, _COARSE) if tolerance is None else tolerance
+                # Drawn inputs may lie where the model itself is not finite, which is no difference.
+                same = ((one == other) | (one.isnan() & other.isnan())) & (trial > 0)
+                largest = float(one.abs().nan_to_num(posinf=0.0).max()) or 1.0
+                error = float((one - other).masked_fill(same, 0.0).abs().max()) / largest
+                if not error <= allowed:
+                    raise WorkError(
+                        f"the module that was made differs by {error:.1e} of the largest output; "
+                        f"allowed are {allowed:.1e}"
+                    )
+                found = max(found, error)
+    return found
+
+
+def _compared(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 0
+
+
+class _Redraw:
+    """Other inputs of the same kind: normal values, or the integers of the example shuffled."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64)
+            return drawn.to(tensor)
+        if tensor.ndim < 2:
+            # Lengths, steps or labels: shuffled they may not be what the model takes.
+            return tensor
+        values = tensor.flatten()
+        order = torch.randint(values.numel(), tensor.shape, generator=self._generator)
+        return values[order.to(values.device)]
+
+
+def mapped(tree: Any, change: Any) -> Any:
+    """Nested tuples, lists and dicts with a function of each of their tensors in its place."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(mapped(each, change) for each in tree)
+    if isinstance(tree, dict):
+        return {name: mapped(each, change) for name, each in tree.items()}
+    return cast(Any, tree)
