@@ -5,6 +5,7 @@ Each returns an ordinary ``nn.Module`` and draws its weights from torch's global
 
 from latewood.training.models.convnet import convnet, lenet
 from latewood.training.models.deeplab import deeplab
+from latewood.training.models.grokking import grokking_transformer
 from latewood.training.models.lstm import (
     bidirectional_lstm,
     lstm_classifier,
@@ -14,7 +15,7 @@ from latewood.training.models.mlp import mlp
 from latewood.training.models.mobilenet import mobilenet_v1
 from latewood.training.models.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
 from latewood.training.models.segmentation_unet import segmentation_unet
-from latewood.training.models.transformer import grokking_transformer, transformer
+from latewood.training.models.transformer import transformer
 from latewood.training.models.unet import unet
 from latewood.training.models.vgg import vgg11, vgg13, vgg16
 from latewood.training.models.wide_resnet import wide_resnet28

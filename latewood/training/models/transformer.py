@@ -1,4 +1,4 @@
-"""Causal Transformers: a language model, and the one-layer network that groks."""
+"""Causal Transformer language model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latewood.training.models.parts import (
     sinusoidal_positions,
 )
 
-__all__ = ["GrokkingTransformer", "Transformer", "grokking_transformer", "transformer"]
+__all__ = ["PositionedEmbedding", "Transformer", "transformer"]
 
 Positions = Literal["learned", "sinusoidal"]
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
         return mixed + written
 
 
-class _Embedding(nn.Module):
+class PositionedEmbedding(nn.Module):
     """Token vectors plus position vectors."""
 
     positions: Tensor
@@ -96,12 +96,19 @@ class _Embedding(nn.Module):
             raise invalid("positions", positions, "learned or sinusoidal")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        if length > self.context:
-            raise invalid("tokens", tuple(tokens.shape), f"at most {self.context} positions")
-        table = self.positions if self.learned is None else self.learned.weight
-        outputs: Tensor = self.scale * self.tokens(tokens) + table[:length]
+        outputs: Tensor = self.scale * self.tokens(tokens) + self._positions(tokens.shape[1])
         return outputs
+
+    def table(self, length: int) -> Tensor:
+        """The outputs of all tokens at the first ``length`` positions: (length, tokens, width)."""
+        outputs: Tensor = self.scale * self.tokens.weight + self._positions(length).unsqueeze(1)
+        return outputs
+
+    def _positions(self, length: int) -> Tensor:
+        if length > self.context:
+            raise invalid("tokens", f"{length} positions", f"at most {self.context} positions")
+        table = self.positions if self.learned is None else self.learned.weight
+        return table[:length]
 
 
 class Transformer(nn.Module):
@@ -124,7 +131,7 @@ class Transformer(nn.Module):
         tied: bool,
     ) -> None:
         super().__init__()
-        self.embedding = _Embedding(
+        self.embedding = PositionedEmbedding(
             vocabulary, context, width, positions=positions, scaled=scale_embedding
         )
         self.dropout = nn.Dropout(dropout)
@@ -245,97 +252,4 @@ def transformer(
         _initialize_normal(model)
     else:
         _initialize_uniform(model)
-    return model
-
-
-class GrokkingBlock(nn.Module):
-    """Attention (``nn.MultiheadAttention``) and a two-layer ReLU network, added to the stream."""
-
-    def __init__(self, width: int, heads: int, hidden: int, *, norm: bool) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width) if norm else nn.Identity()
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.norm2 = nn.LayerNorm(width) if norm else nn.Identity()
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-
-    def forward(self, stream: Tensor) -> Tensor:
-        """The stream at the last position only, which a causal model may see all others from.
-
-        Args:
-            stream: (batch, time, width).
-
-        Returns:
-            (batch, width).
-        """
-        normed = self.norm1(stream)
-        mixed = self.attention(normed[:, -1:], normed, normed, need_weights=False)[0]
-        last = (stream[:, -1:] + mixed).squeeze(1)
-        outputs: Tensor = last + self.linear2(F.relu(self.linear1(self.norm2(last))))
-        return outputs
-
-
-class GrokkingTransformer(nn.Module):
-    """One block between an embedding and a head; answers at the last position only."""
-
-    def __init__(
-        self, *, vocabulary: int, context: int, width: int, heads: int, hidden: int, norm: bool
-    ) -> None:
-        super().__init__()
-        self.embedding = _Embedding(vocabulary, context, width, positions="sinusoidal", scaled=True)
-        self.block = GrokkingBlock(width, heads, hidden, norm=norm)
-        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.head = nn.Linear(width, vocabulary)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.norm(self.block(self.embedding(tokens))))
-        return logits
-
-
-def grokking_transformer(
-    *,
-    vocabulary: int = 114,
-    context: int = 3,
-    width: int = 128,
-    heads: int = 4,
-    hidden: int = 512,
-    norm: bool = False,
-) -> GrokkingTransformer:
-    """One-layer causal Transformer without norms, as it groks modular addition.
-
-    The loss is on the last position, so only that position's query and two-layer network are
-    computed; the result is that of the full causal layer.
-
-    Args:
-        vocabulary: number of tokens, p + 1.
-        context: longest sequence.
-        width: entries of the stream, a multiple of ``heads``.
-        heads: attention heads.
-        hidden: width of the two-layer network.
-        norm: layer normalisation before attention, before the two-layer network and at the end.
-
-    Returns:
-        A model from (batch, time) int64 to logits (batch, vocabulary) of the last position.
-
-    Raises:
-        RequestError: a size is not positive, or ``width`` is no multiple of ``heads``.
-
-    Source: the modular-addition model of arXiv 2408.11804.
-    """
-    require_positive(
-        vocabulary=vocabulary, context=context, width=width, heads=heads, hidden=hidden
-    )
-    if width % heads:
-        raise invalid("width", width, f"a multiple of heads={heads}")
-    model = GrokkingTransformer(
-        vocabulary=vocabulary,
-        context=context,
-        width=width,
-        heads=heads,
-        hidden=hidden,
-        norm=norm,
-    )
-    nn.init.uniform_(model.embedding.tokens.weight, -0.1, 0.1)
-    nn.init.uniform_(model.head.weight, -0.1, 0.1)
-    nn.init.zeros_(model.head.bias)
     return model
