@@ -52,7 +52,7 @@ def write_training_metrics(session: Session) -> None:
 
 
 def validate(session: Session) -> None:
-    """Scores the model on the validation samples."""
+    """Scores the model on the validation samples, and on the training samples if asked."""
     if not session.due(session.recipe.evaluate_every):
         return
     session.scores = scores = evaluate(session, session.model)
@@ -60,6 +60,8 @@ def validate(session: Session) -> None:
     if headline in scores:
         session.note += f", {headline} {scores[headline]:.4g}"
     _write(session, "validation", scores)
+    if session.recipe.score_training:
+        _write(session, "training", evaluate(session, session.model, session.task.train))
     _write_method_metrics(session)
 
 

@@ -68,6 +68,8 @@ class Recipe(BaseModel):
         clip_norm: largest norm of the gradient of the model's own parameters.
         log_every: steps between two rows of training metrics.
         evaluate_every: steps between two validations; every epoch if left out.
+        score_training: score the training samples too at each validation, without
+            augmentation.
         checkpoint_every: steps between two checkpoints; if left out, at ends of epochs, when the
             last one is older than half a minute.
         keep_checkpoints: how many of the last checkpoints stay on disk.
@@ -96,6 +98,7 @@ class Recipe(BaseModel):
     clip_norm: PositiveFloat | None = None
     log_every: PositiveInt = 10
     evaluate_every: PositiveInt | None = None
+    score_training: bool = False
     checkpoint_every: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
     recalibration_batches: PositiveInt = 50

@@ -256,6 +256,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_gives_others(tmp_path):
     assert not torch.equal(first, weights("e", seed=1))
 
 
+def test_training_samples_are_scored_on_request_as_they_are(tmp_path):
+    busy = {"task": {"name": "here:blobs", "noise": True}, "evaluate_every": 4}
+    plain = train(recipe(**busy), folder=tmp_path / "plain")
+    scored = train(recipe(**busy, score_training=True), folder=tmp_path / "scored")
+    assert rows(plain.folder, "training") == []
+    last = rows(scored.folder, "training")[-1]
+    inputs, labels = blobs().train.tensors
+    right = (scored.model(inputs).argmax(1) == labels).float().mean().item()
+    assert last["accuracy"] == pytest.approx(right)
+    assert [row["step"] for row in rows(scored.folder, "training")] == [4, 8, 10]
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, scored.model.state_dict()[name])
+
+
 @pytest.mark.parametrize("per, expected", [("epoch", 2), ("step", 10)])
 def test_the_schedule_moves_per_step_or_per_epoch(tmp_path, per, expected):
     asked = recipe(schedule={"name": "linear", "per": per}, log_every=1)

@@ -94,7 +94,7 @@ class Run:
         return columns
 
     def names(self, kind: str) -> list[str]:
-        """The scalars of a kind ("train", "validation", "method", "probe"), by first appearance."""
+        """The scalars of a kind ("train", "validation", "probe", ...), by first appearance."""
         return list(self._columns.get(kind, {}))
 
     def series(self, kind: str, name: str) -> Series | None:

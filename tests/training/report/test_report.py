@@ -132,6 +132,14 @@ def test_figures_hold_the_metrics(make_run, read):
     assert rank["z"][0][0] > 0.9 > 0.5 > rank["z"][0][-1]
 
 
+def test_scores_of_the_training_samples_are_drawn_beside_those_of_validation(make_run, read):
+    run = make_run()
+    for step in (200, 400):
+        run.append_metrics({"step": step, "epoch": 1.0, "kind": "training", "accuracy": 0.5})
+    curves = [t for f in read(run).figures for t in f["data"] if t.get("name") == "training"]
+    assert [curve["y"] for curve in curves if len(curve["y"]) == 2] == [[0.5, 0.5]]
+
+
 def test_singular_values_have_one_panel_per_layer(make_run, read):
     page = read(make_run(rank=5))
     panels = [f for f in page.figures if f["data"][0].get("name", "").startswith("\u03c3")]

@@ -48,6 +48,8 @@ def _figure(name: str, runs: Sequence[Run]) -> Figure | None:
 
 def _lines(run: Run, name: str, colour: str, *, several: bool) -> list[Line]:
     training, validation = run.series("train", name), run.series("validation", name)
+    if training is None:  # scored on its whole set, as validation is
+        training = run.series("training", name)
     lines = []
     if training is not None and not several and len(training.steps) > _TREND:
         x, y = training.steps, training.values
