@@ -66,8 +66,10 @@ def idle_modules(model: nn.Module, example_inputs: Examples) -> dict[str, Idlene
         with _modules_watched(model, state), state:
             run_model(model, example_inputs)
     idle: dict[str, Idleness] = {}
-    for name, kinds in state.verdicts.items():
-        kind = kinds.pop() if len(kinds) == 1 else None
+    # Outer modules come first here, but last in the run.
+    for name, _ in model.named_modules():
+        kinds = state.verdicts.get(name, set())
+        kind = next(iter(kinds)) if len(kinds) == 1 else None
         inside = any(name.startswith(f"{outer}.") for outer in idle)
         if kind is not None and not inside:
             idle[name] = kind
@@ -110,7 +112,9 @@ class _Values(Dependence):
 
     def is_zero(self, tensor: Tensor) -> bool:
         """Whether all of a tensor is zero whatever the input is."""
-        return not bool(self.matters(tensor).any())
+        # Asked from a hook, the question itself would be watched, and its answer steers the run.
+        with torch._C.DisableTorchFunction():
+            return not bool(self.matters(tensor).any())
 
     def __torch_function__(
         self,

@@ -158,7 +158,7 @@ def _clean(
             module, name = places[member.tensor]
             weight = getattr(module, name).detach().movedim(member.axis, 0)
             # A Scatter reads with the places in the stream, where 0 is a place like others.
-            empty = (weight == 0).flatten(1).all(1) & weight.is_floating_point()
+            empty = (weight == 0).reshape(len(weight), -1).all(1) & weight.is_floating_point()
             zeros = reads.zeros.get(member.tensor, torch.zeros_like(empty)).to(empty.device)
             nothing = empty | zeros
             fold = reads.folds.get(member.tensor)

@@ -98,17 +98,38 @@ def slimmed(
     bake_masks(twin)
     if limits.wanted is not None:
         return twin, [Channels(thin(twin, example_inputs, limits))]
-    edits: list[Edit] = []
-    idle = idle_modules(twin, example_inputs)
+    layers = replaceable_attention(twin, example_inputs)
+    if layers:
+        # Kept if only that lets something go, since torch's own layer may be faster.
+        trial, edits = _done(copy.deepcopy(twin), Unpacked(layers), [], example_inputs)
+        heads = [trial.get_submodule(name) for name in layers]
+        sizes = [_parameter_count(each) for each in heads]
+        trial, edits = _reduced(trial, edits, example_inputs, limits, scatter)
+        there = set(trial.modules())
+        if any(
+            each not in there or _parameter_count(each) < size
+            for each, size in zip(heads, sizes, strict=True)
+        ):
+            return trial, edits
+    return _reduced(twin, [], example_inputs, limits, scatter)
+
+
+def _reduced(
+    model: nn.Module, edits: list[Edit], example_inputs: Examples, limits: Limits, scatter: bool
+) -> tuple[nn.Module, list[Edit]]:
+    idle = idle_modules(model, example_inputs)
     if idle:
-        edits.append(Skipped({**idle}))
-        twin = apply_edit(twin, edits[-1], example_inputs)
-    twin, more = _with_fewer_heads(twin, example_inputs, limits)
-    edits += more
-    if scatter:
-        twin, more = _with_scattered_branches(twin, example_inputs, limits)
-        edits += more
-    return twin, edits
+        model, edits = _done(model, Skipped({**idle}), edits, example_inputs)
+    edits = [*edits, Channels(thin(model, example_inputs, limits))]
+    if not scatter:
+        return model, edits
+    return _with_scattered_branches(model, edits, example_inputs, limits)
+
+
+def _done(
+    model: nn.Module, edit: Edit, edits: list[Edit], example_inputs: Examples
+) -> tuple[nn.Module, list[Edit]]:
+    return apply_edit(model, edit, example_inputs), [*edits, edit]
 
 
 def _check(keep: Mapping[str, Sequence[int]] | None, residual: str, round_to: int) -> None:
@@ -123,40 +144,25 @@ def _check(keep: Mapping[str, Sequence[int]] | None, residual: str, round_to: in
         )
 
 
-def _with_fewer_heads(
-    model: nn.Module, example_inputs: Examples, limits: Limits
-) -> tuple[nn.Module, list[Edit]]:
-    """A thinner model, with torch's attention replaced if only that lets heads or channels go."""
-    layers = replaceable_attention(model, example_inputs)
-    if layers:
-        unpack = Unpacked(layers)
-        trial = apply_edit(copy.deepcopy(model), unpack, example_inputs)
-        before = _shapes(trial, layers)
-        step = thin(trial, example_inputs, limits)
-        if _shapes(trial, layers) != before:
-            return trial, [unpack, Channels(step)]
-    return model, [Channels(thin(model, example_inputs, limits))]
-
-
-def _shapes(model: nn.Module, layers: Sequence[str]) -> list[tuple[int, ...]]:
-    return [tuple(each.shape) for name in layers for each in model.get_submodule(name).parameters()]
+def _parameter_count(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
 
 
 def _with_scattered_branches(
-    model: nn.Module, example_inputs: Examples, limits: Limits
+    model: nn.Module, edits: list[Edit], example_inputs: Examples, limits: Limits
 ) -> tuple[nn.Module, list[Edit]]:
     """A model whose branches write to some channels of a stream only, where they are zero else."""
     ends = {name: [*end] for name, end in branch_ends(model, example_inputs).items()}
     while ends:
         scatter = Scattered(ends)
-        trial = apply_edit(copy.deepcopy(model), scatter, example_inputs)
+        trial, done = _done(copy.deepcopy(model), scatter, edits, example_inputs)
         step = thin(trial, example_inputs, limits)
         useful = {name: end for name, end in ends.items() if _is_narrow(trial, name)}
         if len(useful) == len(ends):
-            return trial, [scatter, Channels(step)]
+            return trial, [*done, Channels(step)]
         # One that keeps every channel only costs; without it others may be named anew.
         ends = useful
-    return model, []
+    return model, edits
 
 
 def _is_narrow(model: nn.Module, name: str) -> bool:

@@ -123,7 +123,7 @@ class _Sums(Dependence):
         if output._version != version:
             return
         alive = self.matters(output).movedim(dim, 0).flatten(1).any(1)
-        if bool(alive.any()) and not bool(alive.all()):
+        if len(alive) > 1 and not bool(alive.all()):
             self.ends[layer] = (dim, len(alive))
 
 
