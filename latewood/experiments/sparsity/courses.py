@@ -1,0 +1,145 @@
+"""The trainings on which grow-and-prune is judged: digits, characters, and masks of foregrounds."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latewood.errors import RequestError
+from latewood.experiments.registry import Scale
+from latewood.experiments.segmentation.composites import composites
+from latewood.experiments.sparsity.counted import Course
+from latewood.segmentation import downsample
+from latewood.segmentation.pictures import pictures
+from latewood.training.data import TensorDataset
+from latewood.training.foreground import Dihedral, Foreground
+from latewood.training.models import convnet, deeplab, lstm_language_model
+from latewood.training.task import Task
+from latewood.training.tasks.digits import digits
+from latewood.training.tasks.shakespeare import shakespeare
+
+__all__ = ["characters", "foregrounds", "images", "narrow_convnet"]
+
+CHANNELS = (32, 64, 64)
+HIDDEN: dict[Scale, int] = {"quick": 16, "cpu": 96, "full": 256}
+SIDE: dict[Scale, int] = {"quick": 16, "cpu": 48, "full": 64}
+
+
+def images(*, epochs: int) -> Course:
+    """Digits of 8x8 pixels, the convolutional network 1-32-64-64, 19 batches of 64 an epoch."""
+    return Course(
+        task=digits(),
+        network=convnet,
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+        epochs=epochs,
+        batch_size=64,
+        weight_decay=1e-4,
+    )
+
+
+def narrow_convnet(share: float) -> nn.Module:
+    """The network of ``images`` with a share of the channels in every layer."""
+    return convnet(channels=[max(1, round(share * width)) for width in CHANNELS])
+
+
+def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
+    """A text by characters, a language model of two LSTM layers, 20 batches an epoch.
+
+    Args:
+        scale: "quick" reads a module of Python's standard library, which is always there; the
+            others Shakespeare.
+        folder: where the quick scale puts its text.
+        epochs: of so many batches each, not passes over the text.
+    """
+    if scale == "quick":
+        (folder / "input.txt").write_text(inspect.getsource(argparse), encoding="utf-8")
+    task = shakespeare(folder=str(folder) if scale == "quick" else None, context=64)
+    vocabulary = task.model_arguments["vocabulary"]
+    assert isinstance(vocabulary, int)
+    return Course(
+        task=task,
+        network=partial(lstm_language_model, vocabulary=vocabulary, hidden=HIDDEN[scale]),
+        optimizer=partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
+        epochs=epochs,
+        batch_size=32,
+        steps_per_epoch=20,
+        clip_norm=0.5,
+    )
+
+
+def foregrounds(scale: Scale, *, epochs: int, seed: int) -> Course:
+    """Masks of foregrounds, a small DeepLab with dilations in its last stage, 8 batches an epoch.
+
+    Images and masks are turned and mirrored at random; a quarter of the images is held out.
+
+    Args:
+        scale: "quick" draws composites; the others read the evaluation set in
+            $LATEWOOD_DATA/segmentation, photographs and composites together.
+        epochs: of so many batches each.
+        seed: of the choice of images to hold out.
+
+    Raises:
+        RequestError: the evaluation set is not there.
+    """
+    side = SIDE[scale]
+    if scale == "quick":
+        found, masks = composites(48, size=side, colours="warm on green")
+    else:
+        found, masks = _evaluation_set(side)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    data, held = TensorDataset(2 * found - 1, masks), len(order) // 4
+    task = Task(
+        name="foregrounds",
+        train=data.subset(order[held:]),
+        validation=data.subset(order[:held]),
+        objective=Foreground(),
+        headline="iou",
+        model="deeplab",
+        example_inputs=(torch.zeros(1, 3, side, side),),
+        augment=Dihedral(),
+    )
+    return Course(
+        task=task,
+        network=_small_deeplab,
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+        epochs=epochs,
+        batch_size=12,
+        steps_per_epoch=8,
+        weight_decay=1e-4,
+    )
+
+
+def _small_deeplab() -> nn.Module:
+    return deeplab(
+        block="basic",
+        depths=(1, 1, 1, 1),
+        width=0.125,
+        stem="cifar",
+        channels=32,
+        rates=(2, 4, 6),
+        dropout=0.0,
+    )
+
+
+def _evaluation_set(side: int) -> tuple[Tensor, Tensor]:
+    root = Path(os.environ.get("LATEWOOD_DATA", "data")) / "segmentation"
+    files = sorted(root.glob("*/*_mask.png"))
+    if not files:
+        raise RequestError(
+            f"LATEWOOD_DATA: no pairs NAME.png and NAME_mask.png in {root}; expected the folder "
+            "above segmentation/"
+        )
+    found = [_shrunk(path.with_name(path.name.replace("_mask", "")), side) for path in files]
+    masks = [_shrunk(path, side)[0] > 0.5 for path in files]
+    return torch.stack([picture.expand(3, -1, -1) for picture in found]), torch.stack(masks)
+
+
+def _shrunk(path: Path, side: int) -> Tensor:
+    (image,), _ = pictures(path, torch.float32)
+    return downsample(image, side)
