@@ -101,6 +101,7 @@ SCHEDULES: dict[str, str] = {
 METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
     "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
+    "structured_sparsification": "latewood.sparsity.structured:StructuredSparsification",
 }
 
 PROBES: dict[str, str] = {
@@ -121,7 +122,7 @@ PROVIDED: Mapping[str, frozenset[str]] = {
     "model": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"progress"}),
-    "method": frozenset({"model", "total_steps", "steps_per_epoch", "seed"}),
+    "method": frozenset({"model", "example_inputs", "total_steps", "steps_per_epoch", "seed"}),
     "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder"}),
 }
 """The arguments that a run passes itself, so that a recipe may not."""

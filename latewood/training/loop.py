@@ -123,6 +123,7 @@ def train(
 def train_steps(session: Session, after_step: list[Observer], stopping: Callable[[], bool]) -> None:
     optimizer, processes = session.optimizer, session.processes
     for raw, weight in _remaining_batches(session):
+        session.begin_epoch()
         session.begin_step()
         batch = session.prepared(raw)
         loss, penalty = session.loss(session.network, batch, weight)
@@ -298,6 +299,7 @@ def _start(session: Session, *, resume: bool, overwrite: bool) -> None:
     if recipe.trackers:
         group.accelerator.init_trackers("latewood", config={"recipe": recipe.to_toml()})
     if session.step == 0:
+        session.begin_epoch()
         begin(session)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.groups import parameter_groups
-from latewood.core.method import Method, Probe
+from latewood.core.method import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError
 from latewood.training import components
@@ -101,7 +102,17 @@ class Session:
         self.started = time.monotonic()
         self.saved_step = -1
         self.saved_at = self.started
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.trained: list[nn.Parameter] = []
+        self.clipped: list[nn.Parameter] = []
+        self._list_parameters()
+        self.objective_noise = torch.Generator(self.processes.device)
+        self.augment_noise = torch.Generator()
+
+    def _list_parameters(self) -> None:
+        """Notes what is trained, and of what the gradient is clipped: the model's own."""
+        for group in self.optimizer.param_groups:
+            # Where torch's own schedules keep it: methods may change it, checkpoints hold it.
+            group.setdefault("initial_lr", group["lr"])
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         claimed = {
             id(parameter)
@@ -110,8 +121,6 @@ class Session:
             for parameter in group["params"]
         }
         self.clipped = [p for p in self.trained if id(p) not in claimed]
-        self.objective_noise = torch.Generator(self.processes.device)
-        self.augment_noise = torch.Generator()
 
     @property
     def epoch(self) -> float:
@@ -132,6 +141,25 @@ class Session:
         """Whether something done every so many steps, or every epoch, is due now."""
         return self.finished or self.step % (every or self.steps_per_epoch) == 0
 
+    def begin_epoch(self) -> None:
+        """Lets methods change the model's shapes; what was built around it is built anew."""
+        if self.step % self.steps_per_epoch:
+            return
+        changed = [
+            method.restructure(self.optimizer)
+            for method in self.methods.values()
+            if isinstance(method, Restructuring)
+        ]
+        if any(changed):
+            self._wrap_anew()
+
+    def _wrap_anew(self) -> None:
+        # What averages the gradients has hooks on the parameters as they were, until it is gone.
+        self.network = self.model
+        gc.collect()
+        self.network = _network(self.recipe, self.processes, self.model)
+        self._list_parameters()
+
     def begin_step(self) -> None:
         """Sets the learning rates and seeds everything that this step draws from.
 
@@ -141,8 +169,8 @@ class Session:
         whole = self.steps_per_epoch if self.schedule_per_epoch else 1
         done = self.step // whole * whole
         factor = self.schedule(min(1.0, done / self.total_steps))
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
         seed, rank = self.recipe.seed, self.processes.rank
         seed_torch(derive(seed, "model", self.step, rank), self.processes.device)
         self.objective_noise.manual_seed(derive(seed, "objective", self.step, rank))
@@ -197,8 +225,9 @@ class Session:
         Raises:
             RequestError: it is of another model.
         """
-        load_into(self.model, checkpoint.model_state(), str(checkpoint.path))
         state = checkpoint.state()
+        self._reshape(checkpoint, state)
+        load_into(self.model, checkpoint.model_state(), str(checkpoint.path))
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             for method, own in zip(self.methods.values(), state["methods"], strict=True):
@@ -215,6 +244,20 @@ class Session:
         self.meter = Meter(**meter)
         self.step = self.saved_step = checkpoint.step
         self.started = time.monotonic() - state["seconds"]
+
+    def _reshape(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        changing = [method for method in self.methods.values() if isinstance(method, Restructuring)]
+        if not changing:
+            return
+        try:
+            for method, own in zip(self.methods.values(), state["methods"], strict=True):
+                if isinstance(method, Restructuring):
+                    method.reshape(own)
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{checkpoint.path}: does not fit the recipe's methods: {error}"
+            ) from error
+        self._wrap_anew()
 
 
 def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: Task) -> Session:
@@ -256,6 +299,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             model=model,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
+            example_inputs=task.example_inputs,
             seed=derive(seed, "method seed", index),
         )
     seed_everything(derive(seed, "start", processes.rank), processes.device)
@@ -308,6 +352,8 @@ def _optimizer(
 def _network(recipe: Recipe, processes: Processes, model: nn.Module) -> nn.Module:
     network = processes.distribute(model)
     if recipe.compile:
+        # Graphs of earlier shapes count towards the limit after which torch compiles no more.
+        torch.compiler.reset()
         compiled: Callable[..., Any] = torch.compile(network)
         assert isinstance(compiled, nn.Module)
         return compiled

@@ -1,0 +1,5 @@
+"""Structured continuous sparsification: networks that grow from a seed and prune themselves."""
+
+from latewood.sparsity.structured.method import StructuredSparsification
+
+__all__ = ["StructuredSparsification"]

@@ -1,0 +1,76 @@
+"""A budget: which cost is limited, and to how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from latewood.errors import RequestError, invalid
+from latewood.sparsity.structured.costs import Cost, parameters
+from latewood.sparsity.structured.skeleton import Skeleton
+
+__all__ = ["Budget"]
+
+_KINDS = ("parameters", "macs")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one cost.
+
+    Args:
+        kind: what is limited.
+        limit: how much it may be.
+        full: the full model's cost.
+        cost: of a network.
+        parameters: the number of parameters of a network.
+    """
+
+    kind: str
+    limit: float
+    full: float
+    cost: Cost
+    parameters: Cost
+
+    @classmethod
+    def of(
+        cls,
+        given: Mapping[str, float],
+        model: nn.Module,
+        skeleton: Skeleton,
+        macs: Cost,
+        example_inputs: Sequence[Tensor],
+    ) -> Budget:
+        """Reads a budget as a user writes it.
+
+        Args:
+            given: one kind and its value.
+            model: the full model.
+            skeleton: its structures.
+            macs: multiply-accumulates of its networks.
+            example_inputs: the arguments of its forward pass.
+
+        Raises:
+            RequestError: another kind, several, a value out of range, or one that not even the
+                narrowest network meets.
+        """
+        if len(given) != 1 or next(iter(given)) not in _KINDS:
+            raise invalid("budget", dict(given), f"one of {', '.join(_KINDS)} with its value")
+        ((kind, value),) = given.items()
+        if not 0.0 < value < math.inf:
+            raise invalid(f"budget.{kind}", value, "a positive number")
+        count = parameters(skeleton)
+        cost: Cost = count if kind == "parameters" else macs
+        everything = [True] * len(skeleton.blocks)
+        full = cost.at([group.width for group in skeleton.groups], everything)
+        limit = value * full if value <= 1 else float(value)
+        least = cost.at([1] * len(skeleton.groups), [False] * len(skeleton.blocks))
+        if least > limit:
+            raise RequestError(
+                f"budget.{kind}: got {value!r}, which is {limit:.6g} of {full:.6g}; expected at "
+                f"least {least:.6g}, one channel in each group"
+            )
+        return cls(kind, min(limit, full), full, cost, count)

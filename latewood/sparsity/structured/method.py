@@ -1,0 +1,501 @@
+"""Structured continuous sparsification: a network that grows from a seed and prunes itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latewood.errors import RequestError, invalid
+from latewood.sparsity.mask import DECIDED
+from latewood.sparsity.structured.anatomy import Anatomy
+from latewood.sparsity.structured.budget import Budget
+from latewood.sparsity.structured.costs import multiply_accumulates
+from latewood.sparsity.structured.gates import Estimator, Gate
+from latewood.sparsity.structured.growth import (
+    growth_logit,
+    growth_ratio,
+    penalty_weight,
+    temperatures,
+)
+from latewood.sparsity.structured.presets import PRESETS, Preset
+from latewood.sparsity.structured.selection import capped, floored, largest_within
+from latewood.sparsity.structured.skeleton import Skeleton
+
+__all__ = ["StructuredSparsification"]
+
+_MOST_NEGATIVE: Final = -16.0
+
+
+class StructuredSparsification:
+    """Grows a network from one channel per layer and prunes it to a budget, while it trains.
+
+    Each structure (a coupled group's channel, a removable residual block) owns a logit s. It is
+    part of the network in an epoch with probability sigmoid(beta s), and scaled by that factor,
+    behind its norm and activation, while it is. All logits feel a penalty
+
+    ``lambda1 sum sigmoid(beta s of channels) + lambda2 sum sigmoid(beta s of blocks)``
+
+    whose weight is negative while the network is smaller than the budget and positive while it is
+    larger (``growth.penalty_weight``). The temperature beta = gamma ** t of a structure rises with
+    the epochs t in which it was there. At the freeze the structures of the largest logits that fit
+    the budget are fixed, the factors are folded into the weights, and the weights alone train on.
+
+    What is absent is cut out of the parameters, the buffers and the optimizer's state at the start
+    of an epoch, so it costs neither computation nor the device's memory; it is remembered on the
+    CPU and comes back bit for bit. Newly born entries are drawn as Kaiming's with the full layer's
+    fan-in. In a loop of your own call ``restructure(optimizer)`` before each epoch's first step.
+
+    Args:
+        model: any module that ``core.trace_channels`` can follow, without transformations.
+        example_inputs: what it is called with: a tensor or positional tensors.
+        budget: one of {"parameters": n} (all of them), {"macs": n} (of a forward pass on the
+            example), {"latency_ms": t}, {"latency": share}; of the first two a number up to 1 is a
+            share of the full model. The final network never exceeds it. A latency is measured once,
+            layer by layer, and interpolated: it holds by that table, on this machine.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of an epoch, between two samples of the structures.
+        preset: defaults of what follows: "recommended", ours, or "paper", the plain algorithm.
+        estimator: "soft" scales what is present by sigmoid(beta s); "ste" does not, and passes the
+            gradient on.
+        temperature: "per_structure", or "global": beta = gamma ** epoch for all.
+        final_temperature: beta of a structure that is there in all epochs.
+        penalty: (lambda_base) of channels.
+        layer_penalty: (lambda_base) of blocks; None takes ``penalty``.
+        normalised: divide lambda by 1 - u, the budget's share.
+        seed_width: channels of each group that are there at the start.
+        seed_logit: of those.
+        growth_logit: of all others; None is the logit from which the penalty alone reaches 0 within
+            ``growth_time`` (``growth.growth_logit``).
+        growth_time: as a share of the run.
+        freeze: share of the run after which the structures are fixed; 1 leaves it to ``finalize``.
+        capped: keep also the samples during training within the budget.
+        logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
+            0.01 for those like Adam, whose steps are of the size of the learning rate.
+        logit_decay: weight decay of the logits, which drags them towards 0, undecided.
+        layers: whether residual blocks may be removed as well.
+        exclude: patterns on names of groups and blocks that stay whole.
+        seed: of the samples and the newly born values, the same on all processes.
+
+    Raises:
+        RequestError: an argument out of range, a budget that not even one channel per group meets,
+            or a model without anything to remove.
+
+    Source: Yuan, Savarese, Maire, "Growing Efficient Deep Networks by Structured Continuous
+    Sparsification", ICLR 2021 (arXiv 2007.15353). The closed form, the normalised penalty, the
+    freeze and the selection under the budget are ours.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Tensor],
+        *,
+        budget: Mapping[str, float],
+        total_steps: int,
+        steps_per_epoch: int,
+        preset: Literal["recommended", "paper"] = "recommended",
+        estimator: Estimator = "soft",
+        temperature: Literal["per_structure", "global"] = "per_structure",
+        final_temperature: float = 100.0,
+        penalty: float = 0.5,
+        layer_penalty: float | None = None,
+        normalised: bool | None = None,
+        seed_width: int = 1,
+        seed_logit: float = 3.0,
+        growth_logit: float | None = None,
+        growth_time: float | None = None,
+        freeze: float | None = None,
+        capped: bool | None = None,
+        logit_lr: float | None = None,
+        logit_decay: float | None = None,
+        layers: bool = True,
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        settings = _settings(
+            preset,
+            normalised=normalised,
+            growth_logit=growth_logit,
+            growth_time=growth_time,
+            freeze=freeze,
+            capped=capped,
+            logit_decay=logit_decay,
+        )
+        _require(
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            seed_width=seed_width,
+            estimator=estimator,
+            temperature=temperature,
+            final_temperature=final_temperature,
+            penalty=penalty,
+            layer_penalty=layer_penalty,
+            logit_lr=logit_lr,
+        )
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = math.ceil(total_steps / steps_per_epoch)
+        self.settings = settings
+        self.logit_lr = logit_lr
+        self._temperature = temperature
+        self._ratio = growth_ratio(final_temperature, self.epochs)
+        self._bases = (penalty, penalty if layer_penalty is None else layer_penalty)
+        self._seed_width, self._seed_logit = seed_width, seed_logit
+        self._model = model
+        self._examples = _as_sequence(example_inputs)
+        skeleton = Skeleton(model, self._examples, exclude=exclude, layers=layers)
+        self._macs = multiply_accumulates(model, skeleton, self._examples)
+        self.budget = Budget.of(budget, model, skeleton, self._macs, self._examples)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._anatomy = Anatomy(model, skeleton, estimator=estimator, generator=self._generator)
+        self._clocks = [torch.zeros(len(gate.logits), dtype=torch.int64) for gate in self._gates]
+        self._weights = (0.0, 0.0)
+        self._step = 0
+        self._ready = -1
+        self._spent = 0.0
+        self._finished = False
+
+    @property
+    def _gates(self) -> list[Gate]:
+        layer_gate = self._anatomy.layer_gate
+        return [*self._anatomy.gates, *([layer_gate] if layer_gate is not None else [])]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the step to come, from 0."""
+        return self._step // self.steps_per_epoch
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the structures are fixed."""
+        return self._anatomy.folded
+
+    @property
+    def freeze_epoch(self) -> int:
+        """The epoch whose start fixes the structures; that after the last if ``finalize`` does."""
+        return math.ceil(self.settings.freeze * self.epochs)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The logits of all structures in one group."""
+        return [
+            {
+                "params": [gate.logits for gate in self._gates],
+                "lr": 0.1 if self.logit_lr is None else self.logit_lr,
+                "weight_decay": self.settings.logit_decay,
+            }
+        ]
+
+    def penalty(self) -> Tensor:
+        """``lambda1 sum sigmoid(beta s)`` over channels, and with lambda2 over blocks.
+
+        Channels inside an absent block feel none.
+
+        Returns:
+            0-dim tensor, differentiable in the logits; 0 once the structures are fixed.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self._require_unfinished("penalty")
+        gates, layer_gate = self._anatomy.gates, self._anatomy.layer_gate
+        total = gates[0].logits.new_zeros(())
+        if self.frozen:
+            return total
+        for number, gate in enumerate(gates):
+            if self._anatomy.visible(number):
+                total = total + self._weights[0] * gate.chances().sum()
+        if layer_gate is not None:
+            total = total + self._weights[1] * layer_gate.chances().sum()
+        return total
+
+    def restructure(self, optimizer: Optimizer) -> bool:
+        """Makes the network of the coming epoch; call it before the first step of each.
+
+        The first call leaves the seed, the later ones a sample, that at the freeze the final
+        network.
+
+        Args:
+            optimizer: of the loop, with this method's group; its state follows the parameters.
+
+        Returns:
+            Whether anything changed: what was built around the model must then be built anew.
+
+        Raises:
+            RequestError: in the middle of an epoch, after ``finalize``, or the optimizer lacks the
+                logits.
+        """
+        self._require_unfinished("restructure")
+        if self._step % self.steps_per_epoch:
+            raise RequestError(
+                f"restructure: called {self._step % self.steps_per_epoch} steps into an epoch of "
+                f"{self.steps_per_epoch}; expected before its first step"
+            )
+        if self._ready == self.epoch:
+            return False
+        first, self._ready = self._ready < 0, self.epoch
+        if self.frozen:
+            return False
+        if self.epoch >= self.freeze_epoch and not first:
+            self._freeze(optimizer)
+            return True
+        changed = self._plant(optimizer) if first else self._sample(optimizer)
+        self._set_temperatures()
+        return changed
+
+    def step(self) -> None:
+        """Counts the step and what it cost; called once after every ``optimizer.step()``.
+
+        Raises:
+            RequestError: after ``finalize``, or the epoch began without ``restructure``.
+        """
+        self._require_unfinished("step")
+        if self._ready != self.epoch:
+            raise RequestError(
+                "step: call restructure(optimizer) before the first step of each epoch"
+            )
+        self._spent += self._macs.at(self._anatomy.widths, self._anatomy.blocks.tolist())
+        self._step += 1
+
+    def finalize(self) -> nn.Module:
+        """Fixes the structures if that is still to do, and returns the slim model.
+
+        Plain layers, without factors. When this call is what fixes the structures, batch norms want
+        ``recalibrate_batch_norm``.
+
+        Returns:
+            The model, smaller, in place.
+
+        Raises:
+            RequestError: a second call.
+        """
+        self._require_unfinished("finalize")
+        if not self.frozen:
+            self._freeze(None)
+        self._finished = True
+        return self._model
+
+    def metrics(self) -> dict[str, float]:
+        """Size against budget, what is there, and what training has cost.
+
+        Returns:
+            "budget/used" (cost now over budget), "budget/share" (cost now over the full model's),
+            "parameters" and "macs" of the network now, "kept/<group>" (channels), "layers" (blocks
+            that are there, if any can go), "penalty_weight" (lambda1), "undecided" (share of
+            structures with |beta s| < 4; 0 once fixed), "training/macs" (sum over the steps of the
+            MACs of a forward pass on the example; times 3 and the batch size for a training step)
+            and "training/share" (that over the full model's).
+        """
+        anatomy, skeleton = self._anatomy, self._anatomy.skeleton
+        widths, blocks = anatomy.widths, anatomy.blocks.tolist()
+        steps = max(self._step, 1)
+        full = self._macs.at([group.width for group in skeleton.groups], [True] * len(blocks))
+        cost = self.budget.cost.at(widths, blocks)
+        kept = {
+            f"kept/{group.name}": float(width if anatomy.visible(number) else 0)
+            for number, (group, width) in enumerate(zip(skeleton.groups, widths, strict=True))
+        }
+        return {
+            "budget/used": cost / self.budget.limit,
+            "budget/share": cost / self.budget.full,
+            "parameters": self.budget.parameters.at(widths, blocks),
+            "macs": self._macs.at(widths, blocks),
+            "penalty_weight": 0.0 if self.frozen else self._weights[0],
+            "undecided": self._undecided(),
+            "training/macs": self._spent,
+            "training/share": self._spent / (steps * full),
+            **({"layers": float(sum(blocks))} if blocks else {}),
+            **kept,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the model's own state does not hold: structures, clocks, what is detached."""
+        return {
+            "step": self._step,
+            "ready": self._ready,
+            "spent": self._spent,
+            "weights": self._weights,
+            "clocks": list(self._clocks),
+            "logits": [gate.logits.detach().clone() for gate in self._gates],
+            "anatomy": self._anatomy.state(),
+            "generator": self._generator.get_state(),
+        }
+
+    def reshape(self, state: dict[str, Any]) -> None:
+        """Gives the model, still full, the shapes that it had when ``state_dict`` was called.
+
+        Raises:
+            RequestError: a state of another kind, or the model is no longer full.
+        """
+        self._check(state)
+        if state["ready"] >= 0:
+            self._anatomy.reshape(state["anatomy"])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
+
+        Raises:
+            RequestError: a state of another kind.
+        """
+        self._check(state)
+        self._step, self._ready = state["step"], state["ready"]
+        self._spent, self._weights = state["spent"], tuple(state["weights"])
+        self._clocks = [each.clone() for each in state["clocks"]]
+        self._anatomy.load(state["anatomy"])
+        with torch.no_grad():
+            for gate, logits in zip(self._gates, state["logits"], strict=True):
+                gate.logits.copy_(logits)
+        self._generator.set_state(state["generator"])
+        self._set_temperatures()
+
+    def _plant(self, optimizer: Optimizer) -> bool:
+        """Cuts the model down to the seed and sets the logits by the optimizer's rate."""
+        present = [torch.zeros_like(each) for each in self._anatomy.present]
+        for each in present:
+            each[: self._seed_width] = True
+        blocks = torch.zeros_like(self._anatomy.blocks)
+        changed = self._anatomy.become(present, blocks, optimizer, remember=False)
+        self._set_weights()
+        off = self._growth_logits(optimizer)
+        with torch.no_grad():
+            for gate, each in zip(self._anatomy.gates, present, strict=True):
+                gate.logits.fill_(off[0])
+                gate.logits[each.to(gate.logits.device)] = self._seed_logit
+            if self._anatomy.layer_gate is not None:
+                self._anatomy.layer_gate.logits.fill_(off[1])
+        return changed
+
+    def _sample(self, optimizer: Optimizer) -> bool:
+        """Draws the structures of an epoch; those drawn grow older."""
+        anatomy = self._anatomy
+        chances = [gate.chances().detach().cpu() for gate in self._gates]
+        drawn = [
+            torch.rand(len(each), generator=self._generator, dtype=torch.float64) < each.double()
+            for each in chances
+        ]
+        blocks = drawn.pop() if anatomy.layer_gate is not None else anatomy.blocks
+        scores = [gate.logits.detach().cpu() for gate in anatomy.gates]
+        present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
+        if self.settings.capped:
+            present = capped(present, scores, blocks, self.budget.cost, self.budget.limit)
+        changed = anatomy.become(present, blocks, optimizer)
+        for group, clock in enumerate(self._clocks[: len(present)]):
+            if anatomy.visible(group):
+                clock += anatomy.present[group]
+        if anatomy.layer_gate is not None:
+            self._clocks[-1] += blocks
+        self._set_weights()
+        return changed
+
+    def _freeze(self, optimizer: Optimizer | None) -> None:
+        """Fixes the structures of the largest logits within the budget; folds the factors."""
+        anatomy = self._anatomy
+        scores = [gate.logits.detach().cpu() for gate in anatomy.gates]
+        layer_gate = anatomy.layer_gate
+        layers = torch.zeros(0) if layer_gate is None else layer_gate.logits.detach().cpu()
+        present, blocks = largest_within(scores, layers, self.budget.cost, self.budget.limit)
+        anatomy.become(present, blocks, optimizer)
+        anatomy.fold(optimizer)
+        for gate in self._gates:
+            gate.logits.grad = None
+
+    def _growth_logits(self, optimizer: Optimizer) -> tuple[float, float]:
+        group = self._logit_group(optimizer)
+        steps = (self.settings.growth_time or 0.0) * self.total_steps
+        # Adam and its kin move by the learning rate whatever the gradient.
+        adaptive = "momentum" not in group
+        if adaptive and self.logit_lr is None:
+            group["lr"] = group["initial_lr"] = 0.01
+        if self.settings.growth_logit is not None:
+            return self.settings.growth_logit, self.settings.growth_logit
+        if adaptive:
+            logit = max(_MOST_NEGATIVE, -group["lr"] * steps)
+            return logit, logit
+        time = steps * group["lr"] / (1.0 - group["momentum"])
+        first, second = (growth_logit(weight=each, time=time) for each in self._weights)
+        return max(first, _MOST_NEGATIVE), max(second, _MOST_NEGATIVE)
+
+    def _logit_group(self, optimizer: Optimizer) -> dict[str, Any]:
+        first = self._gates[0].logits
+        for group in optimizer.param_groups:
+            if any(parameter is first for parameter in group["params"]):
+                return group
+        raise RequestError(
+            "optimizer: it does not hold the logits of the structures; build it on "
+            "latewood.core.parameter_groups(model, [method])"
+        )
+
+    def _set_weights(self) -> None:
+        share = self.budget.cost.at(self._anatomy.widths, self._anatomy.blocks.tolist())
+        first, second = (
+            penalty_weight(
+                base,
+                sparsity=1.0 - share / self.budget.full,
+                wanted=1.0 - self.budget.limit / self.budget.full,
+                normalised=self.settings.normalised,
+            )
+            for base in self._bases
+        )
+        self._weights = (first, second)
+
+    def _set_temperatures(self) -> None:
+        for gate, clock in zip(self._gates, self._clocks, strict=True):
+            if self._temperature == "global":
+                clock = torch.full_like(clock, max(self.epoch, 0))
+            gate.temperature.copy_(temperatures(clock, self._ratio))
+
+    def _undecided(self) -> float:
+        if self.frozen:
+            return 0.0
+        far = [gate.temperature * gate.logits.detach() for gate in self._gates]
+        return float(torch.cat(far).abs().lt(DECIDED).double().mean())
+
+    def _check(self, state: dict[str, Any]) -> None:
+        own = self.state_dict()
+        if set(state) != set(own) or [len(each) for each in state["logits"]] != [
+            len(each) for each in own["logits"]
+        ]:
+            raise invalid(
+                "state", sorted(state), "what StructuredSparsification.state_dict() returned"
+            )
+
+    def _require_unfinished(self, call: str) -> None:
+        if self._finished:
+            raise RequestError(
+                f"{call}: finalize() has ended the method; build a new StructuredSparsification"
+            )
+
+
+def _settings(name: str, **given: Any) -> Preset:
+    if name not in PRESETS:
+        raise invalid("preset", name, f"one of {', '.join(PRESETS)}")
+    return PRESETS[name].having(**given)
+
+
+def _as_sequence(example_inputs: Any) -> tuple[Tensor, ...]:
+    found = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not found or not all(isinstance(each, Tensor) for each in found):
+        raise invalid("example_inputs", type(example_inputs).__name__, "a tensor or tensors")
+    return found
+
+
+def _require(**given: Any) -> None:
+    for name in ("total_steps", "steps_per_epoch", "seed_width"):
+        value = given[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise invalid(name, value, "a whole number, 1 or more")
+    if given["estimator"] not in ("soft", "ste"):
+        raise invalid("estimator", given["estimator"], "'soft' or 'ste'")
+    if given["temperature"] not in ("per_structure", "global"):
+        raise invalid("temperature", given["temperature"], "'per_structure' or 'global'")
+    if not 1.0 <= given["final_temperature"] < math.inf:
+        raise invalid("final_temperature", given["final_temperature"], "a finite number from 1 on")
+    for name in ("penalty", "layer_penalty"):
+        if given[name] is not None and not 0.0 <= given[name] < math.inf:
+            raise invalid(name, given[name], "a finite number, 0 or more")
+    if given["logit_lr"] is not None and not 0.0 < given["logit_lr"] < math.inf:
+        raise invalid("logit_lr", given["logit_lr"], "a positive finite number, or None")

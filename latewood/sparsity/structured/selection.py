@@ -1,0 +1,152 @@
+"""Which structures stay: the most likely ones that fit the budget, never above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latewood.errors import invalid
+from latewood.sparsity.structured.costs import Cost
+
+__all__ = ["capped", "floored", "largest_within"]
+
+_GOOD_USE = 0.995
+_MOST_TRADED = 3
+
+
+def floored(sampled: Tensor, scores: Tensor) -> Tensor:
+    """A sample of one group with at least one channel: that of the largest score if it was empty.
+
+    Args:
+        sampled: bool (width,).
+        scores: of the channels, (width,).
+
+    Returns:
+        bool (width,).
+    """
+    if bool(sampled.any()):
+        return sampled
+    only = torch.zeros_like(sampled)
+    only[int(scores.argmax())] = True
+    return only
+
+
+def capped(
+    present: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    blocks: Tensor,
+    cost: Cost,
+    limit: float,
+) -> list[Tensor]:
+    """Takes the lowest scores out of a sample until it fits; each group keeps its best channel.
+
+    Args:
+        present: for each group which channels were sampled, bool (width,).
+        scores: of the channels.
+        blocks: which removable blocks were sampled, bool; they stay.
+        cost: of a network.
+        limit: what it may cost.
+
+    Returns:
+        As ``present``.
+    """
+    chosen = [each.clone() for each in present]
+    widths = [int(each.sum()) for each in chosen]
+    there = blocks.tolist()
+    ranked = sorted(
+        (float(scores[group][channel]), group, channel)
+        for group, each in enumerate(chosen)
+        for channel in each.nonzero().flatten().tolist()
+    )
+    for _, group, channel in ranked:
+        if cost.at(widths, there) <= limit:
+            break
+        if widths[group] > 1:
+            chosen[group][channel] = False
+            widths[group] -= 1
+    return chosen
+
+
+def largest_within(
+    scores: Sequence[Tensor], block_scores: Tensor, cost: Cost, limit: float
+) -> tuple[list[Tensor], Tensor]:
+    """The structures of the largest scores whose network costs at most so much.
+
+    Blocks first: those of positive score, fewer if not even their narrowest form fits, more if all
+    channels of the others leave budget. Then channels by score, each that still fits; at last a few
+    channels are traded between groups where that uses the budget better.
+
+    Args:
+        scores: of the channels of each group.
+        block_scores: of the blocks, (blocks,).
+        cost: of a network.
+        limit: what it may cost.
+
+    Returns:
+        For each group bool (width,), and bool (blocks,).
+
+    Raises:
+        RequestError: not even the narrowest network without blocks fits.
+    """
+    narrowest = [1] * len(scores)
+    widest = [len(each) for each in scores]
+    order = block_scores.argsort(descending=True, stable=True).tolist()
+    count = int((block_scores > 0).sum())
+    while count and cost.at(narrowest, _first(order, count)) > limit:
+        count -= 1
+    while count < len(order) and cost.at(widest, _first(order, count)) <= limit:
+        if cost.at(narrowest, _first(order, count + 1)) > limit:
+            break
+        count += 1
+    blocks = _first(order, count)
+    smallest = cost.at(narrowest, blocks)
+    if smallest > limit:
+        raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
+    ranks = [each.argsort(descending=True, stable=True) for each in scores]
+    widths = list(narrowest)
+    ranked = sorted(
+        (-float(scores[group][channel]), group)
+        for group, rank in enumerate(ranks)
+        for channel in rank[1:].tolist()
+    )
+    for _, group in ranked:
+        widths[group] += 1
+        if cost.at(widths, blocks) > limit:
+            widths[group] -= 1
+    widths = _traded(widths, widest, blocks, cost, limit)
+    chosen = []
+    for width, rank in zip(widths, ranks, strict=True):
+        kept = torch.zeros(len(rank), dtype=torch.bool)
+        kept[rank[:width]] = True
+        chosen.append(kept)
+    return chosen, torch.tensor(blocks, dtype=torch.bool)
+
+
+def _traded(
+    widths: list[int], widest: list[int], blocks: list[bool], cost: Cost, limit: float
+) -> list[int]:
+    """Widths with some channels of one group traded for some of another, if too much was unused."""
+    best, used = widths, cost.at(widths, blocks)
+    for less in range(_MOST_TRADED + 1):
+        for more in range(1, _MOST_TRADED + 1):
+            for giving in range(len(widths)):
+                for taking in range(len(widths)):
+                    if used >= _GOOD_USE * limit or giving == taking:
+                        continue
+                    tried = list(widths)
+                    tried[giving] -= less
+                    tried[taking] += more
+                    if tried[giving] < 1 or tried[taking] > widest[taking]:
+                        continue
+                    if used < (now := cost.at(tried, blocks)) <= limit:
+                        best, used = tried, now
+    return best
+
+
+def _first(order: Sequence[int], count: int) -> list[bool]:
+    there = [False] * len(order)
+    for number in order[:count]:
+        there[number] = True
+    return there
