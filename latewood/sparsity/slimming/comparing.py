@@ -97,6 +97,8 @@ def mapped(tree: Any, change: Any) -> Any:
     """Nested tuples, lists and dicts with a function of each of their tensors in its place."""
     if isinstance(tree, Tensor):
         return change(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(each, change) for each in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)(mapped(each, change) for each in tree)
     if isinstance(tree, dict):

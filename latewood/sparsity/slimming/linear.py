@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latewood.core.coupling.trace import run_model
-from latewood.core.modes import evaluated
 from latewood.errors import invalid
 from latewood.sparsity.slimming.comparing import Examples, bake_masks, compare
 from latewood.sparsity.slimming.csr import CsrLinear
 from latewood.sparsity.slimming.edits import Compressed, remember
+from latewood.sparsity.slimming.layers import given_to
+from latewood.sparsity.slimming.timing import least_times
 
-__all__ = ["LinearChoice", "export_linear"]
+__all__ = ["LinearChoice", "compress", "compression", "export_linear"]
 
-_ROUNDS = 12
 _GAIN = 0.95
 """CSR must take less than this share of the dense time, so that noise never makes a loss."""
 
@@ -82,12 +79,33 @@ def export_linear(
         raise invalid("mode", mode, "auto, dense or csr")
     twin = copy.deepcopy(model).eval()
     bake_masks(twin)
+    twin, report = compress(twin, example_inputs, mode)
+    compare(model, twin, example_inputs, tolerance)
+    remember(twin, [compression(report)], example_inputs)
+    return twin, report
+
+
+def compress(
+    model: nn.Module, example_inputs: Examples, mode: Literal["auto", "dense", "csr"]
+) -> tuple[nn.Module, list[LinearChoice]]:
+    """Gives each linear layer the form that a mode asks for, in place, and says which.
+
+    Args:
+        model: a model without masks, in evaluation mode.
+        example_inputs: what it is called with.
+        mode: as for ``export_linear``.
+
+    Returns:
+        The model, or what took its place, and one entry a linear layer.
+    """
+    twin = model
     layers = {name: each for name, each in twin.named_modules() if isinstance(each, nn.Linear)}
-    given = _given(twin, layers, example_inputs)
+    given = given_to(twin, layers, example_inputs)
     tied = _tied(twin)
     report = []
     for name, layer in layers.items():
-        inputs = given.get(name)
+        positional = given[name][0] if name in given else ()
+        inputs = positional[0] if positional and isinstance(positional[0], Tensor) else None
         choice, compressed = _choose(name, layer, inputs, mode, id(layer.weight) in tied)
         report.append(choice)
         if choice.chosen == "csr" and compressed is not None:
@@ -95,28 +113,12 @@ def export_linear(
                 twin.set_submodule(name, compressed)
             else:
                 twin = compressed
-    compare(model, twin, example_inputs, tolerance)
-    remember(
-        twin, [Compressed([each.layer for each in report if each.chosen == "csr"])], example_inputs
-    )
     return twin, report
 
 
-def _given(
-    model: nn.Module, layers: dict[str, nn.Linear], example_inputs: Examples
-) -> dict[str, Tensor]:
-    """What each layer is given in a run; the last, if it is called several times."""
-    given: dict[str, Tensor] = {}
-    with ExitStack() as stack, evaluated(model), torch.no_grad():
-        for name, layer in layers.items():
-
-            def note(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-                if inputs and isinstance(inputs[0], Tensor):
-                    given[name] = inputs[0].detach().clone()
-
-            stack.callback(layer.register_forward_pre_hook(note).remove)
-        run_model(model, example_inputs)
-    return given
+def compression(report: Sequence[LinearChoice]) -> Compressed:
+    """What ``compress`` did, to be done again."""
+    return Compressed([each.layer for each in report if each.chosen == "csr"])
 
 
 def _tied(model: nn.Module) -> set[int]:
@@ -166,23 +168,9 @@ def _choose(
 
 def _times(layer: nn.Linear, compressed: CsrLinear, inputs: Tensor) -> tuple[float, float]:
     """Least times in milliseconds, taken in turns."""
-    candidates: tuple[Callable[[], Tensor], ...] = (
-        lambda: F.linear(inputs, layer.weight, layer.bias),
-        lambda: compressed(inputs),
-    )
-    best = [float("inf")] * len(candidates)
-    with torch.inference_mode():
-        for turn in range(_ROUNDS + 2):
-            for number, run in enumerate(candidates):
-                _wait(inputs)
-                start = time.perf_counter()
-                run()
-                _wait(inputs)
-                if turn >= 2:
-                    best[number] = min(best[number], time.perf_counter() - start)
-    return 1e3 * best[0], 1e3 * best[1]
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize(tensor.device)
+    forms = {
+        "dense": lambda: F.linear(inputs, layer.weight, layer.bias),
+        "csr": lambda: compressed(inputs),
+    }
+    best = least_times(forms, inputs.device)
+    return best["dense"] / 1e3, best["csr"] / 1e3
