@@ -182,7 +182,7 @@ def tickets(
 ) -> None:
     """Find small networks inside a large one, and compare them with other ways to prune.
 
-    Prints density, quality and search cost; writes tables and each ticket to a folder.
+    Prints density, quality and search cost; writes report.html, tables and tickets to a folder.
 
     Parameters
     ----------
@@ -231,4 +231,5 @@ def tickets(
         overwrite=overwrite,
     )
     print_table(table.summary(), title=f"{recipe.stem}: {table.headline} by density and cost")
+    print(f"report: {table.folder / 'report.html'}")
     print(f"tables and tickets: {table.folder}")

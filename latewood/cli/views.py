@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from latewood.cli.app import Flag, app, require_endings
-from latewood.errors import WorkError
+from latewood.errors import RequestError, WorkError
 
 
 @app.command
@@ -181,17 +181,28 @@ def report(
     *,
     out: Path | None = None,
 ) -> None:
-    """Write one self-contained HTML page about a run, or comparing several.
+    """Write one self-contained HTML page about a run, comparing several, or about a ticket search.
 
     Parameters
     ----------
     runs
-        Run folders.
+        Run folders, or the folder of one ticket search.
     out
         The page; report.html in the folder of the first run if not given.
     """
     from latewood.training.report import write_report
     from latewood.training.run_folder import RunFolder
+    from latewood.training.tickets import TicketTable, write_tickets_page
 
+    searches = [path for path in runs if TicketTable.is_in(path)]
+    if searches:
+        if len(runs) > 1:
+            raise RequestError(
+                f"RUNS: got '{searches[0]}', which holds a ticket search, among others; expected "
+                "it alone"
+            )
+        table = TicketTable.load(searches[0])
+        print(f"report: {write_tickets_page(table, out or searches[0] / 'report.html')}")
+        return
     folders = [RunFolder(path) for path in runs]
     print(f"report: {write_report(folders, out or folders[0].report_path)}")

@@ -11,12 +11,14 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from latewood.core import Selected, attach, bake, exponential, progress
+from latewood.core import Selected
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.density import largest_logits, largest_only, shares
+from latewood.sparsity.attached import AttachedMasks
+from latewood.sparsity.course import Course
+from latewood.sparsity.density import largest_logits, largest_only, require_reachable
 from latewood.sparsity.mask import DECIDED, SoftMask, unit_scale
 from latewood.sparsity.momentum import clear_before_next_step
-from latewood.sparsity.places import maskable, places
+from latewood.sparsity.places import maskable
 
 __all__ = ["ContinuousSparsification"]
 
@@ -48,6 +50,13 @@ class ContinuousSparsification:
         initial_logit: (s0) of every weight, in [-16, 16]; lower is sparser, though not monotonely
             in short runs. Useful values lie within about 0.3 of 0.
         final_temperature: (beta_T), at least 1.
+        harden_at: fraction of the last round, in (0, 1], after which the masks are fixed and the
+            weights train on alone; beta reaches its end there. 1 keeps the masks soft to the end,
+            as the authors' code does. Our addition: a learning rate that decays stops the logits
+            while they are still undecided, so that fixing them where it first drops, or before,
+            leaves the weights time to settle under the binary mask.
+        density: keep exactly this fraction of the masked weights, in (0, 1], when the masks are
+            fixed (see ``density_target``); None keeps what is above 0. Our addition too.
         penalty_weight: (lambda), 0 or more; the authors' 1e-8 is nearly inert.
         scale: "code" is the authors' code, c = 1 / sigmoid(s0): attaching leaves the network's
             function as it was. "none" is c = 1, the paper's formula.
@@ -76,29 +85,27 @@ class ContinuousSparsification:
         freeze_weights: bool = False,
         initial_logit: float = 0.0,
         final_temperature: float = 200.0,
+        harden_at: float = 1.0,
+        density: float | None = None,
         penalty_weight: float = 1e-8,
         scale: Literal["code", "none"] = "code",
         mask_lr: float | None = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] | None = None,
     ) -> None:
-        _require_count("total_steps", total_steps)
-        if steps_per_epoch is not None:
-            _require_count("steps_per_epoch", steps_per_epoch)
-        _require_count("rounds", rounds)
-        if total_steps % (rounds * (steps_per_epoch or 1) if rounds > 1 else 1):
-            unit = "steps" if steps_per_epoch is None else f"epochs of {steps_per_epoch} steps"
-            raise invalid(
-                "rounds", rounds, f"a number that cuts {total_steps} steps into whole equal {unit}"
-            )
+        course = Course(
+            total_steps=total_steps,
+            rounds=rounds,
+            steps_per_epoch=steps_per_epoch,
+            final_temperature=final_temperature,
+            harden_at=harden_at,
+        )
         if not abs(initial_logit) <= _LARGEST_LOGIT:
             raise invalid(
                 "initial_logit",
                 initial_logit,
                 "a number in [-16, 16]; beyond, a float32 sigmoid has no gradient",
             )
-        if not 1.0 <= final_temperature < math.inf:
-            raise invalid("final_temperature", final_temperature, "a finite number, 1 or more")
         if not 0.0 <= penalty_weight < math.inf:
             raise invalid("penalty_weight", penalty_weight, "a finite number, 0 or more")
         if scale not in ("code", "none"):
@@ -106,33 +113,29 @@ class ContinuousSparsification:
         if mask_lr is not None and not 0.0 < mask_lr < math.inf:
             raise invalid("mask_lr", mask_lr, "a positive finite number, or None")
         chosen = maskable(model, include, exclude)
+        if density is not None:
+            require_reachable(density, [each.stored.numel() for each in chosen])
 
         self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
         self.rounds = rounds
         self.carry_momentum = carry_momentum
         self.initial_logit = initial_logit
         self.penalty_weight = penalty_weight
         self.mask_lr = mask_lr
-        self._temperature_at = exponential(1.0, final_temperature)
+        self.density = density
+        self._course = course
         self._model = model
         self._step = 0
         self._tickets: list[dict[str, Tensor]] = []
         self._cancel: Callable[[], None] | None = None
         self._final_metrics: dict[str, float] | None = None
-        self._masks: dict[str, SoftMask] = {}
-        self._layers: dict[str, str] = {}
-        self._places: dict[str, list[Selected]] = {}
-        used = places(model)
-        for each in chosen:
-            weight = each.stored
-            factor = unit_scale(initial_logit, weight) if scale == "code" else 1.0
-            mask = SoftMask(weight, initial_logit=initial_logit, scale=factor)
-            for owner in used[id(weight)]:
-                attach(owner.module, owner.parameter_name, mask)
-            self._masks[each.name] = mask
-            self._layers[each.name] = each.layer
-            self._places[each.name] = used[id(weight)]
+
+        def make(each: Selected) -> SoftMask:
+            factor = unit_scale(initial_logit, each.stored) if scale == "code" else 1.0
+            return SoftMask(each.stored, initial_logit=initial_logit, scale=factor)
+
+        self._attached = AttachedMasks(model, chosen, make)
+        self._masks = self._attached.masks
         logits = {id(parameter) for parameter in self.mask_parameters()}
         self._frozen = [
             parameter
@@ -146,17 +149,12 @@ class ContinuousSparsification:
     @property
     def temperature(self) -> float:
         """The temperature (beta) of the step to come."""
-        steps = self.total_steps // self.rounds
-        step = self._step - (self.round - 1) * steps
-        if self.steps_per_epoch is None:
-            return self._temperature_at(progress(step, steps))
-        epochs = math.ceil(steps / self.steps_per_epoch)
-        return self._temperature_at(progress(step // self.steps_per_epoch, epochs))
+        return self._course.temperature(self._step)
 
     @property
     def round(self) -> int:
         """The round of the step to come, from 1 to ``rounds``."""
-        return min(self._step * self.rounds // self.total_steps + 1, self.rounds)
+        return self._course.round(self._step)
 
     @property
     def tickets(self) -> list[dict[str, Tensor]]:
@@ -216,7 +214,8 @@ class ContinuousSparsification:
     def step(self) -> None:
         """Moves the temperature; called once after every ``optimizer.step()``.
 
-        The last step of a round but the last keeps its masks and resets the logits.
+        The last step of a round but the last keeps its masks and resets the logits; the step that
+        ends the part of the last round up to ``harden_at`` fixes the masks.
 
         Raises:
             RequestError: after ``finalize``.
@@ -227,10 +226,12 @@ class ContinuousSparsification:
         if self.round > before and not self.hardened:
             self._start_round()
         self._set_temperature()
+        if self._step == self._course.harden_step:
+            self.harden()
 
     def masks(self) -> dict[str, Tensor]:
         """The binary masks by parameter name: bool, shape of the weight, True where kept."""
-        return {name: mask.binary().clone() for name, mask in self._masks.items()}
+        return self._attached.read(lambda mask: mask.binary().clone())
 
     @contextlib.contextmanager
     def hard(self) -> Iterator[nn.Module]:
@@ -250,7 +251,9 @@ class ContinuousSparsification:
                 mask.hard = was
 
     def harden(self) -> None:
-        """Fixes the masks at H(s). They keep multiplying: fine-tuning cannot revive an entry.
+        """Fixes the masks at H(s), or at the exact ``density`` if one was asked for.
+
+        They keep multiplying: fine-tuning cannot revive an entry.
 
         A layer whose logits are all 0 or less keeps its largest one, with a warning; so does a
         warning come when more than 1 % of the entries are undecided (|beta s| < 4).
@@ -261,7 +264,7 @@ class ContinuousSparsification:
         self._require_unfinished("harden")
         if self.hardened:
             return
-        undecided, _ = shares(self._read(SoftMask.undecided), self._layers)
+        undecided, _ = self._attached.shares(SoftMask.undecided)
         if undecided > _MOST_UNDECIDED:
             warnings.warn(
                 f"{undecided:.1%} of the masked weights are undecided (|temperature * logit| < "
@@ -270,6 +273,9 @@ class ContinuousSparsification:
                 UserWarning,
                 stacklevel=2,
             )
+        if self.density is not None:
+            self.density_target(self.density)
+            return
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
             warnings.warn(
@@ -320,11 +326,7 @@ class ContinuousSparsification:
         for weight in self._frozen:
             weight.requires_grad_(True)
         self._final_metrics = self.metrics()
-        for name, mask in self._masks.items():
-            for owner in self._places[name]:
-                bake(owner.module, owner.parameter_name, mask)
-                # A tied tensor now holds the scale: folding its other uses must not repeat it.
-                mask.scale = 1.0
+        self._attached.fold()
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -336,8 +338,8 @@ class ContinuousSparsification:
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        density, by_layer = shares(self._read(SoftMask.binary), self._layers)
-        undecided, undecided_by_layer = shares(self._read(SoftMask.undecided), self._layers)
+        density, by_layer = self._attached.shares(SoftMask.binary)
+        undecided, undecided_by_layer = self._attached.shares(SoftMask.undecided)
         return {
             "density": density,
             "undecided": undecided,
@@ -400,17 +402,9 @@ class ContinuousSparsification:
         for mask in self._masks.values():
             mask.temperature.fill_(temperature)
 
-    def _read(self, what: Callable[[SoftMask], Tensor]) -> dict[str, Tensor]:
-        return {name: what(mask) for name, mask in self._masks.items()}
-
     def _require_unfinished(self, call: str) -> None:
         if self._final_metrics is not None:
             raise RequestError(
                 f"{call}: finalize() has folded the masks into the model; build a new "
                 "ContinuousSparsification to sparsify it again"
             )
-
-
-def _require_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise invalid(name, value, "a whole number, 1 or more")

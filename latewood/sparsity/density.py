@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latewood.errors import invalid
 
-__all__ = ["largest_logits", "largest_only", "shares"]
+__all__ = ["largest_logits", "largest_only", "require_reachable", "shares"]
 
 
 def shares(
@@ -53,11 +53,7 @@ def largest_logits(logits: Sequence[Tensor], density: float) -> list[Tensor]:
     """
     sizes = [each.numel() for each in logits]
     total = sum(sizes)
-    if not 0.0 < density <= 1.0 or round(density * total) < len(sizes):
-        least = len(sizes) / total
-        raise invalid(
-            "density", density, f"a number in ({least:.3g}, 1]: every layer keeps a weight"
-        )
+    require_reachable(density, sizes)
     ranked = torch.cat([each.flatten().cpu().double() for each in logits])
     for part in ranked.split(sizes):
         part[part.argmax()] = math.inf
@@ -67,6 +63,24 @@ def largest_logits(logits: Sequence[Tensor], density: float) -> list[Tensor]:
         part.view_as(each).to(each.device)
         for each, part in zip(logits, kept.split(sizes), strict=True)
     ]
+
+
+def require_reachable(density: float, sizes: Sequence[int]) -> None:
+    """Refuses a density that leaves some layer without an entry.
+
+    Args:
+        density: fraction kept.
+        sizes: number of entries of each layer.
+
+    Raises:
+        RequestError: it is not in (0, 1], or leaves fewer entries than layers.
+    """
+    total = sum(sizes)
+    if not 0.0 < density <= 1.0 or round(density * total) < len(sizes):
+        least = len(sizes) / total
+        raise invalid(
+            "density", density, f"a number in ({least:.3g}, 1]: every layer keeps a weight"
+        )
 
 
 def largest_only(logits: Tensor) -> Tensor:

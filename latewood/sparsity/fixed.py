@@ -8,43 +8,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from latewood.core import MASK, Selected, attach, bake
+from latewood.core import Selected
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.density import shares
-from latewood.sparsity.places import maskable, places
+from latewood.sparsity.attached import AttachedMasks
+from latewood.sparsity.fixed_mask import BinaryMask
+from latewood.sparsity.places import maskable
 
-__all__ = ["BinaryMask", "FixedMasks", "Masks", "require_masks"]
+__all__ = ["FixedMasks", "Masks", "require_masks"]
 
 Masks = dict[str, Tensor]
 """Parameter name -> bool tensor of the weight's shape, True where kept."""
 
 _MOST_NAMES_SHOWN: Final = 8
-
-
-class BinaryMask(nn.Module):
-    """Multiplies a weight by a binary mask and a scale, ``weight * scale * kept``.
-
-    Args:
-        kept: bool, with the weight's shape.
-        scale: factor of what is kept.
-    """
-
-    order = MASK
-    kept: Tensor
-
-    def __init__(self, kept: Tensor, *, scale: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("kept", kept.detach().clone())
-        self.scale = scale
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The masked weight, 0 where not kept even if the weight there is not finite."""
-        return torch.where(self.kept, weight if self.scale == 1.0 else weight * self.scale, 0)
-
-    def extra_repr(self) -> str:
-        """The mask in words."""
-        share = self.kept.float().mean().item()
-        return f"{tuple(self.kept.shape)}, density={share:.4g}, scale={self.scale:.6g}"
 
 
 class FixedMasks:
@@ -72,9 +47,6 @@ class FixedMasks:
         scale: float | Mapping[str, float] = 1.0,
     ) -> None:
         self._model = model
-        self._masks: dict[str, BinaryMask] = {}
-        self._places: dict[str, list[Selected]] = {}
-        self._layers: dict[str, str] = {}
         self._finished = False
         if not masks:
             raise invalid("masks", masks, "the mask of at least one weight")
@@ -82,19 +54,16 @@ class FixedMasks:
         require_masks(masks, {name: each.stored for name, each in chosen.items()})
         if isinstance(scale, Mapping) and (missing := sorted(masks.keys() - scale.keys())):
             raise invalid("scale", sorted(scale), f"also factors for {', '.join(missing)}")
-        used = places(model)
-        for name, each in chosen.items():
-            factor = scale[name] if isinstance(scale, Mapping) else scale
-            mask = BinaryMask(masks[name].to(each.stored.device), scale=factor)
-            self._places[name] = used[id(each.stored)]
-            for owner in self._places[name]:
-                attach(owner.module, owner.parameter_name, mask)
-            self._masks[name] = mask
-            self._layers[name] = each.layer
+
+        def make(each: Selected) -> BinaryMask:
+            factor = scale[each.name] if isinstance(scale, Mapping) else scale
+            return BinaryMask(masks[each.name].to(each.stored.device), scale=factor)
+
+        self._attached = AttachedMasks(model, chosen.values(), make)
 
     def masks(self) -> Masks:
         """The masks by parameter name: bool, shape of the weight, True where kept."""
-        return {name: mask.kept.clone() for name, mask in self._masks.items()}
+        return self._attached.read(lambda mask: mask.kept.clone())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """None: nothing is learned beside the weights."""
@@ -119,18 +88,12 @@ class FixedMasks:
         if self._finished:
             raise RequestError("finalize: has been called; the masks are folded into the model")
         self._finished = True
-        for name, mask in self._masks.items():
-            for owner in self._places[name]:
-                bake(owner.module, owner.parameter_name, mask)
-                # A tied tensor now holds the scale: folding its other uses must not repeat it.
-                mask.scale = 1.0
+        self._attached.fold()
         return self._model
 
     def metrics(self) -> dict[str, float]:
         """ "density" (fraction kept of all masked weights) and "density/<layer>"."""
-        density, by_layer = shares(
-            {name: mask.kept for name, mask in self._masks.items()}, self._layers
-        )
+        density, by_layer = self._attached.shares(lambda mask: mask.kept)
         return {
             "density": density,
             **{f"density/{layer}": share for layer, share in by_layer.items()},

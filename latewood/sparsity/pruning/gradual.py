@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latewood.core import cubic
 from latewood.errors import RequestError, invalid
@@ -115,8 +115,6 @@ class GradualMagnitudePruning(FixedMasks):
         count = min(left, round(density * self._size))
         if count == left:
             return
-        weights: dict[str, Tensor] = {
-            name: owners[0].stored.detach() for name, owners in self._places.items()
-        }
+        weights = self._attached.weights()
         for name, kept in keep_largest(weights, count, present=present).items():
-            self._masks[name].kept.copy_(kept)
+            self._attached.masks[name].kept.copy_(kept)

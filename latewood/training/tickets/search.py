@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +12,15 @@ import joblib
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.training.progress import progress
 from latewood.training.recipe import Recipe, check_sections, load_recipe
-from latewood.training.tables import Row, write_table
 from latewood.training.tickets import strategies
+from latewood.training.tickets.page import write_tickets_page
 from latewood.training.tickets.strategies import ALONE, MATCHED, Dense, Found
+from latewood.training.tickets.table import BASELINES, TicketTable
 from latewood.training.tickets.trial import Protocol, bench
 
-__all__ = ["BASELINES", "TicketTable", "search_tickets"]
-
-BASELINES: tuple[str, ...] = (*MATCHED, *ALONE, "supermask")
-"""What tickets can be compared with."""
+__all__ = ["search_tickets"]
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class TicketTable:
-    """Density, quality and cost of every network that was trained.
-
-    Args:
-        rows: one per network and seed, with "method", "seed", "initial_logit", "round",
-            "search_epochs" (epochs spent before the network's own training), "density", the
-            headline measure, "search_seconds", and for soft masks "soft", "hard", "recalibrated"
-            and "undecided".
-        headline: the task's measure.
-        folder: holds tickets.csv and tickets.json (these rows), summary.csv, and each ticket.
-    """
-
-    rows: list[dict[str, Any]]
-    headline: str
-    folder: Path
-
-    def summary(self) -> list[Row]:
-        """Means over the seeds with the standard deviation of the headline measure.
-
-        Returns:
-            One row per method, initial logit and round: "method", "initial_logit", "round",
-            "search_epochs", "density", the headline measure, "deviation" (None for one seed) and
-            "seeds".
-        """
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in self.rows:
-            key = (row["method"], row["initial_logit"], row["round"])
-            groups.setdefault(key, []).append(row)
-        found: list[Row] = []
-        for (method, initial_logit, number), rows in groups.items():
-            values = [row[self.headline] for row in rows]
-            found.append(
-                {
-                    "method": method,
-                    "initial_logit": initial_logit,
-                    "round": number,
-                    "search_epochs": rows[0]["search_epochs"],
-                    "density": _mean([row["density"] for row in rows]),
-                    self.headline: _mean(values),
-                    "deviation": _deviation(values),
-                    "seeds": len(rows),
-                }
-            )
-        return found
 
 
 def search_tickets(
@@ -127,7 +77,7 @@ def search_tickets(
         show_progress: None shows it when the search takes longer than two seconds.
 
     Returns:
-        The table, also written to the folder.
+        The table, also written to the folder, with ``report.html`` to look at it.
 
     Raises:
         RequestError: an argument is not usable; nothing was started.
@@ -187,13 +137,21 @@ def search_tickets(
     rows = [row for outcome in done for row in outcome[0]]
     order = ["untrained", "dense", "ticket", "hard", *BASELINES]
     rows.sort(key=lambda row: order.index(row["method"]))
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    headline = columns[columns.index("density") + 1]
-    table = TicketTable(rows, headline, protocol.folder)
-    write_table(rows, protocol.folder / "tickets.csv", columns=columns)
-    write_table(rows, protocol.folder / "tickets.json", columns=columns)
-    write_table(table.summary(), protocol.folder / "summary.csv")
+    table = TicketTable(
+        rows,
+        start[seeds[0]].headline,
+        protocol.folder,
+        higher_is_better=start[seeds[0]].higher_is_better,
+        setting=_setting(recipe),
+    )
+    table.save()
+    write_tickets_page(table, protocol.folder / "report.html")
     return table
+
+
+def _setting(recipe: Recipe) -> str:
+    model = f"{recipe.model['name']} model, " if recipe.model else ""
+    return f"{model}{recipe.task['name']} task, {recipe.epochs} epochs a training"
 
 
 def _dense(protocol: Protocol, seed: int) -> tuple[list[dict[str, Any]], Dense]:
@@ -304,14 +262,3 @@ def _prepare(folder: Path, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkError(f"{folder}: cannot be made ({error.strerror})") from error
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

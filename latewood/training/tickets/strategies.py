@@ -37,11 +37,15 @@ class Dense:
         early: the network at the rewind point.
         trained: the network at the end.
         weights: its weights that may be pruned.
+        headline: the task's measure.
+        higher_is_better: its direction.
     """
 
     early: dict[str, Tensor]
     trained: dict[str, Tensor]
     weights: dict[str, Tensor]
+    headline: str
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def dense(bench: Bench) -> tuple[list[Entry], Dense]:
     done = bench.train()
     trained = snapshot(done.session.model)
     weights = {name: trained[name] for name in bench.prunable(done.session.model)}
-    start = Dense(done.early, trained, weights)
+    task = bench.task
+    start = Dense(done.early, trained, weights, task.headline, task.higher_is_better)
     return [untrained, _entry(bench, "dense", 0, done.score, 1.0, 0.0)], start
 
 
