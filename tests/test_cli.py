@@ -169,6 +169,25 @@ def test_tickets(
     assert len(list(folder.glob("ticket-*.safetensors"))) == 2
 
 
+def test_slim(
+    succeeds: Callable[..., str],
+    fails: Callable[..., str],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    succeeds("train", recipe)
+    lines = succeeds("slim", "runs/small", "--mode", "slim").splitlines()
+    assert lines[0] == "small: slim is the form written"
+    assert lines[1].split() == ["dense", "slim"]
+    assert lines[-1] == "model: runs/small-slim"
+    assert (tmp_path / "runs" / "small-slim" / "model.safetensors").exists()
+    assert "--overwrite" in fails(2, "slim", "runs/small")
+    report = json.loads(succeeds("slim", "runs/small", "--json", "--overwrite", "--batch", 2))
+    assert (report["mode"], report["batch"]) == ("auto", 2)
+
+
 def test_inspect(
     succeeds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +261,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("tickets", "RECIPE"),
         ("tickets missing.toml", "missing.toml: cannot be read"),
         ("tickets missing.toml --rounds x", "--rounds"),
+        ("slim", "RUN"),
+        ("slim missing", "does not exist"),
+        ("slim . --mode masked", '"auto", "slim", "csr", "dense"'),
         ("inspect", "FILES"),
         ("inspect missing.pt", "missing.pt"),
         ("inspect missing.pt --csv table.txt", "a name ending in .csv"),
