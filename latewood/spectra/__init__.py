@@ -42,11 +42,15 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
+from latewood.spectra.operator import convolution_values
 from latewood.spectra.over_time import AgreementOverTime, agreement_over_time
 from latewood.spectra.pairs import Pair, infer_pairs, model_alignment
 from latewood.spectra.probe import SpectralProbe
+from latewood.spectra.resolve import MatrixView, Views
 from latewood.spectra.snapshots import (
+    PairAlignment,
     Spectrum,
+    read_alignments,
     read_snapshot,
     snapshot_path,
     snapshot_paths,
@@ -68,11 +72,14 @@ __all__ = [
     "ChannelSymmetries",
     "Connection",
     "Factors",
+    "MatrixView",
     "Matching",
     "Pair",
+    "PairAlignment",
     "RankKind",
     "SpectralProbe",
     "Spectrum",
+    "Views",
     "agreement",
     "agreement_over_time",
     "alignment",
@@ -84,6 +91,7 @@ __all__ = [
     "connect",
     "conv_matrix",
     "conv_transpose_matrix",
+    "convolution_values",
     "count90",
     "effective_rank",
     "endpoint_agreement",
@@ -105,6 +113,7 @@ __all__ = [
     "random_cosine",
     "random_effective_rank",
     "random_masks",
+    "read_alignments",
     "read_snapshot",
     "singular_values",
     "snapshot_path",

@@ -143,51 +143,67 @@ def gate_directions(left: Tensor, *, gate: int = 2, gates: int = 4) -> Tensor:
     return part
 
 
-def attention_projections(in_proj: Tensor, heads: int | None = None) -> tuple[Tensor, ...]:
+def attention_projections(
+    in_proj: Tensor, heads: int | None = None, *, kv_heads: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The query, key and value projections of a fused one.
 
     Args:
-        in_proj: (3 d, n), the rows of the queries, the keys, then the values.
-        heads: None for whole matrices; a number H for one matrix per head.
+        in_proj: ((H + 2 G) h, n), the rows of the queries, the keys, then the values, for H heads
+            of h rows; G = H unless several heads share their keys and values.
+        heads: None for whole matrices of equal size; a number H for one matrix per head.
+        kv_heads: the number G of heads of keys and values; H if None.
 
     Returns:
-        Queries, keys, values: each (d, n), or (H, d / H, n).
+        Queries, keys, values: each (d, n), or (H, h, n) and twice (G, h, n).
 
     Raises:
-        RequestError: the rows are not three times a multiple of ``heads``.
+        RequestError: the rows cannot be split that way, or G does not divide H.
     """
     if heads is not None and heads < 1:
         raise invalid("heads", heads, "an integer of at least 1, or None")
-    if in_proj.shape[0] % (3 * (heads or 1)):
-        rows = f"3 x {heads or 1} x an integer"
-        raise invalid("in_proj", tuple(in_proj.shape), f"{rows} rows")
-    parts = in_proj.chunk(3)
-    return parts if heads is None else tuple(part.unflatten(0, (heads, -1)) for part in parts)
+    if kv_heads is not None and (heads is None or kv_heads < 1 or heads % kv_heads):
+        raise invalid("kv_heads", kv_heads, f"a divisor of heads ({heads}), or None")
+    own, shared = heads or 1, kv_heads or heads or 1
+    if in_proj.shape[0] % (own + 2 * shared):
+        raise invalid("in_proj", tuple(in_proj.shape), f"{own + 2 * shared} x an integer rows")
+    size = in_proj.shape[0] // (own + 2 * shared)
+    query, key, value = in_proj.split([own * size, shared * size, shared * size])
+    if heads is None:
+        return query, key, value
+    return query.unflatten(0, (own, -1)), *(x.unflatten(0, (shared, -1)) for x in (key, value))
 
 
 def query_key_alignment(
-    in_proj: Tensor, heads: int, *, k: int | None = 100, top: int = 10
+    in_proj: Tensor,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    k: int | None = 100,
+    top: int = 10,
 ) -> Alignment:
     """Whether the queries and keys of each head look at the same directions.
 
     Their output sides are contracted with each other, as attention does.
 
     Args:
-        in_proj: (3 d, n).
+        in_proj: ((H + 2 G) h, n), as ``attention_projections`` takes it.
         heads: number of heads H.
+        kv_heads: number G of heads of keys, each compared with its H / G heads of queries.
         k: number of vectors per head; None for all.
         top: entries of the diagonal that the score averages.
 
     Returns:
-        Matrix (H, R, R) with R = min(d / H, n, k), diagonal (H, R), score (H).
+        Matrix (H, R, R) with R = min(h, n, k), diagonal (H, R), score (H).
 
     Raises:
-        RequestError: the rows are not three times a multiple of ``heads``.
+        RequestError: the rows cannot be split that way.
 
     Source: arXiv 2408.11804, released code.
     """
-    query, key, _ = attention_projections(in_proj, heads)
-    return alignment(factors(query, k).left, factors(key, k).left, top=top)
+    query, key, _ = attention_projections(in_proj, heads, kv_heads=kv_heads)
+    shared = factors(key, k).left.repeat_interleave(len(query) // len(key), dim=0)
+    return alignment(factors(query, k).left, shared, top=top)
 
 
 def value_output_alignment(

@@ -57,14 +57,23 @@ class Cadence:
         self._start: float | None = None
         self._recent: list[float] = []
 
-    def due(self, step: int) -> bool:
-        """Whether to look after ``step`` updates."""
+    def due(self, step: int, *, busy: bool = False) -> bool:
+        """Whether to look after ``step`` updates.
+
+        Args:
+            step: number of updates.
+            busy: whether a look is still under way, whose cost nobody knows yet; "auto" waits.
+        """
         now = time.perf_counter()
         if self._start is None:
             self._start = now
         if isinstance(self.period, int):
             return step % self.period == 0
-        if not self._recent or step == self.total_steps:
+        if step == self.total_steps:
+            return True
+        if busy:
+            return False
+        if not self._recent:
             return True
         # Twice, since on a machine with other work a look can take longer than ever before.
         reserved = 2 if self.total_steps is None else 4
@@ -73,16 +82,22 @@ class Cadence:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Adds the time that the block takes to the cost."""
+        """Adds the time that the block takes, as that of a new look."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
         self.spent += seconds
         self._recent = [*self._recent[-2:], seconds]
 
+    def charge(self, seconds: float) -> None:
+        """Adds time to the cost of the last look, spent on it elsewhere."""
+        self.spent += seconds
+        if self._recent:
+            self._recent[-1] += seconds
+
     @property
     def overhead(self) -> float:
-        """Share of the wall-clock time since the first question that went into looking."""
+        """Seconds that went into looking over those since the first question."""
         if self._start is None:
             return 0.0
         elapsed = time.perf_counter() - self._start

@@ -2,49 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from latewood.core.selection import Selected
-from latewood.errors import invalid
+from latewood.errors import RequestError, invalid
+from latewood.spectra.background import Background, Policy
 from latewood.spectra.cadence import Cadence, Every
-from latewood.spectra.factors import factors
-from latewood.spectra.measures import RankKind, effective_rank, singular_values
-from latewood.spectra.snapshots import Spectrum, snapshot_path, write_snapshot
-from latewood.spectra.weights import current_matrix, spectral_parameters
+from latewood.spectra.copying import copied
+from latewood.spectra.lapack import blas_threads
+from latewood.spectra.look import Found, Measurer, Taken
+from latewood.spectra.measures import RankKind, effective_rank
+from latewood.spectra.pairs import Pair, as_pair, infer_pairs
+from latewood.spectra.resolve import Conv, Lora, MatrixView, Split, Views
+from latewood.spectra.shards import Shards
+from latewood.spectra.sides import Side, fits, pair_sides, sides_alignment
+from latewood.spectra.snapshots import PairAlignment, Spectrum, snapshot_path, write_snapshot
+from latewood.spectra.weights import unwrapped
 
 __all__ = ["SpectralProbe"]
+
+# Steps between two times that processes agree on whether "auto" looks.
+_ASK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class _Look:
+    step: int
+    pairs: dict[str, tuple[Side, Side]]
+    found: list[Found]
+    seconds: float
 
 
 class SpectralProbe:
     """Measures the normalised effective rank of every weight matrix, and keeps its singular values.
 
     Covers every parameter of two or more dimensions except biases and norm gains. A parametrized
-    weight is seen as evaluation mode would compute it: masked, quantised. The linear algebra uses
-    the caller's thread count.
+    weight is seen as evaluation mode would compute it: masked, quantised. The model may change on
+    the way: each look sees the layers and shapes of its moment.
+
+    With a worker, ``observe`` only copies the weights; its thread does the linear algebra, and a
+    later ``observe``, or ``finish``, returns the result with the "step" it belongs to, how many
+    steps later that is ("lag"), and how many looks were given up so far ("dropped"). Call
+    ``finish`` at the end, and before a checkpoint from which a killed training may resume.
 
     Args:
         model: the model to look at; it may be parametrized later.
-        every: number of steps between two observations; "epoch" for its ends; "auto" for as often
-            as ``budget`` allows, which depends on the machine's speed.
+        every: number of steps between two looks; "epoch" for its ends; "auto" for as often as
+            ``budget`` allows, which depends on the machine's speed.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        folder: where one Parquet file per observation goes; None keeps no singular values.
+        folder: where one Parquet file per look goes; None keeps no singular values.
         kind: the definition of the effective rank, see ``effective_rank``.
         vectors: pairs of singular vectors that each file keeps per matrix, from which
             ``agreement_over_time`` works without checkpoints; 0 keeps none.
         half: whether they are kept in half precision.
+        pairs: consecutive layers whose alignment each look measures; "auto" for
+            ``infer_pairs(model)``; None for none.
+        split: see ``Views``, as ``conv`` and ``lora``.
+        conv: see ``Views``.
+        lora: see ``Views``.
+        full_every: every how many looks all singular values are computed; those between follow the
+            first ``vectors`` from the last look, each certified by its residual or computed anew.
+            1 is exact. The first look and that of ``total_steps`` are always full.
+        tolerance: largest residual of a followed vector, as a share of the largest value.
+        worker: whether a thread beside the training does the linear algebra; "auto" does so where
+            it is cheaper: with weights on a GPU, or cores that torch's threads leave free.
+        queue: looks that may be under way or wait.
+        policy: what happens to a look that finds the queue full: "block" waits, "drop-oldest"
+            gives up the oldest that has not begun.
+        threads: of the linear algebra; None for 1 in a worker, as many as torch has otherwise.
+        shard: deal the matrices out to all processes of a distributed training. All must then call
+            ``observe`` and ``finish`` at the same steps; the first one has the results.
         steps_per_epoch: length of an epoch, for "epoch".
         total_steps: last step of the training, which "auto" then always observes.
-        budget: share of the wall-clock time that "auto" may take. The first and the last
-            observation are made in any case.
+        budget: share of the wall-clock time that "auto" may take, a worker's processor time
+            included. The first and the last look are made in any case.
 
     Raises:
-        RequestError: ``every``, ``kind``, ``vectors`` or ``budget`` not allowed, "epoch" without
-            its length, or a glob that matches nothing.
+        RequestError: an argument that is not allowed, "epoch" without its length, a glob that
+            matches nothing, or pairs that do not fit.
 
     Source: arXiv 2408.11804, section 3.
     """
@@ -60,73 +103,251 @@ class SpectralProbe:
         kind: RankKind = "exp",
         vectors: int = 16,
         half: bool = True,
+        pairs: Sequence[Pair | tuple[str, str]] | Literal["auto"] | None = None,
+        split: Split = "fused",
+        conv: Conv = "flatten",
+        lora: Lora = "factors",
+        full_every: int = 1,
+        tolerance: float = 1e-3,
+        worker: bool | Literal["auto"] = False,
+        queue: int = 2,
+        policy: Policy = "block",
+        threads: int | None = None,
+        shard: bool = False,
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
         budget: float = 0.03,
     ) -> None:
         if kind not in ("exp", "entropy"):
             raise invalid("kind", kind, '"exp" or "entropy"')
-        if vectors < 0:
-            raise invalid("vectors", vectors, "an integer of at least 0")
-        self.parameters = spectral_parameters(model, include=include, exclude=exclude)
+        if vectors < 0 or (vectors == 0 and (pairs is not None or full_every != 1)):
+            least = "at least 0" if vectors < 0 else "at least 1 with pairs or full_every"
+            raise invalid("vectors", vectors, f"an integer of {least}")
+        if full_every < 1:
+            raise invalid("full_every", full_every, "an integer of at least 1")
+        if not 0 < tolerance < 1:
+            raise invalid("tolerance", tolerance, "a number between 0 and 1")
+        if worker not in (True, False, "auto"):
+            raise invalid("worker", worker, 'True, False or "auto"')
+        if threads is not None and threads < 1:
+            raise invalid("threads", threads, "an integer of at least 1, or None")
+        self.model = unwrapped(model)
+        self.views = Views(include, exclude, split, conv, lora)
+        self.views.of(self.model)
+        self.pairs = pairs if pairs is None or pairs == "auto" else [as_pair(p) for p in pairs]
+        _check_pairs(self.model, self.pairs)
         self.every = every
         self.folder = None if folder is None else Path(folder)
         self.kind = kind
-        self.vectors = vectors
-        self.half = half
+        self.full_every = full_every
+        self.threads = threads
+        self.total_steps = total_steps
+        self._shards = Shards(wanted=shard)
+        self._worker = worker
+        self._background: Background[_Look] = Background(queue, policy)
+        self._measurer = Measurer(vectors, half=half, tolerance=tolerance)
+        self._looks = 0
         self._cadence = Cadence(
             every, steps_per_epoch=steps_per_epoch, total_steps=total_steps, budget=budget
         )
 
     @property
     def overhead(self) -> float:
-        """Share of the wall-clock time since the first call of ``observe`` that it has taken."""
+        """Share of the wall-clock time since the first call of ``observe`` that it has taken.
+
+        The processor time of a worker counts as well.
+        """
         return self._cadence.overhead
 
+    @property
+    def dropped(self) -> int:
+        """Looks given up because the queue was full."""
+        return self._background.dropped
+
+    @property
+    def every_process(self) -> bool:
+        """Whether all processes of a distributed training must call this, not only the first."""
+        return self._shards.wanted
+
     def observe(self, step: int) -> dict[str, float]:
-        """The effective ranks after ``step`` updates.
+        """Looks after ``step`` updates, where that is due.
 
         Args:
             step: number of updates so far.
 
         Returns:
-            {"effective_rank/<parameter name>": value}, the mean over groups for a grouped
-            convolution; {} where no observation is due.
+            {"effective_rank/<name>": value} of every matrix, the mean over its groups;
+            {"largest_value/<name>": value} where a look follows the first singular values only;
+            "alignment/<pair>" scores; "collapsed/<name>" and "not_finite/<name>" of 1 where a
+            matrix is zero or has NaN or Inf. {} where nothing is due or ready. With a worker, the
+            result of the oldest finished look, with its "step", "lag" and "dropped".
+
+        Raises:
+            WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
-        if not self._cadence.due(step):
-            return {}
-        self._wait_for_devices()
+        due = self._due(step)
+        if self._shards.active:
+            # All processes meet here, at looks only.
+            earlier = self._taken(step, wait=True) if due else {}
+        else:
+            earlier = self._taken(step)
+        if not due:
+            return earlier
+        _wait_for_devices(self.model)
         with self._cadence.measured():
-            spectra = [self._spectrum(selected) for selected in self.parameters]
-            if self.folder is not None:
-                write_snapshot(snapshot_path(self.folder, step), step, spectra)
-            return {f"effective_rank/{each.name}": self._rank(each) for each in spectra}
+            work = self._prepared(step)
+            if self._in_background():
+                self._background.submit(work)
+                return earlier
+            return self._reported(work())
 
-    def _spectrum(self, selected: Selected) -> Spectrum:
-        matrix = current_matrix(selected.module, selected.parameter_name)
-        shape = tuple(matrix.shape)
-        if self.folder is None or not self.vectors:
-            return Spectrum(selected.name, shape, singular_values(matrix).cpu().float().numpy())
-        found = factors(matrix, self.vectors)
-        stored = torch.float16 if self.half else torch.float32
+    def finish(self) -> list[dict[str, float]]:
+        """Waits for the looks that are under way.
 
-        def kept(tensor: Tensor) -> Tensor:
-            return tensor.to("cpu", stored)
+        Returns:
+            What ``observe`` would have returned for each, oldest first.
 
-        return Spectrum(
-            selected.name,
-            shape,
-            found.values.cpu().float().numpy(),
-            left=kept(found.left).numpy(),
-            right=kept(found.right).numpy(),
-        )
+        Raises:
+            WorkError: a snapshot could not be written.
+        """
+        results = []
+        while self._background.pending:
+            results.append(self._taken(None, wait=True))
+        return [each for each in results if each]
 
-    def _rank(self, spectrum: Spectrum) -> float:
+    def _due(self, step: int) -> bool:
+        busy = self._background.pending > 0
+        if self.every != "auto" or not self._shards.active:
+            return self._cadence.due(step, busy=busy)
+        if step % _ASK_EVERY and step != self.total_steps and self._looks:
+            return False
+        return self._shards.agreed(self._cadence.due(step))
+
+    def _in_background(self) -> bool:
+        if self._worker != "auto":
+            return self._worker
+        if any(p.device.type != "cpu" for p in self.model.parameters()):
+            return True
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return cores > torch.get_num_threads()
+
+    def _prepared(self, step: int) -> Callable[[], _Look]:
+        """Takes the weights, copied where the work is done elsewhere, and says what to do."""
+        pairs = self._sides()
+        views = {view.name: (view, True) for view in self.views.again(self.model)}
+        for sides in pairs.values():
+            for side in sides:
+                views.setdefault(side.view.name, (side.view, False))
+        background = self._in_background()
+        taken: list[tuple[MatrixView, bool]] = []
+        matrices = []
+        for place, (view, kept) in enumerate(views.values()):
+            # Read by all, since a sharded weight is gathered from all; one matrix at a time.
+            matrix = view.read()
+            if self._shards.mine(place):
+                taken.append((view, kept))
+                matrices.append(matrix)
+        copies, ready = copied(matrices) if background else (matrices, lambda: None)
+        own = [
+            Taken(view.name, matrix, str(view.dtype).removeprefix("torch."), kept)
+            for (view, kept), matrix in zip(taken, copies, strict=True)
+        ]
+        full = self._looks % self.full_every == 0 or step == self.total_steps
+        self._looks += 1
+        threads = self.threads or (1 if background else torch.get_num_threads())
+
+        def work() -> _Look:
+            start, processor = time.perf_counter(), time.thread_time()
+            with torch.no_grad(), blas_threads(threads):
+                ready()
+                found = self._measurer.measure(own, full=full, follow=self.full_every > 1)
+            look = _Look(step, pairs, found, 0.0)
+            if not self._shards.active:
+                self._write(look)
+            spent = time.perf_counter() - start if threads > 1 else 0.0
+            seconds = max(threads * spent, time.thread_time() - processor) if background else 0.0
+            return _Look(step, pairs, found, seconds)
+
+        return work
+
+    def _sides(self) -> dict[str, tuple[Side, Side]]:
+        if self.pairs is None:
+            return {}
+        chosen = infer_pairs(self.model) if self.pairs == "auto" else self.pairs
+        return {p.name: pair_sides(self.model, p) for p in chosen if _still_fits(self.model, p)}
+
+    def _taken(self, now: int | None, *, wait: bool = False) -> dict[str, float]:
+        """The oldest result of the worker, if there is one."""
+        look = self._background.take(wait=wait)
+        if look is None:
+            return {}
+        self._cadence.charge(look.seconds)
+        metrics = self._reported(look)
+        if not metrics:
+            return {}
+        lag = {} if now is None else {"lag": float(now - look.step)}
+        return {"step": look.step, **metrics, **lag, "dropped": float(self.dropped)}
+
+    def _reported(self, look: _Look) -> dict[str, float]:
+        if self._shards.active:
+            found = self._shards.gathered(lambda: look.found)
+            look = _Look(look.step, look.pairs, found, look.seconds)
+            if not self._shards.first:
+                return {}
+            self._write(look)
+        metrics: dict[str, float] = {}
+        for each in look.found:
+            if each.kept:
+                metrics |= self._metrics(each.spectrum)
+        return metrics | {f"alignment/{n}": a.score for n, a in _alignments(look).items()}
+
+    def _write(self, look: _Look) -> None:
+        if self.folder is not None:
+            spectra = [each.spectrum for each in look.found if each.kept]
+            path = snapshot_path(self.folder, look.step)
+            write_snapshot(path, look.step, spectra, _alignments(look))
+
+    def _metrics(self, spectrum: Spectrum) -> dict[str, float]:
         values = torch.from_numpy(spectrum.values)
-        return float(effective_rank(values, kind=self.kind).mean())
+        if spectrum.complete:
+            rank = effective_rank(values, kind=self.kind).mean()
+            metrics = {f"effective_rank/{spectrum.name}": float(rank)}
+        else:
+            metrics = {f"largest_value/{spectrum.name}": float(values[..., 0].mean())}
+        if not spectrum.finite:
+            metrics[f"not_finite/{spectrum.name}"] = 1.0
+        if spectrum.collapsed:
+            metrics[f"collapsed/{spectrum.name}"] = 1.0
+        return metrics
 
-    def _wait_for_devices(self) -> None:
-        # The time of the training step still under way is not the probe's.
-        for device in {each.stored.device for each in self.parameters}:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+
+def _alignments(look: _Look) -> dict[str, PairAlignment]:
+    factors = {each.spectrum.name: each.factors for each in look.found if each.factors is not None}
+    results = {}
+    for name, sides in look.pairs.items():
+        found = sides_alignment(sides, factors)
+        diagonal = tuple(found.diagonal.tolist())
+        results[name] = PairAlignment(diagonal, float(found.score), found.baseline)
+    return results
+
+
+def _check_pairs(model: nn.Module, pairs: Sequence[Pair] | str | None) -> None:
+    for pair in pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else ():
+        if not fits(model, pair):
+            raise invalid("pairs", pair.name, "layers that fit each other, without groups")
+        pair_sides(model, pair)
+
+
+def _still_fits(model: nn.Module, pair: Pair) -> bool:
+    # Layers may grow or go during the training, which a probe must survive.
+    try:
+        return fits(model, pair)
+    except RequestError:
+        return False
+
+
+def _wait_for_devices(model: nn.Module) -> None:
+    # The time of the training step still under way is not the probe's.
+    for device in {p.device for p in model.parameters()}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)

@@ -9,13 +9,17 @@ __all__ = [
     "as_matrix",
     "conv_matrix",
     "conv_transpose_matrix",
+    "expert_matrices",
+    "has_taps",
     "is_hugging_face_conv1d",
     "matrix_parameter",
     "parameter_matrix",
+    "tap_matrices",
 ]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_EXPERTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts")
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -66,7 +70,8 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
     """The matrix of a layer's parameter, by the kind of the layer.
 
     Recurrent layers give the stacked gates, attention its fused projection, embeddings the table.
-    Hugging Face's ``Conv1D`` keeps (in, out) and is transposed.
+    Hugging Face's ``Conv1D`` keeps (in, out) and is transposed. A stack of experts, (experts, out,
+    in) in a module whose class or number of experts says so, gives one matrix per expert.
 
     Args:
         module: the layer that owns the parameter (it may be parametrized).
@@ -74,7 +79,7 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
         weight: the value to view: the parameter itself or a transformed one of its shape.
 
     Returns:
-        (out, in), or (groups, out, in) for a grouped convolution.
+        (out, in), or (groups, out, in) for a grouped convolution or a stack of experts.
 
     Source: arXiv 2408.11804, section 3, and its released code.
     """
@@ -84,7 +89,48 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
         return conv_transpose_matrix(weight, module.groups)
     if name == "weight" and is_hugging_face_conv1d(module):
         return weight.transpose(0, 1)
+    if weight.ndim == 3 and _holds_experts(module, len(weight)):
+        return weight
     return as_matrix(weight)
+
+
+def expert_matrices(name: str, weight: Tensor) -> Tensor | None:
+    """A tensor of a checkpoint as one matrix per expert, where its name says that it holds some.
+
+    Args:
+        name: its name in the file.
+        weight: (experts, out, in) for a stack.
+
+    Returns:
+        The stack as it is; None if this is none.
+    """
+    return weight if weight.ndim == 3 and "expert" in name.lower() else None
+
+
+def has_taps(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is the kernel of a convolution."""
+    return name == "weight" and isinstance(module, _CONVOLUTIONS + _TRANSPOSED)
+
+
+def tap_matrices(module: nn.Module, weight: Tensor) -> Tensor:
+    """A convolution's kernel as one matrix per tap and group, as WeightWatcher sees it.
+
+    Args:
+        module: the convolution, plain or transposed.
+        weight: its kernel.
+
+    Returns:
+        (groups * taps, out / groups, in / groups).
+    """
+    matrix = parameter_matrix(module, "weight", weight)
+    taps = weight[0, 0].numel()
+    stacked: Tensor = matrix.reshape(-1, *matrix.shape[-2:]).unflatten(-1, (-1, taps))
+    return stacked.movedim(-1, 1).flatten(0, 1)
+
+
+def _holds_experts(module: nn.Module, count: int) -> bool:
+    named = any("expert" in kind.__name__.lower() for kind in type(module).__mro__)
+    return named or any(getattr(module, name, None) == count for name in _EXPERTS)
 
 
 def matrix_parameter(

@@ -13,7 +13,13 @@ from latewood.core.modes import evaluated
 from latewood.core.selection import Selected, select_parameters
 from latewood.spectra.views import parameter_matrix
 
-__all__ = ["current_matrix", "current_weight", "spectral_parameters"]
+__all__ = [
+    "current_matrix",
+    "current_weight",
+    "spectral_parameters",
+    "stored_dtype",
+    "unwrapped",
+]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -47,6 +53,26 @@ def _is_gain_or_bias(selected: Selected) -> bool:
     return isinstance(selected.module, _NORMS) or selected.parameter_name.startswith("bias")
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, DDP or DataParallel, whose names are its own."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        else:
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def stored_dtype(module: nn.Module, name: str) -> torch.dtype:
+    """The dtype in which a layer stores a parameter, before any transformation."""
+    if not parametrize.is_parametrized(module, name):
+        return module.get_parameter(name).dtype
+    transformations = module.get_submodule(f"parametrizations.{name}")
+    return next(p for n, p in transformations.named_parameters() if n.startswith("original")).dtype
+
+
 def current_matrix(module: nn.Module, name: str) -> Tensor:
     """The out x in matrix of a layer's parameter as evaluation mode would use it.
 
@@ -65,7 +91,8 @@ def current_matrix(module: nn.Module, name: str) -> Tensor:
 def current_weight(module: nn.Module, name: str) -> Tensor:
     """The value of a layer's parameter as evaluation mode would compute it: masked, quantised.
 
-    Nothing changes by looking: no buffer, no random generator, no cache of parametrizations.
+    Nothing changes by looking: no buffer, no random generator, no cache of parametrizations. A
+    weight sharded over processes is gathered, so that all of them must call this.
 
     Args:
         module: the layer.
@@ -75,13 +102,22 @@ def current_weight(module: nn.Module, name: str) -> Tensor:
         The value, without a graph; it may share memory with the parameter.
     """
     if not parametrize.is_parametrized(module, name):
-        return module.get_parameter(name).detach()
+        return _gathered(module.get_parameter(name).detach())
     # Not through the attribute: inside parametrize.cached() that would leave a value without a
     # graph for the training step to find.
     transformations = module.get_submodule(f"parametrizations.{name}")
     # In training mode some transformations update buffers or draw random numbers.
     with evaluated(transformations), _random_state_kept(transformations):
         value: Tensor = transformations()
+    return _gathered(value)
+
+
+def _gathered(value: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over processes, all of which must ask for it."""
+    full = getattr(value, "full_tensor", None)
+    if callable(full):
+        whole: Tensor = full()
+        return whole
     return value
 
 

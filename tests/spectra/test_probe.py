@@ -60,7 +60,9 @@ def net():
 def test_covers_every_matrix_but_gains_and_biases(net):
     probe = SpectralProbe(net, every=1)
     assert isinstance(probe, Probe)
-    names = [key.removeprefix("effective_rank/") for key in probe.observe(0)]
+    metrics = probe.observe(0)
+    assert metrics.pop("collapsed/positions") == 1
+    names = [key.removeprefix("effective_rank/") for key in metrics]
     expected = [
         name
         for name, parameter in net.named_parameters()
@@ -116,7 +118,7 @@ def test_snapshot_holds_the_first_vectors(net, tmp_path, half):
 def test_no_vectors_are_kept_where_none_are_wanted(net, tmp_path):
     SpectralProbe(net, every=1, folder=tmp_path, vectors=0).observe(0)
     assert all(s.left is None for s in read_snapshot(snapshot_path(tmp_path, 0), vectors=True))
-    assert pq.read_schema(snapshot_path(tmp_path, 0)).names[-1] == "singular_value"
+    assert pq.read_schema(snapshot_path(tmp_path, 0)).names[-1] == "dtype"
 
 
 def test_ranks_do_not_depend_on_what_is_kept(net, tmp_path):
@@ -186,6 +188,12 @@ def test_broken_weights_give_nan_and_no_error(net, tmp_path):
     net.head.weight.data[0, 0] = torch.inf
     metrics = SpectralProbe(net, every=1, folder=tmp_path).observe(0)
     assert math.isnan(metrics["effective_rank/head.weight"])
+    assert metrics["not_finite/head.weight"] == 1
+    assert "not_finite/conv.weight" not in metrics
+    spectra = {s.name: s for s in read_snapshot(snapshot_path(tmp_path, 0), vectors=True)}
+    assert not spectra["head.weight"].finite
+    assert np.isnan(spectra["head.weight"].left).all()
+    assert spectra["positions"].collapsed
     assert not math.isnan(metrics["effective_rank/conv.weight"])
 
 
@@ -194,5 +202,19 @@ def test_bad_arguments_are_refused(net):
         SpectralProbe(net, every=0)
     with pytest.raises(RequestError, match="kind"):
         SpectralProbe(net, every=1, kind="printed")
-    with pytest.raises(RequestError, match="vectors"):
-        SpectralProbe(net, every=1, vectors=-1)
+    for options in (
+        {"vectors": -1},
+        {"vectors": 0, "pairs": "auto"},
+        {"vectors": 0, "full_every": 2},
+        {"full_every": 0},
+        {"tolerance": 0},
+        {"worker": "always"},
+        {"queue": 0},
+        {"policy": "wait"},
+        {"threads": 0},
+        {"split": "thirds"},
+        {"pairs": [("head.weight", "missing.weight")]},
+        {"pairs": [("head.weight", "conv.weight")]},
+    ):
+        with pytest.raises(RequestError, match=next(iter(options))):
+            SpectralProbe(net, every=1, **options)

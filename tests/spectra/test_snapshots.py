@@ -1,5 +1,7 @@
 """Snapshots are written whole or not at all, and read back as they were."""
 
+import math
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +9,9 @@ import torch
 
 from latewood.errors import WorkError
 from latewood.spectra import (
+    PairAlignment,
     Spectrum,
+    read_alignments,
     read_snapshot,
     snapshot_path,
     snapshot_paths,
@@ -33,6 +37,9 @@ def test_round_trip(tmp_path, spectra):
         ("name", "string"),
         ("index", "int32"),
         ("singular_value", "float"),
+        ("error", "float"),
+        ("method", "string"),
+        ("dtype", "string"),
     ]
     assert table["step"].to_pylist() == [120] * 6
     assert table["name"].to_pylist() == ["second.weight"] * 2 + ["first.weight"] * 4
@@ -41,6 +48,44 @@ def test_round_trip(tmp_path, spectra):
     assert [(s.name, s.shape) for s in read] == [(s.name, s.shape) for s in spectra]
     for one, other in zip(read, spectra, strict=True):
         assert np.array_equal(one.values, other.values, equal_nan=True)
+
+
+def test_every_number_says_how_it_was_found(tmp_path):
+    values = np.array([3, 2, 1], dtype=np.float32)
+    errors = np.array([1e-9, 1 / 3, 0.1])
+    path = snapshot_path(tmp_path, 1)
+    spectra = [
+        Spectrum("w", (4, 3), values, errors=errors, method="gram", dtype="bfloat16"),
+        Spectrum("top", (40, 30), values[:2], errors=errors[:2], method="warm"),
+        Spectrum("none", (0, 3), values[:0]),
+    ]
+    write_snapshot(path, 1, spectra)
+    table = pq.read_table(path)
+    assert table["method"].to_pylist() == ["gram"] * 3 + ["warm"] * 2
+    assert table["dtype"].to_pylist() == ["bfloat16"] * 3 + ["float32"] * 2
+    # A bound stays one when it is rounded to the file's precision.
+    assert (np.array(table["error"].to_pylist()) >= [*errors, *errors[:2]]).all()
+    one, top, none = read_snapshot(path)
+    assert (one.method, one.dtype, one.complete) == ("gram", "bfloat16", True)
+    assert (top.method, top.values.shape, top.complete) == ("warm", (2,), False)
+    assert none.complete
+    assert none.values.size == 0
+
+
+def test_alignments_round_trip(tmp_path):
+    path = snapshot_path(tmp_path, 1)
+    alignments = {
+        "a->b": PairAlignment((0.5, 0.25), 0.375, 0.1),
+        "b->c": PairAlignment((math.nan,), math.nan, 0.2),
+    }
+    spectra = [Spectrum("w", (4, 3), np.ones(3, dtype=np.float32))]
+    write_snapshot(path, 1, spectra, alignments)
+    assert repr(read_alignments(path)) == repr(alignments)
+    write_snapshot(path, 1, spectra)
+    assert read_alignments(path) == {}
+    path.write_bytes(b"nothing")
+    with pytest.raises(WorkError, match="not a readable"):
+        read_alignments(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
