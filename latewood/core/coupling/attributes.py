@@ -22,10 +22,12 @@ class Sizes:
     Args:
         module: the layer.
         per_group: channels of one group of a grouped convolution or group norm, 0 for others.
+        grouped: whether it is a grouped convolution; one channel left of it would not tell.
     """
 
     module: nn.Module
     per_group: int
+    grouped: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> Sizes:
@@ -34,7 +36,7 @@ class Sizes:
             channels = (
                 module.in_channels if isinstance(module, _TRANSPOSED) else module.out_channels
             )
-            return cls(module, channels // module.groups)
+            return cls(module, channels // module.groups, module.groups != 1)
         if isinstance(module, nn.GroupNorm):
             return cls(module, module.num_channels // module.num_groups)
         return cls(module, 0)
@@ -80,7 +82,7 @@ class Sizes:
 
     def _convolution(self) -> dict[str, int]:
         first, second = _shape(self.module, "weight")[:2]
-        groups = first // self.per_group if self.module.groups != 1 else 1
+        groups = first // self.per_group if self.grouped else 1
         sizes = (first, second * groups)
         names = ("out_channels", "in_channels")
         if isinstance(self.module, _TRANSPOSED):

@@ -13,6 +13,7 @@ from latewood.core import attach, bake, transformations
 from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
 from latewood.errors import RequestError
+from latewood.sparsity.slimming.blocks import Skip
 from latewood.sparsity.structured.birth import newborn
 from latewood.sparsity.structured.blocks import replace_block
 from latewood.sparsity.structured.gates import ChannelFactors, Estimator, Gate, LayerFactor
@@ -47,6 +48,8 @@ class Anatomy:
         self.present = [torch.ones(group.width, dtype=torch.bool) for group in skeleton.groups]
         self.blocks = torch.ones(len(skeleton.blocks), dtype=torch.bool)
         self._generator = generator
+        # Of the full layers: a depthwise one with a single channel looks like any other.
+        self._sizes = {id(each.module): Sizes.of(each.module) for each in skeleton.tensors.values()}
         self._memories: dict[tuple[str, str], Memory] = {}
         self._counts = [
             (
@@ -120,12 +123,10 @@ class Anatomy:
                 for group, _ in axis.owners
             )
         ]
-        modules = {id(held.module): held.module for held in changed}
-        sizes = [Sizes.of(module) for module in modules.values()]
         for held in changed:
             self._exchange(held, before, optimizer, remember=remember)
-        for each in sizes:
-            each.refresh()
+        for module in {id(held.module) for held in changed}:
+            self._sizes[module].refresh()
         for module, attribute, group, per_channel in self._counts:
             setattr(module, attribute, per_channel * int(self.present[group].sum()))
         self._place_factors()
@@ -133,7 +134,7 @@ class Anatomy:
             self.skeleton.blocks, blocks_before.tolist(), blocks.tolist(), strict=True
         ):
             if was != now:
-                replace_block(self.model, block.name, block.module if now else nn.Identity())
+                replace_block(self.model, block.name, block.module if now else Skip())
                 for parameter in block.module.parameters():
                     parameter.grad = None
         return bool(changed) or not torch.equal(blocks_before, blocks)

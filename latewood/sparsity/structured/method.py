@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.mask import DECIDED
+from latewood.sparsity.slimming.edits import Channels, Skipped, remember
 from latewood.sparsity.structured.anatomy import Anatomy
 from latewood.sparsity.structured.budget import Budget
 from latewood.sparsity.structured.costs import multiply_accumulates
@@ -264,8 +265,8 @@ class StructuredSparsification:
     def finalize(self) -> nn.Module:
         """Fixes the structures if that is still to do, and returns the slim model.
 
-        Plain layers, without factors. When this call is what fixes the structures, batch norms want
-        ``recalibrate_batch_norm``.
+        Plain layers, without factors; ``sparsity.save_slim`` writes it to a file that rebuilds.
+        When this call is what fixes the structures, batch norms want ``recalibrate_batch_norm``.
 
         Returns:
             The model, smaller, in place.
@@ -277,6 +278,7 @@ class StructuredSparsification:
         if not self.frozen:
             self._freeze(None)
         self._finished = True
+        self._write_recipe()
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -402,6 +404,22 @@ class StructuredSparsification:
         anatomy.fold(optimizer)
         for gate in self._gates:
             gate.logits.grad = None
+
+    def _write_recipe(self) -> None:
+        """Leaves on the model how it comes from the full one."""
+        anatomy = self._anatomy
+        kept = {
+            group.name: present.nonzero().flatten().tolist()
+            for group, present in zip(anatomy.skeleton.groups, anatomy.present, strict=True)
+            if not bool(present.all())
+        }
+        gone = {
+            block.name: "identity"
+            for block, there in zip(anatomy.skeleton.blocks, anatomy.blocks.tolist(), strict=True)
+            if not there
+        }
+        edits = [*([Channels(kept)] if kept else []), *([Skipped(gone)] if gone else [])]
+        remember(self._model, edits, self._examples)
 
     def _growth_logits(self, optimizer: Optimizer) -> tuple[float, float]:
         group = self._logit_group(optimizer)
