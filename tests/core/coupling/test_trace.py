@@ -579,3 +579,74 @@ def test_verification_names_the_group_that_the_code_depends_on():
     plan = trace_channels(model, torch.randn(1, 3))
     with pytest.raises(WorkError, match=r"at fault: a \(changes by"):
         verify_plan(model, plan, torch.randn(1, 3))
+
+
+def bare_norm(m, x):
+    hidden = m.first(x)
+    normed = torch.batch_norm(hidden, m.scale, m.shift, m.mean, m.variance, False, 0.1, 1e-5, False)
+    return m.last(normed)
+
+
+def test_functions_of_torch_itself_take_their_vectors_in_another_order():
+    vectors = {name: nn.Parameter(torch.rand(6)) for name in ("scale", "shift")}
+    buffers = {"mean": torch.randn(6), "variance": torch.rand(6) + 1}
+    model = Model(bare_norm, first=linear(4, 6), last=linear(6, 2), **vectors, **buffers).eval()
+    group = traced(model, torch.randn(3, 4))["first"]
+    assert axes(group, "per_channel") == {
+        ("first.bias", 0),
+        *((name, 0) for name in (*vectors, *buffers)),
+    }
+
+
+def test_the_embedding_of_torch_itself_has_its_rows_looked_up():
+    table = nn.Parameter(torch.randn(5, 6))
+    model = Model(lambda m, x: m.last(torch.embedding(m.table, x)), last=linear(6, 2), table=table)
+    plan = traced(model, torch.tensor([1, 3]))
+    assert [b.kind for b in plan.owner("table", 0)[0].barriers] == ["lookup"]
+    assert axes(plan.owner("table", 1)[0], "consumer") == {("last.weight", 1)}
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6])
+def test_an_rms_norm_has_no_bias(eps):
+    norm = nn.RMSNorm(6, eps=eps)
+    model = Model(
+        lambda m, x: m.last(F.rms_norm(m.first(x), (6,), m.norm.weight, eps)),
+        first=linear(4, 6),
+        norm=norm,
+        last=linear(6, 2),
+    )
+    plan = traced(model, torch.randn(3, 4))
+    assert [b.kind for b in plan["first"].barriers] == ["normalised"]
+
+
+def test_an_index_add_holds_the_places_of_its_source_and_fixes_those_of_its_target():
+    def run(m, x):
+        branch = torch.zeros(len(x), 6, dtype=x.dtype).index_add(1, m.places, m.branch(x))
+        return m.last(m.stream(x) + branch)
+
+    model = Model(
+        run,
+        stream=linear(4, 6),
+        branch=linear(4, 3),
+        last=linear(6, 2),
+        places=torch.tensor([0, 2, 5]),
+    )
+    inputs = torch.randn(3, 4)
+    plan = trace_channels(model, inputs)
+    assert axes(plan["branch"], "consumer") == {("places", 0)}
+    assert not plan["branch"].barriers
+    assert {b.kind for b in plan["stream"].barriers} == {"fixed"}
+    assert verify_plan(model, plan, inputs) <= 1e-12
+    model.branch.weight.data[1] = model.branch.bias.data[1] = 0
+    before = model(inputs)
+    slice_channels(model, plan, {"branch": [0, 2]})
+    assert model.places.tolist() == [0, 5]
+    torch.testing.assert_close(model(inputs), before)
+
+
+def test_torchs_fused_encoder_is_watched_in_its_steps():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model = nn.Sequential(linear(4, 8), layer, linear(8, 2)).eval()
+    plan = traced(model, torch.randn(2, 3, 4))
+    assert plan["1.linear1"].width == 12 and not plan["1.linear1"].barriers
+    assert torch.backends.mha.get_fastpath_enabled()

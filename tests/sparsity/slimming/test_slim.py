@@ -337,3 +337,63 @@ def test_drawn_inputs_that_a_model_cannot_take_are_no_difference():
 def test_only_slim_modules_have_a_recipe():
     with pytest.raises(RequestError, match="slim"):
         slim_recipe(nn.Linear(2, 2))
+
+
+class TiedBias(nn.Module):
+    """Two layers with one bias, of which only the first reads the constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(4, 4)
+        self.third.bias = self.second.bias
+
+    def forward(self, x):
+        return self.third(torch.tanh(self.second(torch.sigmoid(self.first(x)))))
+
+
+def test_a_constant_is_not_folded_into_a_bias_that_another_layer_uses():
+    torch.manual_seed(0)
+    model, inputs = TiedBias(), torch.randn(2, 3)
+    model.first.weight.data[1] = 0
+    assert slim(model, inputs).first.out_features == 5
+    with pytest.raises(RequestError, match=r"channels \[1\]"):
+        slim(model, inputs, keep={"first": [0, 2, 3, 4]})
+    model.third.bias = nn.Parameter(model.second.bias.detach().clone())
+    assert slim(model, inputs).first.out_features == 4
+
+
+class BareNorm(nn.Module):
+    """torch's own functions, which have their arguments in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 5))
+        self.norm = nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, tokens):
+        norm = self.norm
+        found = torch.embedding(self.table, tokens)
+        found = torch.batch_norm(
+            found,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            False,
+            0,
+            1e-5,
+            False,
+        )
+        return self.head(found.relu())
+
+
+def test_the_functions_of_torch_itself_are_followed():
+    torch.manual_seed(0)
+    model, tokens = BareNorm().double().eval(), torch.randint(0, 7, (4,))
+    model.norm.weight.data[2] = model.norm.bias.data[2] = 0
+    # Not the mean: that of a channel that is alive.
+    model.norm.running_mean[1] = 0
+    smaller = slim(model, tokens)
+    assert smaller.table.shape == (7, 4) and smaller.head.in_features == 4
+    assert difference(model, smaller, (tokens,)) <= 1e-12
