@@ -13,6 +13,7 @@ from latewood.spectra.alignment import (
     value_output_alignment,
 )
 from latewood.spectra.baselines import random_agreement, random_cosine, random_effective_rank
+from latewood.spectra.branches import branch
 from latewood.spectra.connectivity import (
     Connection,
     barrier,
@@ -88,6 +89,7 @@ __all__ = [
     "attention_projections",
     "barrier",
     "barrier_interior",
+    "branch",
     "connect",
     "conv_matrix",
     "conv_transpose_matrix",
