@@ -33,7 +33,8 @@ class Course:
 
     Args:
         task: the data and the objective.
-        network: makes the full network, drawing from torch's global generator.
+        network: makes a network whose layers have about that share of their channels, 1 the full
+            one, drawing from torch's global generator.
         optimizer: made from parameter groups; the learning rate it gives them is the peak.
         epochs: length of a training.
         batch_size: samples a step; what is left of the data behind the last full batch is skipped.
@@ -44,7 +45,7 @@ class Course:
     """
 
     task: Task
-    network: Callable[[], nn.Module]
+    network: Callable[[float], nn.Module]
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     epochs: int
     batch_size: int
@@ -67,7 +68,7 @@ def build(course: Course, seed: int) -> nn.Module:
     """The full network with the weights of a seed; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
-        return course.network()
+        return course.network(1.0)
 
 
 def fit(

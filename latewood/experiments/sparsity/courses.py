@@ -24,7 +24,7 @@ from latewood.training.task import Task
 from latewood.training.tasks.digits import digits
 from latewood.training.tasks.shakespeare import shakespeare
 
-__all__ = ["characters", "foregrounds", "images", "narrow_convnet"]
+__all__ = ["characters", "foregrounds", "images"]
 
 CHANNELS = (32, 64, 64)
 HIDDEN: dict[Scale, int] = {"quick": 16, "cpu": 96, "full": 256}
@@ -35,17 +35,12 @@ def images(*, epochs: int) -> Course:
     """Digits of 8x8 pixels, the convolutional network 1-32-64-64, 19 batches of 64 an epoch."""
     return Course(
         task=digits(),
-        network=convnet,
+        network=lambda share: convnet(channels=[_part(share, width) for width in CHANNELS]),
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
         epochs=epochs,
         batch_size=64,
         weight_decay=1e-4,
     )
-
-
-def narrow_convnet(share: float) -> nn.Module:
-    """The network of ``images`` with a share of the channels in every layer."""
-    return convnet(channels=[max(1, round(share * width)) for width in CHANNELS])
 
 
 def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
@@ -64,7 +59,9 @@ def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
     assert isinstance(vocabulary, int)
     return Course(
         task=task,
-        network=partial(lstm_language_model, vocabulary=vocabulary, hidden=HIDDEN[scale]),
+        network=lambda share: lstm_language_model(
+            vocabulary=vocabulary, hidden=_part(share, HIDDEN[scale])
+        ),
         optimizer=partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
         epochs=epochs,
         batch_size=32,
@@ -115,16 +112,20 @@ def foregrounds(scale: Scale, *, epochs: int, seed: int) -> Course:
     )
 
 
-def _small_deeplab() -> nn.Module:
+def _small_deeplab(share: float) -> nn.Module:
     return deeplab(
         block="basic",
         depths=(1, 1, 1, 1),
-        width=0.125,
+        width=max(share, 1 / 8) / 8,
         stem="cifar",
-        channels=32,
+        channels=_part(share, 32),
         rates=(2, 4, 6),
         dropout=0.0,
     )
+
+
+def _part(share: float, width: int) -> int:
+    return max(1, round(share * width))
 
 
 def _evaluation_set(side: int) -> tuple[Tensor, Tensor]:

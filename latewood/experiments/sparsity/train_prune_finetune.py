@@ -6,7 +6,7 @@ import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -14,11 +14,22 @@ from torch import nn
 from latewood.errors import WorkError
 from latewood.experiments.sparsity.counted import Course, build, fit, score
 from latewood.training.measure import macs, parameter_count
+from latewood.training.randomness import derive, seed_torch
 
-__all__ = ["Outcome", "outcome", "prune_to", "slim_from_scratch", "train_prune_finetune"]
+__all__ = [
+    "Outcome",
+    "Size",
+    "narrow_from_scratch",
+    "outcome",
+    "prune_to",
+    "size",
+    "train_prune_finetune",
+]
 
-HALVINGS: Final = 20
-"""Of the interval that the pruning ratio is searched in; one channel is far coarser."""
+Size = Literal["parameters", "macs"]
+
+HALVINGS: Final = 12
+"""Of the interval in which the pruning ratio is searched; one channel is coarser."""
 
 FINE_TUNING_RATE: Final = 0.4
 """Peak learning rate of the fine-tuning over that of the training: 0.02 over 0.05."""
@@ -48,16 +59,22 @@ def outcome(course: Course, model: nn.Module, training_macs: int) -> Outcome:
 
 
 def train_prune_finetune(
-    course: Course, *, keep: float, seed: int, dense: tuple[nn.Module, int] | None = None
+    course: Course,
+    *,
+    keep: float,
+    measure: Size = "parameters",
+    seed: int,
+    dense: tuple[nn.Module, int] | None = None,
 ) -> Outcome:
-    """Half of the epochs dense, then pruned to a budget of parameters, then the other half.
+    """Half of the epochs dense, then pruned to a budget, then the other half.
 
     Channels of smallest group L2 norm over all layers go, all at once; the classifier keeps its
     outputs.
 
     Args:
         course: the training; its epochs are shared between the two halves.
-        keep: budget, as a share of the full network's parameters, in (0, 1).
+        keep: the budget, as a share of the full network's size, in (0, 1).
+        measure: of the size.
         seed: of the training.
         dense: a network trained for the first half and what that took; None trains it.
 
@@ -69,7 +86,7 @@ def train_prune_finetune(
         model = build(course, seed)
         dense = model, fit(course, model, epochs=before, seed=seed)
     model, spent = dense
-    small = prune_to(model, course, budget=int(keep * parameter_count(model)))
+    small = prune_to(model, course, keep=keep, measure=measure)
     spent += fit(
         course,
         small,
@@ -81,13 +98,16 @@ def train_prune_finetune(
     return outcome(course, small, spent)
 
 
-def prune_to(model: nn.Module, course: Course, *, budget: int) -> nn.Module:
-    """A copy of a network, pruned by Torch-Pruning to the most parameters within a budget.
+def prune_to(
+    model: nn.Module, course: Course, *, keep: float, measure: Size = "parameters"
+) -> nn.Module:
+    """A copy of a network, pruned by Torch-Pruning to the largest one within a budget.
 
     Args:
         model: left as it is.
         course: for example inputs.
-        budget: largest number of parameters.
+        keep: the budget, as a share of this network's size, in (0, 1).
+        measure: of the size.
 
     Raises:
         WorkError: Torch-Pruning is not installed, or prunes the network to no such size.
@@ -107,40 +127,57 @@ def prune_to(model: nn.Module, course: Course, *, budget: int) -> nn.Module:
         ).step()
         return small
 
-    return _largest_within(pruned, budget)
+    return _largest_within(pruned, course, measure, keep * size(course, model, measure))
 
 
-def slim_from_scratch(
-    course: Course, network: Callable[[float], nn.Module], *, keep: float, seed: int
+def narrow_from_scratch(
+    course: Course, *, keep: float, measure: Size = "parameters", epochs: int, seed: int
 ) -> Outcome:
-    """A network that is as small from the start, trained for all epochs.
+    """A network of that size from the start, all layers narrowed alike, trained plainly.
 
     Args:
         course: the training.
-        network: makes the network whose layers have that share of the full one's channels.
-        keep: budget, as a share of the full network's parameters, in (0, 1).
+        keep: the budget, as a share of the full network's size, in (0, 1).
+        measure: of the size.
+        epochs: length of the training.
         seed: of the training.
+
+    Raises:
+        WorkError: no network is as small.
     """
-    budget = int(keep * parameter_count(build(course, 0)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _largest_within(lambda ratio: network(1 - ratio), budget)
-    return outcome(course, model, fit(course, model, epochs=course.epochs, seed=seed))
+
+    def narrowed(ratio: float) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
+            return course.network(1 - ratio)
+
+    full = size(course, build(course, seed), measure)
+    model = _largest_within(narrowed, course, measure, keep * full)
+    return outcome(course, model, fit(course, model, epochs=epochs, seed=seed))
 
 
-def _largest_within(made: Callable[[float], nn.Module], budget: int) -> nn.Module:
+def size(course: Course, model: nn.Module, measure: Size) -> int:
+    """Parameters of a network, or multiply-accumulates of one sample."""
+    if measure == "parameters":
+        return parameter_count(model)
+    return macs(model, course.task.example_inputs)
+
+
+def _largest_within(
+    made: Callable[[float], nn.Module], course: Course, measure: Size, budget: float
+) -> nn.Module:
     """The largest of the networks ``made(ratio)``, smaller for larger ratios, within a budget."""
     low, high = 0.0, 1.0
     best: nn.Module | None = None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         model = made(middle)
-        if parameter_count(model) <= budget:
+        if size(course, model, measure) <= budget:
             best, high = model, middle
         else:
             low = middle
     if best is None:
-        raise WorkError(f"budget: no ratio leads to a network of at most {budget} parameters")
+        raise WorkError(f"keep: no network has at most {budget:.0f} {measure}")
     return best
 
 

@@ -29,7 +29,7 @@ def _course(**changes) -> counted.Course:
     )
     course = counted.Course(
         task=task,
-        network=lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)),
+        network=lambda share: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
         epochs=3,
         batch_size=5,

@@ -24,7 +24,7 @@ def course():
 def test_pruned_to_the_largest_network_within_the_budget(course, keep):
     model = build(course, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    small = train_prune_finetune.prune_to(model, course, budget=int(keep * FULL))
+    small = train_prune_finetune.prune_to(model, course, keep=keep)
     # One channel is at most (32 + 64) * 9 weights and what belongs to it.
     assert 0 < int(keep * FULL) - parameter_count(small) < 1_200
     assert small(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
@@ -42,21 +42,24 @@ def test_it_costs_half_a_dense_training_and_half_a_small_one(course):
     assert 0 <= found.score <= 1
 
 
-def test_small_from_the_start_costs_its_own_size_all_along(course):
-    found = train_prune_finetune.slim_from_scratch(course, courses.narrow_convnet, keep=0.2, seed=0)
+def test_pruned_to_multiply_accumulates(course):
+    small = train_prune_finetune.prune_to(build(course, 0), course, keep=0.3, measure="macs")
+    assert 0.27 < macs(small, course.task.example_inputs) / 1_788_544 <= 0.3
+
+
+def test_narrow_from_the_start_costs_its_own_size_all_along(course):
+    found = train_prune_finetune.narrow_from_scratch(course, keep=0.2, epochs=2, seed=0)
     assert 0.17 * FULL < found.parameters <= 0.2 * FULL
     assert found.training_macs == 2 * 3 * 19 * 64 * found.macs
-    network = courses.narrow_convnet(1.0)
-    assert parameter_count(network) == FULL
-    assert macs(network, course.task.example_inputs) == 1_788_544
+    assert train_prune_finetune.size(course, build(course, 0), "macs") == 1_788_544
 
 
 def test_a_budget_that_nothing_meets(course):
-    with pytest.raises(WorkError, match="no ratio"):
-        train_prune_finetune.slim_from_scratch(course, courses.narrow_convnet, keep=1e-5, seed=0)
+    with pytest.raises(WorkError, match="keep: no network has at most"):
+        train_prune_finetune.narrow_from_scratch(course, keep=1e-5, epochs=1, seed=0)
 
 
 def test_without_torch_pruning_it_says_what_to_install(course, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(WorkError, match="pip install torch-pruning"):
-        train_prune_finetune.prune_to(build(course, 0), course, budget=10_000)
+        train_prune_finetune.prune_to(build(course, 0), course, keep=0.2)
