@@ -1,28 +1,14 @@
 // Reads parameter, gradient and moments once and writes them once: 28 bytes an element in float32,
 // with the sum of squared rates taken while the second moments are still in the cache.
-#include "optim.hpp"
-
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 
+#include "optim_avx512.hpp"
+#include "optim_numbers.hpp"
+
 namespace latewood {
 namespace LATEWOOD_ISA {
-
-// Elements worked on at a time: their tensors fit the first cache together.
-constexpr std::int64_t stretch = 1024;
-
-// Passed by value to every loop: through a reference the compiler must fear that a store changes a
-// number, and does not vectorise.
-template <typename T>
-struct Numbers {
-  T size, beta1, rest1, beta2, rest2, eps, keep, l2, factor, previous, following, lower, upper;
-
-  explicit Numbers(const StepNumbers &n)
-      : size(n.size), beta1(n.beta1), rest1(1.0 - n.beta1), beta2(n.beta2), rest2(1.0 - n.beta2),
-        eps(n.eps), keep(n.keep), l2(n.l2), factor(n.factor), previous(n.previous),
-        following(n.following), lower(n.lower), upper(n.upper) {}
-};
 
 template <typename T>
 static void plain(T *__restrict p, const T *__restrict g, Numbers<T> c, std::int64_t n) {
@@ -65,52 +51,42 @@ static inline double fused(double a, double b, double c) {
 constexpr int lanes = 32;
 
 template <typename T>
-static inline T rate(T second, T correction, T eps) {
-  return fused(std::sqrt(second), correction, eps);
-}
-
-// 1/a^2 + 1/b^2 with one division, 1/a = b/(ab) and 1/b = a/(ab): divisions are the slow part.
-template <typename T>
-static inline T two_squares(T a, T b) {
-  const T both = T(1) / (a * b);
-  const T x = b * both, y = a * both;
-  return fused(x, x, y * y);
+static inline T add_squared_rate(T second, T correction, T eps, T sum) {
+  const T rate = T(1) / fused(std::sqrt(second), correction, eps);
+  return fused(rate, rate, sum);
 }
 
 template <typename T>
 static inline double total(const T (&sums)[lanes]) {
-  double sum = 0;
-  for (int k = 0; k < lanes; ++k) sum += sums[k];
-  return sum;
+  double parts[8] = {};
+  for (int k = 0; k < lanes; k += 8)
+    for (int j = 0; j < 8; ++j) parts[j] += sums[k + j];
+  return ((parts[0] + parts[1]) + (parts[2] + parts[3])) +
+         ((parts[4] + parts[5]) + (parts[6] + parts[7]));
 }
 
 template <typename T>
 static double squared_rates(const T *__restrict v, T correction, T eps, std::int64_t n) {
   T sums[lanes] = {};
   std::int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes)
-    for (int k = 0; k < lanes; ++k)
-      sums[k] += two_squares(rate(v[i + k], correction, eps),
-                             rate(v[i + lanes + k], correction, eps));
-  for (int k = 0; i < n; ++i, k = (k + 1) % lanes) {
-    const T x = T(1) / rate(v[i], correction, eps);
-    sums[k] += x * x;
-  }
+  for (; i + lanes <= n; i += lanes)
+    for (int k = 0; k < lanes; ++k) sums[k] = add_squared_rate(v[i + k], correction, eps, sums[k]);
+  for (int k = 0; i < n; ++i, ++k) sums[k] = add_squared_rate(v[i], correction, eps, sums[k]);
   return total(sums);
 }
 
-// How a delayed step treats the parameter: not at all, without weight decay and scaling of the
-// gradient (three multiplications fewer, which two threads on one core feel), or with all of it.
-enum class Move { none, plainly, fully };
-
-// One element; leaves v for the caller, who may still need the old one.
-template <typename T, Move move>
-static inline T delayed_one(T &p, T g, T &m, T v, T inverse, Numbers<T> c) {
+// One element; adds its squared rate to the sum.
+template <typename T, Move move, StepRates rates>
+static inline T delayed_one(T &p, T g, T &m, T &v, Numbers<T> c, T sum) {
   const T direction = move == Move::plainly ? g : c.factor * g + c.l2 * p;
+  const T old = v;
   m = c.beta1 * m + c.rest1 * direction;
-  if (move == Move::plainly) p -= c.size * m * inverse;
-  if (move == Move::fully) p = c.keep * p - c.size * m * inverse;
-  return c.beta2 * v + c.rest2 * direction * direction;
+  v = c.beta2 * old + c.rest2 * direction * direction;
+  const T update = c.size * m / (std::sqrt(old) * c.previous + c.eps);
+  if (move == Move::plainly) p -= update;
+  if (move == Move::fully) p = c.keep * p - update;
+  if (rates == StepRates::none) return sum;
+  return add_squared_rate(rates == StepRates::before ? old : v, c.following, c.eps, sum);
 }
 
 template <typename T, Move move, StepRates rates>
@@ -118,30 +94,12 @@ static double delayed(T *__restrict p, const T *__restrict g, T *__restrict m, T
                       Numbers<T> c, std::int64_t n) {
   T sums[lanes] = {};
   std::int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes)
-    for (int k = 0; k < lanes; ++k) {
-      const std::int64_t a = i + k, b = a + lanes;
-      const T old_a = v[a], old_b = v[b];
-      const T one = std::sqrt(old_a) * c.previous + c.eps;
-      const T two = std::sqrt(old_b) * c.previous + c.eps;
-      const T both = T(1) / (one * two);
-      const T new_a = delayed_one<T, move>(p[a], g[a], m[a], old_a, two * both, c);
-      const T new_b = delayed_one<T, move>(p[b], g[b], m[b], old_b, one * both, c);
-      if (rates == StepRates::before)
-        sums[k] += two_squares(rate(old_a, c.following, c.eps), rate(old_b, c.following, c.eps));
-      if (rates == StepRates::after)
-        sums[k] += two_squares(rate(new_a, c.following, c.eps), rate(new_b, c.following, c.eps));
-      v[a] = new_a;
-      v[b] = new_b;
-    }
-  for (int k = 0; i < n; ++i, k = (k + 1) % lanes) {
-    const T old = v[i];
-    const T inverse = T(1) / (std::sqrt(old) * c.previous + c.eps);
-    v[i] = delayed_one<T, move>(p[i], g[i], m[i], old, inverse, c);
-    if (rates == StepRates::none) continue;
-    const T x = T(1) / rate(rates == StepRates::before ? old : v[i], c.following, c.eps);
-    sums[k] += x * x;
-  }
+  for (; i + lanes <= n; i += lanes)
+    for (int k = 0; k < lanes; ++k)
+      sums[k] =
+          delayed_one<T, move, rates>(p[i + k], g[i + k], m[i + k], v[i + k], c, sums[k]);
+  for (int k = 0; i < n; ++i, ++k)
+    sums[k] = delayed_one<T, move, rates>(p[i], g[i], m[i], v[i], c, sums[k]);
   return total(sums);
 }
 
@@ -177,6 +135,11 @@ static double step(StepRule rule, StepRates rates, T *p, const T *g, T *m, T *v,
                    const StepNumbers &numbers, std::int64_t n) {
   const Numbers<T> c(numbers);
   if (rule == StepRule::delayed) {
+#if defined(__AVX512F__)
+    double sum = 0;
+    if constexpr (std::is_same_v<T, float>)
+      if (delayed_in_vectors(rates, p, g, m, v, c, n, &sum)) return sum;
+#endif
     if (rates == StepRates::before) return delayed<T, StepRates::before>(p, g, m, v, c, n);
     if (rates == StepRates::after) return delayed<T, StepRates::after>(p, g, m, v, c, n);
     return delayed<T, StepRates::none>(p, g, m, v, c, n);
@@ -255,12 +218,22 @@ double optim_step(StepRule rule, StepType type, StepRates rates, const StepTenso
 }
 
 template <typename T>
+static double count(const T *v, T correction, T eps, std::int64_t n) {
+#if defined(__AVX512F__)
+  double sum = 0;
+  if constexpr (std::is_same_v<T, float>)
+    if (count_in_vectors(v, correction, eps, n, &sum)) return sum;
+#endif
+  return squared_rates<T>(v, correction, eps, n);
+}
+
+template <typename T>
 static double rate_sum(const void *second, double correction, double eps, std::int64_t begin,
                        std::int64_t end) {
   const T *const v = static_cast<const T *>(second);
   double sum = 0;
   for (std::int64_t i = begin; i < end; i += stretch)
-    sum += squared_rates<T>(v + i, correction, eps, end - i < stretch ? end - i : stretch);
+    sum += count<T>(v + i, correction, eps, end - i < stretch ? end - i : stretch);
   return sum;
 }
 

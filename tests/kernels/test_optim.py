@@ -1,6 +1,8 @@
 """Every form of an optimizer step against plain torch, and the promises about sums of rates."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,6 +91,35 @@ def test_all_forms_agree_with_plain_torch(run, rule, rates, moments, dtype):
             slack = torch.finfo(value.dtype).eps if value.dtype.itemsize == 2 else tolerance
             torch.testing.assert_close(value, reference, rtol=slack, atol=tolerance)
     assert [float(s) for s in sums] == pytest.approx([float(s) for s in expected_sums], rel=1e-6)
+
+
+@pytest.mark.parametrize("rates", ["old", "new"])
+@pytest.mark.parametrize("eps", [0.1, 1e-8, 1e-40])
+def test_moments_that_are_zero_tiny_infinite_or_no_number(run, rates, eps):
+    """Where a reciprocal that is not made by a division would go wrong first."""
+    special = [0.0, 1e-45, 1e-38, 1e-30, 1e30, 3.4e38, float("inf"), float("nan")]
+    # With such an eps a rate of less than that overflows in any form.
+    for value in special[4:] if eps == 1e-40 else special:
+        numbers = NUMBERS._replace(eps=eps, size=1e-3)
+        expected, shares = [make_shares(shapes=[(83,)], numbers=numbers) for _ in range(2)]
+        for share in (*expected, *shares):
+            share.exp_avg_sq[[3, 40, 80]] = value
+        total = step_reference("delayed", expected[0], rates)
+        (sum_of_rates,) = run("delayed", shares, rates)
+        for a, b in zip(tensors(shares[0]), tensors(expected[0]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
+        assert float(sum_of_rates) == pytest.approx(float(total), rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+@pytest.mark.skipif("LATEWOOD_INSTRUCTION_SET" in os.environ, reason="already limited")
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_lower_instruction_sets_agree_with_plain_torch_too(instruction_set):
+    chosen = "native and (agree or bit or moments)"
+    command = [sys.executable, "-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider"]
+    environment = {**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_delayed_step_of_size_zero_leaves_the_parameter_alone(run):
@@ -187,3 +218,28 @@ def test_a_share_whose_memory_has_holes_goes_through_plain_torch():
     step_reference("delayed", expected)
     torch.testing.assert_close(share.parameter, expected.parameter)
     assert whole[:, 1::2].eq(0).all()
+
+
+@pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_forked_process_steps_with_threads_of_its_own():
+    # torch's threads do not exist there, and waiting for them would last forever.
+    code = """
+import os, signal, torch
+from latewood.kernels import optim_native
+from latewood.kernels.optim_reference import Scalars, Share
+torch.set_num_threads(2)
+copies = [torch.linspace(0.1, 1, 4_000_000).view(4, -1).clone() for _ in range(3)]
+def step():
+    share = Share(*copies.pop().unbind(), None, Scalars(size=0.1, beta1=0.9, beta2=0.99, eps=0.1))
+    total = optim_native.step_native("delayed", [share], "new")
+    return total, hash(share.parameter.numpy().tobytes())
+before = step()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if step() == before else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), step() == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "True"], done.stdout + done.stderr
