@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latewood.core import read_tensors
 from latewood.errors import RequestError, invalid
 from latewood.sparsity import CsrLinear, ExportReport, export, save_slim
-from latewood.sparsity.slimming.exporting import Mode
+from latewood.sparsity.slimming import Mode
 from latewood.sparsity.slimming.timing import least_times
 from latewood.training import checkpoints, components
 from latewood.training.measure import file_bytes, macs, nonzero_count, parameter_count

@@ -3,7 +3,7 @@
 from latewood.sparsity.slimming.blocks import Skip, Zeros
 from latewood.sparsity.slimming.csr import CsrLinear
 from latewood.sparsity.slimming.edits import SlimRecipe, slim_recipe
-from latewood.sparsity.slimming.exporting import ExportReport, LayerChoice, export
+from latewood.sparsity.slimming.exporting import ExportReport, LayerChoice, Mode, export
 from latewood.sparsity.slimming.files import load_slim, save_slim
 from latewood.sparsity.slimming.heads import HeadAttention
 from latewood.sparsity.slimming.linear import LinearChoice, export_linear
@@ -16,6 +16,7 @@ __all__ = [
     "HeadAttention",
     "LayerChoice",
     "LinearChoice",
+    "Mode",
     "Scatter",
     "Skip",
     "SlimRecipe",
