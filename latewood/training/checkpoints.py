@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latewood.core.state import load_state, save_state
-from latewood.errors import RequestError, WorkError
+from latewood.errors import RequestError, WorkError, invalid
 
 __all__ = [
     "Checkpoint",
+    "at_step",
     "discard_after",
     "latest",
     "load_into",
     "save",
+    "split_points",
     "steps",
     "write_model",
 ]
@@ -64,6 +66,7 @@ def save(
     state: Mapping[str, Any],
     *,
     keep: int = 2,
+    spare: Collection[int] = (),
 ) -> Path:
     """Writes ``folder/step-N`` under a temporary name, syncs it to disk, then renames it.
 
@@ -73,6 +76,7 @@ def save(
         model_state: the model's state dict.
         state: nested dicts, lists and tuples of tensors and scalars.
         keep: number of checkpoints that stay, this one included.
+        spare: steps whose checkpoints stay besides.
 
     Returns:
         the new checkpoint's folder.
@@ -104,7 +108,7 @@ def save(
         raise WorkError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); {last}"
         ) from error
-    for old in steps(folder)[:-keep]:
+    for old in [each for each in steps(folder) if each not in spare][:-keep]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
     return final
 
@@ -135,6 +139,39 @@ def latest(folder: str | Path) -> Checkpoint | None:
     if found:
         raise WorkError(f"{folder}: all {len(found)} checkpoints are damaged")
     return None
+
+
+def at_step(folder: str | Path, step: int) -> Checkpoint:
+    """The checkpoint of one step.
+
+    Raises:
+        RequestError: there is none; the message lists those that are there.
+        WorkError: it is damaged.
+    """
+    found = steps(folder)
+    if step not in found:
+        listed = ", ".join(map(str, found)) or "none"
+        raise invalid("step", step, f"a step with a checkpoint in '{folder}' ({listed})")
+    path = Path(folder) / f"step-{step:08d}"
+    damage = _damage(path, step)
+    if damage is not None:
+        raise WorkError(f"{path}: {damage}")
+    return Checkpoint(path=path, step=step)
+
+
+def split_points(steps_per_epoch: int) -> tuple[int, ...]:
+    """The steps from which a run is branched: ten, most of them early, as most changes then.
+
+    Args:
+        steps_per_epoch: S.
+
+    Returns:
+        0, four multiples of S // 5 within the first epoch, and the ends of the first five epochs.
+
+    Source: released code of arXiv 2408.11804.
+    """
+    within = {part * (steps_per_epoch // 5) for part in range(5)}
+    return tuple(sorted(within | {epoch * steps_per_epoch for epoch in range(1, 6)}))
 
 
 def discard_after(folder: str | Path, step: int) -> None:

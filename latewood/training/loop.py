@@ -155,12 +155,13 @@ def train_steps(session: Session, after_step: list[Observer], stopping: Callable
 
 def _remaining_batches(session: Session) -> Iterator[tuple[Batch, float]]:
     recipe, processes = session.recipe, session.processes
+    seed = recipe.seed if recipe.order_seed is None else recipe.order_seed
     while not session.finished:
         epoch, start = divmod(session.step, session.steps_per_epoch)
         rest_of_epoch = batches(
             session.task.train,
             batch_size=recipe.batch_size,
-            seed=recipe.seed,
+            seed=seed,
             epoch=epoch,
             rank=processes.rank,
             world_size=processes.count,
@@ -298,7 +299,7 @@ def _start(session: Session, *, resume: bool, overwrite: bool) -> None:
         group.on_main(lambda: run.create(text, overwrite=overwrite))
     if recipe.trackers:
         group.accelerator.init_trackers("latewood", config={"recipe": recipe.to_toml()})
-    if session.step == 0:
+    if session.step == 0 and session.saved_step < 0:
         session.begin_epoch()
         begin(session)
 

@@ -26,9 +26,11 @@ def observers(advance: Advance) -> list[Observer]:
 
 
 def begin(session: Session) -> None:
-    """What is seen before the first step: the methods' metrics and the probes'."""
+    """What is seen before the first step: metrics of methods and probes, and the state if asked."""
     _write_method_metrics(session)
     run_probes(session)
+    if 0 in session.kept_steps:
+        save_checkpoint(session)
 
 
 def write_training_metrics(session: Session) -> None:
@@ -75,6 +77,8 @@ def run_probes(session: Session) -> None:
 def keep_state(session: Session) -> None:
     """Writes a checkpoint when one is due."""
     every = session.recipe.checkpoint_every
+    if session.step in session.kept_steps:
+        save_checkpoint(session)
     if not session.due(every):
         return
     if every is None and not session.finished:
@@ -102,6 +106,7 @@ def save_checkpoint(session: Session) -> None:
             session.model.state_dict(),
             state,
             keep=session.recipe.keep_checkpoints,
+            spare=session.kept_steps,
         )
 
     session.processes.on_main(write)

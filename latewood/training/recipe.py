@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
         batch_size: samples per step over all processes together.
         drop_last: leave out a last batch of an epoch that is not full.
         seed: decides initial weights, data order, augmentation and all other randomness.
+        order_seed: decides the data order instead, and nothing else.
         precision: "no" for full, "bf16" or "fp16" for mixed.
         decay_all: weight decay acts on norms and biases too, not only on weights.
         clip_norm: largest norm of the gradient of the model's own parameters.
@@ -73,6 +75,9 @@ class Recipe(BaseModel):
         checkpoint_every: steps between two checkpoints; if left out, at ends of epochs, when the
             last one is older than half a minute.
         keep_checkpoints: how many of the last checkpoints stay on disk.
+        keep_at: steps after which a checkpoint is written and stays on disk; 0 is the start.
+        split_points: the same for the ten steps from which runs are branched, see
+            ``latewood.training.checkpoints.split_points``.
         recalibration_batches: training batches that renew batch-norm statistics after finalizing.
         trackers: accelerate's trackers to log to besides the run folder.
         channels_last: keep images in channels-last order.
@@ -93,6 +98,7 @@ class Recipe(BaseModel):
     batch_size: PositiveInt = 128
     drop_last: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    order_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     decay_all: bool = False
     clip_norm: PositiveFloat | None = None
@@ -101,6 +107,8 @@ class Recipe(BaseModel):
     score_training: bool = False
     checkpoint_every: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
+    keep_at: list[NonNegativeInt] = []
+    split_points: bool = False
     recalibration_batches: PositiveInt = 50
     trackers: list[Tracker] = []
     channels_last: bool = False

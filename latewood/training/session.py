@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from latewood.core.groups import parameter_groups
 from latewood.core.method import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule, with_warmup
-from latewood.errors import RequestError
+from latewood.errors import RequestError, invalid
 from latewood.training import components
-from latewood.training.checkpoints import Checkpoint, load_into
+from latewood.training.checkpoints import Checkpoint, load_into, split_points
 from latewood.training.data import Batch, batch_count
 from latewood.training.processes import Processes
 from latewood.training.randomness import (
@@ -105,6 +105,8 @@ class Session:
         self.trained: list[nn.Parameter] = []
         self.clipped: list[nn.Parameter] = []
         self._list_parameters()
+        splits = split_points(self.steps_per_epoch) if self.recipe.split_points else ()
+        self.kept_steps = frozenset({*self.recipe.keep_at, *splits})
         self.objective_noise = torch.Generator(self.processes.device)
         self.augment_noise = torch.Generator()
 
@@ -278,6 +280,8 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     _require_samples(recipe, processes, task)
     steps_per_epoch = batch_count(len(task.train), recipe.batch_size, recipe.drop_last)
     total_steps = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
+    if max(recipe.keep_at, default=0) > total_steps:
+        raise invalid("keep_at", recipe.keep_at, f"steps up to the last one, {total_steps}")
     section = recipe.model or {"name": task.model}
     seed_torch(derive(seed, "initial weights"), processes.device)
     model: nn.Module = components.build(
@@ -319,6 +323,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
                 "probe",
                 own,
                 f"probes[{index}]",
+                offered={"worker": "auto", "shard": processes.count > 1},
                 model=model,
                 total_steps=total_steps,
                 steps_per_epoch=steps_per_epoch,
