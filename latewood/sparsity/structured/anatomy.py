@@ -107,26 +107,30 @@ class Anatomy:
         Returns:
             Whether anything changed.
         """
-        self._refuse_strangers()
-        before, blocks_before = self.present, self.blocks
-        self.blocks = blocks.clone()
-        self.present = [
-            (new if self.visible(group) else old).clone()
-            for group, (old, new) in enumerate(zip(before, present, strict=True))
+        there = [home is None or bool(blocks[home]) for home in self.skeleton.home]
+        after = [
+            (new if visible else old).clone()
+            for old, new, visible in zip(self.present, present, there, strict=True)
         ]
         changed = [
             held
             for held in self.skeleton.tensors.values()
             if any(
-                not torch.equal(before[group], self.present[group])
+                not torch.equal(self.present[group], after[group])
                 for axis in held.axes
                 for group, _ in axis.owners
             )
         ]
+        self._refuse_strangers(changed)
+        if optimizer is not None:
+            _refuse_states(changed, optimizer)
+        # All that can be refused was refused above; from here on everything changes.
+        before, blocks_before = self.present, self.blocks
+        self.present, self.blocks = after, blocks.clone()
         for held in changed:
             self._exchange(held, before, optimizer, remember=remember)
-        for module in {id(held.module) for held in changed}:
-            self._sizes[module].refresh()
+        for layer in {id(held.module) for held in changed}:
+            self._sizes[layer].refresh()
         for module, attribute, group, per_channel in self._counts:
             setattr(module, attribute, per_channel * int(self.present[group].sum()))
         self._place_factors()
@@ -223,27 +227,32 @@ class Anatomy:
                 self._memories[held.name, key] = memory
             return values
 
-        shape = tensor.shape
         state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:
+            if isinstance(value, Tensor) and value.shape == tensor.shape:
                 replace_data(value, changed(key, value, torch.zeros))
-            elif isinstance(value, Tensor) and value.numel() > 1:
-                raise RequestError(
-                    f"optimizer: its {key} of {held.name} has shape {tuple(value.shape)}; expected "
-                    f"the parameter's {tuple(shape)}, to change size with it"
-                )
         replace_data(
             tensor, changed(_VALUE, tensor, lambda size: newborn(held, size, self._generator))
         )
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_strangers(self, changed: Sequence[Held]) -> None:
         own = {id(factor) for _, _, factor in self._factors}
-        for held in self.skeleton.tensors.values():
+        for held in changed:
             for each in transformations(held.module, held.attribute):
                 follows = all(tensor.numel() <= 1 for tensor in each.state_dict().values())
-                if id(each) not in own and held.axes and not follows:
+                if id(each) not in own and not follows:
                     raise RequestError(
                         f"{held.name}: {type(each).__name__} holds tensors that would not follow "
                         "its shape; attach it after the freeze, to the finalized model"
                     )
+
+
+def _refuse_states(changed: Sequence[Held], optimizer: Optimizer) -> None:
+    for held in changed:
+        shape = held.stored.shape
+        for key, value in optimizer.state.get(held.stored, {}).items():
+            if isinstance(value, Tensor) and value.shape != shape and value.numel() > 1:
+                raise RequestError(
+                    f"optimizer: its {key} of {held.name} has shape {tuple(value.shape)}; expected "
+                    f"the parameter's {tuple(shape)}, to change size with it"
+                )

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.mask import DECIDED
-from latewood.sparsity.slimming.edits import Channels, Skipped, remember
+from latewood.sparsity.slimming.edits import Channels, Edit, Skipped, remember
 from latewood.sparsity.structured.anatomy import Anatomy
 from latewood.sparsity.structured.budget import Budget
 from latewood.sparsity.structured.costs import multiply_accumulates
@@ -418,7 +418,8 @@ class StructuredSparsification:
             for block, there in zip(anatomy.skeleton.blocks, anatomy.blocks.tolist(), strict=True)
             if not there
         }
-        edits = [*([Channels(kept)] if kept else []), *([Skipped(gone)] if gone else [])]
+        edits: list[Edit] = [Channels(kept)] if kept else []
+        edits += [Skipped(gone)] if gone else []
         remember(self._model, edits, self._examples)
 
     def _growth_logits(self, optimizer: Optimizer) -> tuple[float, float]:
