@@ -55,18 +55,21 @@ class Background(Generic[T]):
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="latewood-spectra")
         self._futures.append(self._pool.submit(work))
 
-    def take(self, *, wait: bool = False) -> T | None:
-        """The oldest result that nobody has taken; None if there is none, or none yet.
+    def ready(self, *, wait: bool = False) -> bool:
+        """Whether there is a result to take.
 
         Args:
-            wait: whether to wait for it.
+            wait: whether any that is under way will do.
+        """
+        return bool(self._futures) and (wait or self._futures[0].done())
+
+    def take(self) -> T:
+        """The oldest result that nobody has taken; waits for it.
 
         Raises:
             Exception: what the work has raised.
         """
-        if self._futures and (wait or self._futures[0].done()):
-            return self._futures.popleft().result()
-        return None
+        return self._futures.popleft().result()
 
     def _room(self) -> bool:
         unfinished = [future for future in self._futures if not future.done()]

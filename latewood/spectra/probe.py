@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,9 +47,9 @@ class SpectralProbe:
     weight is seen as evaluation mode would compute it: masked, quantised. The model may change on
     the way: each look sees the layers and shapes of its moment.
 
-    With a worker, ``observe`` only copies the weights; its thread does the linear algebra, and a
-    later ``observe``, or ``finish``, returns the result with the "step" it belongs to, how many
-    steps later that is ("lag"), and how many looks were given up so far ("dropped"). Call
+    With a worker, ``observe`` only copies the weights; its thread does the linear algebra, and the
+    ``observe`` of a later look, or ``finish``, returns the result with the "step" it belongs to,
+    how many steps later that is ("lag"), and how many looks were given up so far ("dropped"). Call
     ``finish`` at the end, and before a checkpoint from which a killed training may resume.
 
     Args:
@@ -74,7 +74,7 @@ class SpectralProbe:
         tolerance: largest residual of a followed vector, as a share of the largest value.
         worker: whether a thread beside the training does the linear algebra; "auto" does so where
             it is cheaper: with weights on a GPU, or cores that torch's threads leave free.
-        queue: looks that may be under way or wait.
+        queue: looks that may be under way or wait; the one that makes room for another is returned.
         policy: what happens to a look that finds the queue full: "block" waits, "drop-oldest"
             gives up the oldest that has not begun.
         threads: of the linear algebra; None for 1 in a worker, as many as torch has otherwise.
@@ -110,7 +110,7 @@ class SpectralProbe:
         full_every: int = 1,
         tolerance: float = 1e-3,
         worker: bool | Literal["auto"] = False,
-        queue: int = 2,
+        queue: int = 1,
         policy: Policy = "block",
         threads: int | None = None,
         shard: bool = False,
@@ -144,6 +144,7 @@ class SpectralProbe:
         self.total_steps = total_steps
         self._shards = Shards(wanted=shard)
         self._worker = worker
+        self._beside: bool | None = None
         self._background: Background[_Look] = Background(queue, policy)
         self._measurer = Measurer(vectors, half=half, tolerance=tolerance)
         self._looks = 0
@@ -179,18 +180,14 @@ class SpectralProbe:
             {"effective_rank/<name>": value} of every matrix, the mean over its groups;
             {"largest_value/<name>": value} where a look follows the first singular values only;
             "alignment/<pair>" scores; "collapsed/<name>" and "not_finite/<name>" of 1 where a
-            matrix is zero or has NaN or Inf. {} where nothing is due or ready. With a worker, the
-            result of the oldest finished look, with its "step", "lag" and "dropped".
+            matrix is zero or has NaN or Inf. {} where nothing is due. With a worker, the result of
+            an earlier look with its "step", "lag" and "dropped".
 
         Raises:
             WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
         due = self._due(step)
-        if self._shards.active:
-            # All processes meet here, at looks only.
-            earlier = self._taken(step, wait=True) if due else {}
-        else:
-            earlier = self._taken(step)
+        earlier = self._earlier(step, due=due)
         if not due:
             return earlier
         _wait_for_devices(self.model)
@@ -199,7 +196,7 @@ class SpectralProbe:
             if self._in_background():
                 self._background.submit(work)
                 return earlier
-            return self._reported(work())
+            return self._reported(work)
 
     def finish(self) -> list[dict[str, float]]:
         """Waits for the looks that are under way.
@@ -215,6 +212,17 @@ class SpectralProbe:
             results.append(self._taken(None, wait=True))
         return [each for each in results if each]
 
+    def _earlier(self, now: int, *, due: bool) -> dict[str, float]:
+        """The result of an earlier look, if its time has come."""
+        pending, length = self._background.pending, self._background.length
+        if self._shards.active:
+            # All processes meet here, at looks only.
+            return self._taken(now, wait=True) if due else {}
+        if self.every == "auto" or self._background.policy == "drop-oldest":
+            return self._taken(now)
+        # At a step that does not depend on the machine's speed, so that logs are reproducible.
+        return self._taken(now, wait=True) if due and pending >= length else {}
+
     def _due(self, step: int) -> bool:
         busy = self._background.pending > 0
         if self.every != "auto" or not self._shards.active:
@@ -224,12 +232,19 @@ class SpectralProbe:
         return self._shards.agreed(self._cadence.due(step))
 
     def _in_background(self) -> bool:
+        if self._beside is None:
+            self._beside = self._shards.agreed(self._is_cheaper_beside())
+        return self._beside
+
+    def _is_cheaper_beside(self) -> bool:
         if self._worker != "auto":
             return self._worker
         if any(p.device.type != "cpu" for p in self.model.parameters()):
             return True
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return cores > torch.get_num_threads()
+        # The processes of one machine share its cores.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or "1")
+        return cores > processes * torch.get_num_threads()
 
     def _prepared(self, step: int) -> Callable[[], _Look]:
         """Takes the weights, copied where the work is done elsewhere, and says what to do."""
@@ -255,6 +270,7 @@ class SpectralProbe:
         full = self._looks % self.full_every == 0 or step == self.total_steps
         self._looks += 1
         threads = self.threads or (1 if background else torch.get_num_threads())
+        shared = self._shards.active
 
         def work() -> _Look:
             start, processor = time.perf_counter(), time.thread_time()
@@ -262,7 +278,7 @@ class SpectralProbe:
                 ready()
                 found = self._measurer.measure(own, full=full, follow=self.full_every > 1)
             look = _Look(step, pairs, found, 0.0)
-            if not self._shards.active:
+            if not shared:
                 self._write(look)
             spent = time.perf_counter() - start if threads > 1 else 0.0
             seconds = max(threads * spent, time.thread_time() - processor) if background else 0.0
@@ -278,23 +294,39 @@ class SpectralProbe:
 
     def _taken(self, now: int | None, *, wait: bool = False) -> dict[str, float]:
         """The oldest result of the worker, if there is one."""
-        look = self._background.take(wait=wait)
-        if look is None:
+        if not self._background.ready(wait=wait):
             return {}
-        self._cadence.charge(look.seconds)
-        metrics = self._reported(look)
+        step = -1
+
+        def result() -> _Look:
+            nonlocal step
+            look = self._background.take()
+            step = look.step
+            self._cadence.charge(look.seconds)
+            return look
+
+        metrics = self._reported(result)
         if not metrics:
             return {}
-        lag = {} if now is None else {"lag": float(now - look.step)}
-        return {"step": look.step, **metrics, **lag, "dropped": float(self.dropped)}
+        lag = {} if now is None else {"lag": float(now - step)}
+        return {"step": step, **metrics, **lag, "dropped": float(self.dropped)}
 
-    def _reported(self, look: _Look) -> dict[str, float]:
+    def _reported(self, work: Callable[[], _Look]) -> dict[str, float]:
+        """The metrics of a look; of a shared one in the first process, which also keeps it."""
         if self._shards.active:
-            found = self._shards.gathered(lambda: look.found)
-            look = _Look(look.step, look.pairs, found, look.seconds)
+            looks: list[_Look] = []
+
+            def part() -> list[Found]:
+                looks.append(work())
+                return looks[0].found
+
+            found = self._shards.gathered(part)
             if not self._shards.first:
                 return {}
+            look = replace(looks[0], found=found)
             self._write(look)
+        else:
+            look = work()
         metrics: dict[str, float] = {}
         for each in look.found:
             if each.kept:

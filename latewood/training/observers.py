@@ -68,10 +68,25 @@ def validate(session: Session) -> None:
 
 
 def run_probes(session: Session) -> None:
-    """Lets the probes look, in the main process."""
-    if session.processes.is_main:
-        for probe in session.probes:
-            _write(session, "probe", probe.observe(session.step))
+    """Lets the probes look: in the main process, or in all that share the work."""
+    for probe in session.probes:
+        if session.processes.is_main or getattr(probe, "every_process", False):
+            _write_seen(session, probe.observe(session.step))
+
+
+def _finish_probes(session: Session) -> None:
+    """Writes what probes that work beside the training have not said yet."""
+    for probe in session.probes:
+        if session.processes.is_main or getattr(probe, "every_process", False):
+            for values in getattr(probe, "finish", list)():
+                _write_seen(session, values)
+
+
+def _write_seen(session: Session, values: dict[str, float]) -> None:
+    # What a probe has worked out beside the training belongs to the step it says.
+    step = int(values.get("step", session.step))
+    own = {"epoch": step / session.steps_per_epoch} if "step" in values else {}
+    _write(session, "probe", values | own)
 
 
 def keep_state(session: Session) -> None:
@@ -94,6 +109,8 @@ def save_checkpoint(session: Session) -> None:
     Raises:
         WorkError: it could not be written; the one before it is kept.
     """
+    # A run that goes on from here looks at nothing before it again.
+    _finish_probes(session)
     if session.saved_step == session.step:
         return
     state = session.state()

@@ -28,19 +28,20 @@ def test_results_come_in_order():
     queue = Background(3)
     for number in range(3):
         queue.submit(lambda number=number: number)
-    assert [queue.take(wait=True) for _ in range(3)] == [0, 1, 2]
-    assert queue.take() is None
-    assert queue.take(wait=True) is None
+    assert [queue.take() for _ in range(3)] == [0, 1, 2]
+    assert not queue.ready()
+    assert not queue.ready(wait=True)
     assert (queue.pending, queue.dropped) == (0, 0)
 
 
 def test_nothing_is_taken_before_it_is_done():
     gate, queue = Gate(), Background(2)
     queue.submit(gate.work("first"))
-    assert queue.take() is None
+    assert not queue.ready()
+    assert queue.ready(wait=True)
     assert queue.pending == 1
     gate.open.set()
-    assert queue.take(wait=True) == "first"
+    assert queue.take() == "first"
 
 
 def test_block_waits_for_room_and_loses_nothing():
@@ -49,7 +50,7 @@ def test_block_waits_for_room_and_loses_nothing():
     threading.Timer(0.05, gate.open.set).start()
     queue.submit(lambda: 2)
     assert gate.open.is_set()
-    assert [queue.take(wait=True), queue.take(wait=True)] == [1, 2]
+    assert [queue.take(), queue.take()] == [1, 2]
     assert queue.dropped == 0
 
 
@@ -61,7 +62,7 @@ def test_the_oldest_that_has_not_begun_is_dropped():
     queue.submit(lambda: 3)
     assert queue.dropped == 1
     gate.open.set()
-    assert [queue.take(wait=True), queue.take(wait=True)] == [1, 3]
+    assert [queue.take(), queue.take()] == [1, 3]
 
 
 def test_with_nothing_to_drop_the_new_one_is():
@@ -71,7 +72,7 @@ def test_with_nothing_to_drop_the_new_one_is():
     queue.submit(lambda: 2)
     assert (queue.dropped, queue.pending) == (1, 1)
     gate.open.set()
-    assert queue.take(wait=True) == 1
+    assert queue.take() == 1
 
 
 def test_errors_come_out_where_the_result_is_asked_for():
@@ -79,8 +80,8 @@ def test_errors_come_out_where_the_result_is_asked_for():
     queue.submit(lambda: 1 / 0)
     queue.submit(lambda: "later")
     with pytest.raises(ZeroDivisionError):
-        queue.take(wait=True)
-    assert queue.take(wait=True) == "later"
+        queue.take()
+    assert queue.take() == "later"
 
 
 @pytest.mark.parametrize(("options", "named"), [((0,), "queue"), ((2, "wait"), "policy")])

@@ -69,20 +69,30 @@ def test_a_worker_finds_what_the_caller_would(tmp_path, options):
     assert said[True] == said[False]
 
 
-def test_results_come_at_the_next_call_and_at_the_end():
-    model = network()
-    spectral = SpectralProbe(model, every=3, worker=True)
-    assert spectral.observe(0) == {}
-    while spectral._background._futures[0].running():
-        pass
-    later = spectral.observe(1)
-    assert (later["step"], later["lag"]) == (0, 1)
-    assert spectral.observe(2) == {}
-    spectral.observe(3)
-    (last,) = spectral.finish()
-    assert last["step"] == 3
-    assert "lag" not in last
+@pytest.mark.parametrize("queue", [1, 2])
+def test_results_come_at_later_looks_and_at_the_end(queue):
+    """Not whenever they are ready, so that two runs write the same log."""
+    spectral = SpectralProbe(network(), every=3, worker=True, queue=queue)
+    said = {step: spectral.observe(step) for step in range(10)}
+    later = {step: (found["step"], found["lag"]) for step, found in said.items() if found}
+    assert later == ({3: (0, 3), 6: (3, 3), 9: (6, 3)} if queue == 1 else {6: (0, 6), 9: (3, 6)})
+    rest = spectral.finish()
+    assert [found["step"] for found in rest] == ([9] if queue == 1 else [6, 9])
+    assert all("lag" not in found for found in rest)
     assert spectral.finish() == []
+
+
+def test_a_worker_where_cores_are_free(monkeypatch):
+    spectral = SpectralProbe(network(), every=1, worker="auto")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for cores, expected in ((2, False), (3, True)):
+        monkeypatch.setattr(
+            probe.os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False
+        )
+        assert spectral._is_cheaper_beside() == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not spectral._is_cheaper_beside()
 
 
 @pytest.fixture
@@ -116,7 +126,9 @@ def test_dropped_looks_are_counted(slow):
 
 def test_auto_waits_for_the_look_under_way(slow):
     release, _ = slow
-    spectral = SpectralProbe(network(), every="auto", worker=True, total_steps=50, budget=0.99)
+    spectral = SpectralProbe(
+        network(), every="auto", worker=True, queue=2, total_steps=50, budget=0.99
+    )
     for step in range(50):
         assert spectral.observe(step) == {}
     assert spectral._background.pending == 1
