@@ -1,0 +1,83 @@
+"""Two processes grow the same network: the same structures, the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+
+PARTS = '''
+import torch
+from latewood.training.data import TensorDataset
+from latewood.training.models import resnet20
+from latewood.training.objectives import Classification
+from latewood.training.task import Task
+
+def task():
+    noise = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(48, 3, 8, 8, generator=noise), torch.arange(48) % 4
+    return Task(
+        name="noise", train=TensorDataset(images, labels), validation=TensorDataset(images, labels),
+        objective=Classification(), headline="accuracy", model="parts_of_two:net",
+        example_inputs=(images[:1],),
+    )
+
+def net():
+    return resnet20(width=0.25, num_classes=4)
+'''
+
+RECIPE = """
+task = "parts_of_two:task"
+epochs = 6
+batch_size = 16
+device = "cpu"
+[optimizer]
+name = "sgd"
+lr = 0.05
+momentum = 0.9
+[[methods]]
+name = "structured_sparsification"
+budget = { parameters = 0.5 }
+logit_lr = 0.5
+growth_logit = -0.5
+freeze = 0.7
+"""
+
+SCRIPT = """
+import hashlib, json, os, sys, warnings
+warnings.simplefilter("ignore")
+from latewood.sparsity.structured import anatomy
+from latewood.training.loop import train
+seen = []
+become = anatomy.Anatomy.become
+def watched(self, *args, **named):
+    changed = become(self, *args, **named)
+    bits = b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
+    logits = [gate.logits.tolist() for gate in self.gates] + [self.layer_gate.logits.tolist()]
+    seen.append([[p.tolist() for p in self.present], self.blocks.tolist(), logits,
+                 hashlib.sha256(bits).hexdigest()])
+    return changed
+anatomy.Anatomy.become = watched
+result = train("recipe.toml", folder="run", show_progress=False)
+bits = b"".join(p.detach().numpy().tobytes() for p in result.model.parameters())
+seen.append(hashlib.sha256(bits).hexdigest())
+json.dump(seen, open(f"rank-{os.environ['RANK']}.json", "w"))
+"""
+
+
+def test_two_processes_grow_the_same_network(tmp_path):
+    (tmp_path / "parts_of_two.py").write_text(PARTS)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         "script.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert len(one) == 1 + 6  # the seed, four samples, the freeze, the end
+    assert one == two
+    blocks = [each[1] for each in one[:-1]]
+    assert not any(blocks[0]) and any(any(each) for each in blocks)
