@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import WorkError, invalid
-from latewood.spectra.agreement import agreement
+from latewood.spectra.agreement import Agreement, agreement
 from latewood.spectra.factors import Factors
 from latewood.spectra.snapshots import Spectrum, read_snapshot, snapshot_paths
 
@@ -28,8 +30,9 @@ class AgreementOverTime:
     Args:
         steps: the steps compared, ascending.
         references: the step that each was compared with.
-        diagonals: by parameter, (steps, k) in float64, averaged over the groups of a convolution.
-        scores: by parameter, (steps,), the mean of the diagonal's first entries.
+        diagonals: by parameter, (steps, k) in float64, averaged over the groups of a convolution;
+            NaN where the weight has another shape than in the reference, or is not there.
+        scores: by parameter, (steps,), the mean of the diagonal's first entries, NaN alike.
         baselines: by parameter, what unrelated matrices give on average.
     """
 
@@ -64,7 +67,7 @@ def agreement_over_time(
 
     Raises:
         RequestError: an unknown reference or step.
-        WorkError: no snapshots there, damaged ones, ones without vectors, or other weights.
+        WorkError: no snapshots there, damaged ones, ones without vectors, or no weight in common.
 
     Source: arXiv 2408.11804, section 3.4, figures 9 to 13.
     """
@@ -78,28 +81,48 @@ def agreement_over_time(
         raise WorkError(f"{folder}: too few snapshots for the reference {reference!r}")
     # Two at a time: a step's own vectors, and those of its reference, perhaps the step before.
     load = lru_cache(maxsize=2)(_factors)
-    diagonals: dict[str, list[Tensor]] = {}
-    scores: dict[str, list[Tensor]] = {}
-    baselines: dict[str, float] = {}
-    for step, partner in partners.items():
-        second = load(other[partner])
-        first = load(own[step])
-        if first.keys() != second.keys():
-            raise WorkError(f"{own[step]}: other weights than in {other[partner]}")
-        for name, mine in first.items():
-            if mine.shape != second[name].shape:
-                raise WorkError(f"{own[step]}: {name} has another shape than in {other[partner]}")
-            shared = agreement(mine, second[name], top=top)
-            rank = shared.diagonal.shape[-1]
-            diagonals.setdefault(name, []).append(shared.diagonal.reshape(-1, rank).mean(0))
-            scores.setdefault(name, []).append(shared.score.mean())
-            baselines[name] = shared.baseline
+    found = [_compared(load(own[step]), load(other[at]), top) for step, at in partners.items()]
+    names = list(dict.fromkeys(name for each in found for name in each))
+    if not names:
+        raise WorkError(f"{folder}: other weights than in {against or folder}, or other shapes")
     return AgreementOverTime(
         tuple(partners),
         tuple(partners.values()),
-        {name: torch.stack(rows) for name, rows in diagonals.items()},
-        {name: torch.stack(values) for name, values in scores.items()},
-        baselines,
+        {name: _rows([each.get(name) for each in found]) for name in names},
+        {name: _scores([each.get(name) for each in found]) for name in names},
+        {name: next(e[name].baseline for e in reversed(found) if name in e) for name in names},
+    )
+
+
+def _compared(
+    first: dict[str, Factors], second: dict[str, Factors], top: int
+) -> dict[str, Agreement]:
+    """The agreements of the weights that both have in one shape."""
+    return {
+        name: agreement(mine, second[name], top=top)
+        for name, mine in first.items()
+        if name in second and mine.shape == second[name].shape
+    }
+
+
+def _rows(found: Sequence[Agreement | None]) -> Tensor:
+    """(steps, k) diagonals, the mean over groups; NaN where there is none."""
+    parts = [
+        None if each is None else each.diagonal.reshape(-1, each.diagonal.shape[-1]).mean(0)
+        for each in found
+    ]
+    count = max(len(part) for part in parts if part is not None)
+    rows = torch.full((len(parts), count), torch.nan, dtype=torch.float64)
+    for row, part in zip(rows, parts, strict=True):
+        if part is not None:
+            row[: len(part)] = part
+    return rows
+
+
+def _scores(found: Sequence[Agreement | None]) -> Tensor:
+    return torch.tensor(
+        [math.nan if each is None else each.score.mean().item() for each in found],
+        dtype=torch.float64,
     )
 
 

@@ -105,11 +105,23 @@ def test_unusable_folders_are_named(tmp_path):
     SpectralProbe(nn.Linear(40, 30), every=1, folder=tmp_path / "other").observe(3)
     with pytest.raises(WorkError, match="other weights"):
         agreement_over_time(tmp_path / "one", against=tmp_path / "other")
-    wide = Net()
-    wide.head = nn.Linear(41, 30)
-    SpectralProbe(wide, every=1, folder=tmp_path / "wide").observe(3)
-    with pytest.raises(WorkError, match=r"head\.weight has another shape"):
-        agreement_over_time(tmp_path / "one", against=tmp_path / "wide")
+
+
+def test_weights_that_grow_are_compared_where_they_fit(tmp_path):
+    model = Net()
+    probe = SpectralProbe(model, every=1, folder=tmp_path, vectors=6)
+    for step, (inputs, width) in enumerate([(40, 4), (40, 30), (41, 30), (41, 30)]):
+        model.head = nn.Linear(inputs, width)
+        probe.observe(step)
+    found = agreement_over_time(tmp_path)
+    assert found.scores["head.weight"].isnan().tolist() == [True, True, False, False]
+    assert found.diagonals["head.weight"].shape == (4, 6)
+    assert not found.scores["conv.weight"].isnan().any()
+    assert found.baselines["head.weight"] == random_agreement(30, 41)
+    before = agreement_over_time(tmp_path, "previous")
+    assert before.scores["head.weight"].isnan().tolist() == [True, True, False]
+    first = agreement_over_time(tmp_path, "initial")
+    assert first.diagonals["head.weight"].shape == (4, 4)
 
 
 @pytest.mark.parametrize("reference", [5, "last"])
