@@ -1,14 +1,13 @@
 """Learned sparsity: which weights a network can do without, found while it trains."""
 
+from latewood.core.masks import keep_largest, shuffled_masks
 from latewood.sparsity.continuous import ContinuousSparsification
 from latewood.sparsity.fixed import FixedMasks
 from latewood.sparsity.places import maskable
 from latewood.sparsity.pruning import (
     GradualMagnitudePruning,
-    keep_largest,
     prune_smallest,
     random_masks,
-    shuffled_masks,
 )
 from latewood.sparsity.readings import Readings, readings
 from latewood.sparsity.slimming import (

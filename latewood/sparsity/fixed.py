@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latewood.core import Selected
+from latewood.core.masks import Masks, require_masks
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.attached import AttachedMasks
 from latewood.sparsity.fixed_mask import BinaryMask
 from latewood.sparsity.places import maskable
 
-__all__ = ["FixedMasks", "Masks", "require_masks"]
-
-Masks = dict[str, Tensor]
-"""Parameter name -> bool tensor of the weight's shape, True where kept."""
-
-_MOST_NAMES_SHOWN: Final = 8
+__all__ = ["FixedMasks"]
 
 
 class FixedMasks:
@@ -111,25 +107,3 @@ class FixedMasks:
         """
         if state:
             raise invalid("state", state, "what FixedMasks.state_dict() returned, {}")
-
-
-def require_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Refuses masks that do not fit the weights of their names.
-
-    Args:
-        masks: parameter name -> mask.
-        weights: parameter name -> weight; other names may be there too.
-
-    Raises:
-        RequestError: an unknown name, another shape or another dtype than bool.
-    """
-    for name, mask in masks.items():
-        if name not in weights:
-            shown = ", ".join(list(weights)[:_MOST_NAMES_SHOWN])
-            raise invalid("masks", name, f"names of weights, such as {shown}")
-        if mask.dtype != torch.bool or mask.shape != weights[name].shape:
-            raise invalid(
-                f"masks[{name!r}]",
-                f"{mask.dtype} of shape {tuple(mask.shape)}",
-                f"torch.bool of shape {tuple(weights[name].shape)}",
-            )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latewood.core import MASK
+from latewood.core.masks import Masks, require_masks
 from latewood.core.state import load_state, save_state
 from latewood.errors import WorkError, invalid
 from latewood.sparsity.continuous import ContinuousSparsification
-from latewood.sparsity.fixed import FixedMasks, Masks, require_masks
+from latewood.sparsity.fixed import FixedMasks
 
 __all__ = ["Snapshot", "Ticket", "restore", "snapshot"]
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.core.masks import bernoulli_masks as random_masks
+from latewood.core.masks import keep_largest, kept_count
 from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
 from latewood.spectra.factors import factors
@@ -273,7 +275,7 @@ def magnitude_masks(weights: Mapping[str, Tensor], keep: float) -> dict[str, Ten
         keep: share of all entries to keep, in [0, 1].
 
     Returns:
-        Boolean masks by name. Of entries of equal size at the threshold the first stay.
+        Boolean masks by name; of equal entries see ``core.masks.keep_largest``.
 
     Raises:
         RequestError: a share outside [0, 1], no weight, or one that is not finite.
@@ -287,41 +289,9 @@ def magnitude_masks(weights: Mapping[str, Tensor], keep: float) -> dict[str, Ten
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise invalid("weights", name, "weights without NaN or Inf")
-    sizes = torch.cat([_sizes(weight) for weight in weights.values()])
-    # The tolerance keeps 0.29 * 100 from becoming 28.
-    count = int(keep * sizes.numel() + 1e-6)
-    chosen = torch.zeros_like(sizes, dtype=torch.bool)
-    if count:
-        threshold = sizes.kthvalue(sizes.numel() - count + 1).values
-        chosen = sizes > threshold
-        ties = (sizes == threshold).nonzero()[: count - int(chosen.sum())]
-        chosen[ties] = True
-    parts = chosen.split([weight.numel() for weight in weights.values()])
-    return {
-        name: part.reshape(weight.shape).to(weight.device)
-        for (name, weight), part in zip(weights.items(), parts, strict=True)
-    }
-
-
-def random_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Masks that keep each entry with the density of the given mask of its layer: the control.
-
-    Args:
-        masks: boolean masks by name.
-        seed: of the draws.
-
-    Returns:
-        Boolean masks by name.
-
-    Source: arXiv 2408.11804, section 5.2.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (torch.rand(mask.shape, generator=generator) < mask.double().mean().item()).to(
-            mask.device
-        )
-        for name, mask in masks.items()
-    }
+    # Counted over all layers together, and rounded down.
+    total = sum(weight.numel() for weight in weights.values())
+    return keep_largest(weights, kept_count(total, keep, rounding="down"))
 
 
 @torch.no_grad()
@@ -354,11 +324,6 @@ def apply_masks_(
         # Not a product: a NaN under the mask must not stay.
         known[name].stored.masked_fill_(~mask.to(known[name].stored.device), 0.0)
     _recalibrate(model, batches, forward)
-
-
-def _sizes(weight: Tensor) -> Tensor:
-    kind = torch.promote_types(weight.dtype, torch.float32)
-    return weight.detach().flatten().to("cpu", kind).abs()
 
 
 def require_readable_twice(batches: Batches | None) -> None:

@@ -24,5 +24,5 @@ def test_one_value_has_no_interval():
 def test_wrong_arguments():
     with pytest.raises(RequestError, match="values: got"):
         mean([])
-    with pytest.raises(RequestError, match="confidence: got 1.0"):
+    with pytest.raises(RequestError, match=r"confidence: got 1\.0"):
         half_width([1.0, 2.0], confidence=1.0)

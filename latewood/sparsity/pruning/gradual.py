@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from latewood.core import cubic
+from latewood.core.masks import keep_largest
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.fixed import FixedMasks
 from latewood.sparsity.places import maskable
-from latewood.sparsity.pruning.magnitude import keep_largest
 
 __all__ = ["GradualMagnitudePruning"]
 

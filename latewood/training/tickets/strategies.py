@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latewood.core.masks import Masks, keep_largest, shuffled_masks
 from latewood.sparsity import (
     ContinuousSparsification,
     GradualMagnitudePruning,
     Ticket,
-    keep_largest,
     prune_smallest,
     readings,
-    shuffled_masks,
     snapshot,
 )
-from latewood.sparsity.fixed import Masks
 from latewood.training.evaluation import recalibrate, recalibration_batches
 from latewood.training.randomness import derive
 from latewood.training.tickets.trial import Bench, Trained, score

@@ -119,7 +119,7 @@ def test_twenty_rounds_of_a_fifth():
     ("call", "message"),
     [
         (lambda w: prune_smallest(w, fraction=1.1), r"fraction: got 1.1; expected .* \[0, 1\]"),
-        (lambda w: keep_largest(w, 5), "count: got 5; expected 0 to 4"),
+        (lambda w: keep_largest(w, 5), "count: got 5; expected .* 0 to 4"),
         (lambda w: keep_largest({}, 0), "weights: got 'none'"),
         (lambda w: prune_smallest(w, fraction=0.5, present={}), "present: got"),
         (lambda w: prune_smallest(w, fraction=0.5, present=w), "expected torch.bool of shape"),
