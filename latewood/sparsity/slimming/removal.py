@@ -12,6 +12,7 @@ from latewood.errors import RequestError, invalid
 from latewood.sparsity.slimming.blocks import idle_modules
 from latewood.sparsity.slimming.channels import Limits, thin
 from latewood.sparsity.slimming.comparing import Examples, bake_masks, compare
+from latewood.sparsity.slimming.dead_rows import clear_dead_rows
 from latewood.sparsity.slimming.edits import (
     Channels,
     Edit,
@@ -96,6 +97,7 @@ def slimmed(
     """
     twin = copy.deepcopy(model)
     bake_masks(twin)
+    clear_dead_rows(twin, example_inputs)
     if limits.wanted is not None:
         return twin, [Channels(thin(twin, example_inputs, limits))]
     layers = replaceable_attention(twin, example_inputs)

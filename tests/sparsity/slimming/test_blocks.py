@@ -57,6 +57,47 @@ def test_a_block_that_changes_the_shape_or_its_input_stays(resnet):
     assert idle_modules(model, images) == {}
 
 
+def test_what_only_a_dead_norm_reads_goes_with_its_block_that_cannot(resnet):
+    model, images = resnet
+    zero(model.layer2[0].bn2)
+    before = model.layer2[0].conv2.weight.clone()
+    smaller = slim(model, images)
+    assert smaller.layer2[0].conv1.out_channels == smaller.layer2[0].conv2.in_channels == 1
+    assert torch.equal(model.layer2[0].conv2.weight, before)
+    assert difference(model, smaller, images) <= 1e-12
+
+
+class Branching(nn.Module):
+    """A convolution that a dead norm reads, and one more reader if asked for."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 3, 1), nn.Conv1d(3, 3, 1)
+        self.norm, self.last = nn.BatchNorm1d(3), nn.Conv1d(3, 2, 1)
+        self.reader = reader
+
+    def forward(self, x):
+        hidden = self.second(self.first(x).relu())
+        return self.reader(self, hidden, self.last(self.norm(hidden) + 1))
+
+
+@pytest.mark.parametrize(
+    ("reader", "left"),
+    [
+        (lambda m, hidden, out: out, 1),
+        (lambda m, hidden, out: out + hidden.sum(), 3),
+        (lambda m, hidden, out: (out, hidden), 3),
+        (lambda m, hidden, out: out + m.last(m.second(out[:, [0, 1, 0]])), 3),
+    ],
+)
+def test_a_row_with_another_reader_stays(reader, left):
+    torch.manual_seed(0)
+    model = Branching(reader).double().eval()
+    zero(model.norm)
+    inputs = torch.randn(2, 2, 5, dtype=torch.float64)
+    assert slim(model, inputs).first.out_channels == left
+
+
 class Shifted(nn.Module):
     """A ReLU after the sum, of a stream that may be negative."""
 
