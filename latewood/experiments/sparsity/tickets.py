@@ -19,7 +19,7 @@ from latewood.experiments.registry import (
 from latewood.training.recipe import Recipe, parse_recipe
 from latewood.training.tickets import TicketTable, search_tickets
 
-__all__ = ["EXPERIMENT"]
+__all__ = ["EXPERIMENT", "digits_recipe"]
 
 EPOCHS = {"quick": 16, "cpu": 40}
 SEEDS = {"quick": 1, "cpu": 3}
@@ -36,7 +36,7 @@ def run(scale: Scale, bench: Bench) -> Results:
 
     def measure(seed: int) -> dict[str, float]:
         table = search_tickets(
-            _recipe(EPOCHS[scale]),
+            digits_recipe(EPOCHS[scale]),
             folder=bench.folder / f"one-round-{seed}",
             initial_logits=(-0.1,),
             baselines=(*MATCHED[scale], *iterative, "supermask"),
@@ -47,7 +47,7 @@ def run(scale: Scale, bench: Bench) -> Results:
             show_progress=False,
         )
         rounds = search_tickets(
-            _recipe(EPOCHS[scale]),
+            digits_recipe(EPOCHS[scale]),
             folder=bench.folder / f"two-rounds-{seed}",
             initial_logits=(-0.05,),
             rounds=2,
@@ -108,7 +108,8 @@ def _two_rounds(table: TicketTable) -> dict[str, float]:
     }
 
 
-def _recipe(epochs: int) -> Recipe:
+def digits_recipe(epochs: int) -> Recipe:
+    """One training of the perceptron on digits, as all searches on it have it."""
     return parse_recipe(
         {
             "task": "digits",
