@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.structured.costs import Cost, parameters
+from latewood.sparsity.structured.latency import MeasuredLatency, measured_latency
 from latewood.sparsity.structured.skeleton import Skeleton
 
 __all__ = ["Budget"]
 
-_KINDS = ("parameters", "macs")
+_KINDS = ("parameters", "macs", "latency_ms", "latency")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Budget:
 
     Args:
         kind: what is limited.
+        value: as the user wrote it.
         limit: how much it may be.
         full: the full model's cost.
         cost: of a network.
@@ -30,6 +32,7 @@ class Budget:
     """
 
     kind: str
+    value: float
     limit: float
     full: float
     cost: Cost
@@ -62,15 +65,39 @@ class Budget:
         ((kind, value),) = given.items()
         if not 0.0 < value < math.inf:
             raise invalid(f"budget.{kind}", value, "a positive number")
+        if kind == "latency" and value > 1:
+            raise invalid("budget.latency", value, "a share; milliseconds are called latency_ms")
         count = parameters(skeleton)
-        cost: Cost = count if kind == "parameters" else macs
+        cost: Cost
+        if kind.startswith("latency"):
+            cost = measured_latency(model, skeleton, example_inputs)
+        else:
+            cost = count if kind == "parameters" else macs
+        return cls._limited(kind, value, cost, count, skeleton)
+
+    @classmethod
+    def _limited(
+        cls, kind: str, value: float, cost: Cost, count: Cost, skeleton: Skeleton
+    ) -> Budget:
         everything = [True] * len(skeleton.blocks)
         full = cost.at([group.width for group in skeleton.groups], everything)
-        limit = value * full if value <= 1 else float(value)
+        is_share = value <= 1 and kind != "latency_ms"
+        limit = value * full if is_share else float(value)
         least = cost.at([1] * len(skeleton.groups), [False] * len(skeleton.blocks))
         if least > limit:
             raise RequestError(
                 f"budget.{kind}: got {value!r}, which is {limit:.6g} of {full:.6g}; expected at "
                 f"least {least:.6g}, one channel in each group"
             )
-        return cls(kind, min(limit, full), full, cost, count)
+        return cls(kind, value, min(limit, full), full, cost, count)
+
+    def table(self) -> list[Tensor] | None:
+        """What was measured; None for a cost that is counted."""
+        return self.cost.table() if isinstance(self.cost, MeasuredLatency) else None
+
+    def having(self, table: list[Tensor] | None, skeleton: Skeleton) -> Budget:
+        """The same budget by what was measured at another time."""
+        if table is None or not isinstance(self.cost, MeasuredLatency):
+            return self
+        cost = self.cost.having(table)
+        return self._limited(self.kind, self.value, cost, self.parameters, skeleton)

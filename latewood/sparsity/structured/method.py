@@ -320,6 +320,7 @@ class StructuredSparsification:
             "step": self._step,
             "ready": self._ready,
             "spent": self._spent,
+            "budget": self.budget.table(),
             "weights": self._weights,
             "clocks": list(self._clocks),
             "logits": [gate.logits.detach().clone() for gate in self._gates],
@@ -344,6 +345,7 @@ class StructuredSparsification:
             RequestError: a state of another kind.
         """
         self._check(state)
+        self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
         self._step, self._ready = state["step"], state["ready"]
         self._spent, self._weights = state["spent"], tuple(state["weights"])
         self._clocks = [each.clone() for each in state["clocks"]]
@@ -380,10 +382,11 @@ class StructuredSparsification:
             for each in chances
         ]
         blocks = drawn.pop() if anatomy.layer_gate is not None else anatomy.blocks
-        scores = [gate.logits.detach().cpu() for gate in anatomy.gates]
+        scores, block_scores = self._scores()
         present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
         if self.settings.capped:
-            present = capped(present, scores, blocks, self.budget.cost, self.budget.limit)
+            cost, limit = self.budget.cost, self.budget.limit
+            present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
         changed = anatomy.become(present, blocks, optimizer)
         for group, clock in enumerate(self._clocks[: len(present)]):
             if anatomy.visible(group):
@@ -396,14 +399,18 @@ class StructuredSparsification:
     def _freeze(self, optimizer: Optimizer | None) -> None:
         """Fixes the structures of the largest logits within the budget; folds the factors."""
         anatomy = self._anatomy
-        scores = [gate.logits.detach().cpu() for gate in anatomy.gates]
-        layer_gate = anatomy.layer_gate
-        layers = torch.zeros(0) if layer_gate is None else layer_gate.logits.detach().cpu()
+        scores, layers = self._scores()
         present, blocks = largest_within(scores, layers, self.budget.cost, self.budget.limit)
         anatomy.become(present, blocks, optimizer)
         anatomy.fold(optimizer)
         for gate in self._gates:
             gate.logits.grad = None
+
+    def _scores(self) -> tuple[list[Tensor], Tensor]:
+        """The logits on the CPU: of each group's channels, and of the blocks."""
+        scores = [gate.logits.detach().cpu() for gate in self._anatomy.gates]
+        layer_gate = self._anatomy.layer_gate
+        return scores, torch.zeros(0) if layer_gate is None else layer_gate.logits.detach().cpu()
 
     def _write_recipe(self) -> None:
         """Leaves on the model how it comes from the full one."""

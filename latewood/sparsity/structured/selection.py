@@ -37,24 +37,29 @@ def capped(
     present: Sequence[Tensor],
     scores: Sequence[Tensor],
     blocks: Tensor,
+    block_scores: Tensor,
     cost: Cost,
     limit: float,
-) -> list[Tensor]:
+) -> tuple[list[Tensor], Tensor]:
     """Takes the lowest scores out of a sample until it fits; each group keeps its best channel.
 
     Args:
         present: for each group which channels were sampled, bool (width,).
         scores: of the channels.
-        blocks: which removable blocks were sampled, bool; they stay.
+        blocks: which removable blocks were sampled, bool; they go where narrow ones do not fit.
+        block_scores: of the blocks.
         cost: of a network.
         limit: what it may cost.
 
     Returns:
-        As ``present``.
+        As ``present`` and ``blocks``.
     """
+    there = blocks.tolist()
+    for block in block_scores.argsort(stable=True).tolist():
+        if cost.at([1] * len(present), there) > limit:
+            there[block] = False
     chosen = [each.clone() for each in present]
     widths = [int(each.sum()) for each in chosen]
-    there = blocks.tolist()
     ranked = sorted(
         (float(scores[group][channel]), group, channel)
         for group, each in enumerate(chosen)
@@ -66,7 +71,7 @@ def capped(
         if widths[group] > 1:
             chosen[group][channel] = False
             widths[group] -= 1
-    return chosen
+    return chosen, torch.tensor(there, dtype=torch.bool)
 
 
 def largest_within(

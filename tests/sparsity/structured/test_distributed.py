@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-PARTS = '''
+PARTS = """
 import torch
 from latewood.training.data import TensorDataset
 from latewood.training.models import resnet20
@@ -23,7 +23,7 @@ def task():
 
 def net():
     return resnet20(width=0.25, num_classes=4)
-'''
+"""
 
 RECIPE = """
 task = "parts_of_two:task"
