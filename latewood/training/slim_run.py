@@ -214,7 +214,7 @@ def _table(
     calls: dict[str, Callable[[], object]] = {
         form: partial(model, *inputs) for form, model in models.items()
     }
-    times = least_times(calls, torch.device("cpu"))
+    times = least_times(calls, torch.device("cpu"), steady=25, seconds=3.0)
     measures: dict[str, Callable[[Mode], object]] = {
         "parameters": lambda form: _values(models[form])[0],
         "nonzero": lambda form: _values(models[form])[1],

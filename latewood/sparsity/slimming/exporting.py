@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ _MULTIPLES: Final = (8, 16)
 """Numbers of channels that kernels like; measured beside the exact ones."""
 _TOLERATED: Final = 1.02
 """Forms this close to the fastest count as equally fast, and the order below decides."""
+_WHOLE: Final[dict[str, Any]] = {"steady": 25, "seconds": 5.0}
+"""How patiently the forms of the whole are timed, since that decides."""
 _PREFERRED: Final[tuple[Form, ...]] = ("auto", "slim", "csr", "dense")
 
 
@@ -225,7 +227,7 @@ def _whole_times(forms: Mapping[Form, _Made], example_inputs: Examples) -> dict[
     calls: dict[str, Callable[[], object]] = {
         form: partial(run_model, made.model.eval(), example_inputs) for form, made in forms.items()
     }
-    return least_times(calls, device)
+    return least_times(calls, device, **_WHOLE)
 
 
 def _fastest(times: Mapping[str, float]) -> Form:

@@ -10,10 +10,9 @@ import torch
 
 __all__ = ["least_times"]
 
-_ROUNDS: Final = (5, 15)
-_WARM_UP: Final = 1
-_SECONDS: Final = 0.5
-"""About how long all turns of all forms take, if the fewest rounds are not longer."""
+_FEWEST: Final = 4
+_BETTER: Final = 0.99
+"""A form that takes less than this share of its least time until then has become faster."""
 _TURN_SECONDS: Final = 2e-4
 """A turn repeats a form for about this long: with one short call, what another form left in the
 cache would be counted."""
@@ -21,19 +20,26 @@ _MOST_CALLS: Final = 50
 
 
 def least_times(
-    forms: Mapping[str, Callable[[], object]], device: torch.device
+    forms: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    steady: int = 8,
+    seconds: float = 0.5,
 ) -> dict[str, float]:
     """The least time of a call of each form, over turns that they take one after the other.
+
+    The turns go on until the least times stay as they are, which takes longer beside other work.
 
     Args:
         forms: what to time, by name.
         device: where they run; work on an accelerator is waited for.
+        steady: turns in a row without a form becoming faster, after which they end.
+        seconds: stop after about this long, but not before each had four turns.
 
     Returns:
         Microseconds by name.
     """
-
-    # On one thread its own time counts, which other work on the machine hardly disturbs.
+    # On one thread its own time counts, which other work on the machine disturbs less.
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if alone else time.perf_counter
 
@@ -48,19 +54,22 @@ def least_times(
     best = dict.fromkeys(forms, float("inf"))
     with torch.inference_mode():
         # The first call of each only warms up: memory, and the choice of a kernel.
-        first = {name: (turn(run, 1), turn(run, 1))[1] for name, run in forms.items()}
+        once = {name: (turn(run, 1), turn(run, 1))[1] for name, run in forms.items()}
         calls = {
-            name: max(1, min(_MOST_CALLS, int(_TURN_SECONDS / max(seconds, 1e-9))))
-            for name, seconds in first.items()
+            name: max(1, min(_MOST_CALLS, int(_TURN_SECONDS / max(each, 1e-9))))
+            for name, each in once.items()
         }
-        once = sum(calls[name] * seconds for name, seconds in first.items())
-        rounds = max(_ROUNDS[0], min(_ROUNDS[1], int(_SECONDS / max(once, 1e-9))))
-        for number in range(_WARM_UP + rounds):
+        turns = since = 0
+        end = time.monotonic() + seconds
+        while since < steady and (turns < _FEWEST or time.monotonic() < end):
+            since += 1
             for name, run in forms.items():
-                seconds = turn(run, calls[name])
-                if number >= _WARM_UP:
-                    best[name] = min(best[name], seconds)
-    return {name: 1e6 * seconds for name, seconds in best.items()}
+                spent = turn(run, calls[name])
+                if spent < _BETTER * best[name]:
+                    since = 0
+                best[name] = min(best[name], spent)
+            turns += 1
+    return {name: 1e6 * each for name, each in best.items()}
 
 
 def _wait(device: torch.device) -> None:
