@@ -363,7 +363,7 @@ class StructuredSparsification:
             each[: self._seed_width] = True
         blocks = torch.zeros_like(self._anatomy.blocks)
         changed = self._anatomy.become(present, blocks, optimizer, remember=False)
-        self._set_weights()
+        self._set_weights(present, blocks)
         off = self._growth_logits(optimizer)
         with torch.no_grad():
             for gate, each in zip(self._anatomy.gates, present, strict=True):
@@ -384,6 +384,8 @@ class StructuredSparsification:
         blocks = drawn.pop() if anatomy.layer_gate is not None else anatomy.blocks
         scores, block_scores = self._scores()
         present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
+        # The penalty follows the sample as drawn: behind the cap it would never be too large.
+        self._set_weights(present, blocks)
         if self.settings.capped:
             cost, limit = self.budget.cost, self.budget.limit
             present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
@@ -393,7 +395,6 @@ class StructuredSparsification:
                 clock += anatomy.present[group]
         if anatomy.layer_gate is not None:
             self._clocks[-1] += blocks
-        self._set_weights()
         return changed
 
     def _freeze(self, optimizer: Optimizer | None) -> None:
@@ -455,8 +456,8 @@ class StructuredSparsification:
             "latewood.core.parameter_groups(model, [method])"
         )
 
-    def _set_weights(self) -> None:
-        share = self.budget.cost.at(self._anatomy.widths, self._anatomy.blocks.tolist())
+    def _set_weights(self, present: Sequence[Tensor], blocks: Tensor) -> None:
+        share = self.budget.cost.at([int(each.sum()) for each in present], blocks.tolist())
         first, second = (
             penalty_weight(
                 base,

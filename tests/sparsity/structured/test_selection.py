@@ -1,5 +1,7 @@
 """The structures that stay: the largest logits, never above the budget, and near it."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ class Chain:
 
     def at(self, widths, blocks):
         sides = [1, *widths, 1]
-        products = sum(a * b for a, b in zip(sides, sides[1:], strict=False))
+        products = sum(a * b for a, b in itertools.pairwise(sides))
         return products + sum(20 * there for there in blocks)
 
 
