@@ -1,4 +1,4 @@
-"""The demo: one small network, dense and with every method of ``demo.toml``, side by side."""
+"""The demo: one small network, dense, with the methods of ``demo.toml``, and grown to a budget."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from latewood.training.run_folder import RunFolder
 from latewood.training.tables import Row
 from latewood.training.threads import threads
 
-__all__ = ["BASELINE", "COMPOSED", "DemoResult", "run_demo"]
+__all__ = ["BASELINE", "COMPOSED", "GROWN", "DemoResult", "run_demo"]
 
-BASELINE, COMPOSED = "dense", "latewood"
-"""The names of the two runs: the recipe without its methods, and the whole recipe."""
+BASELINE, COMPOSED, GROWN = "dense", "latewood", "grown"
+"""The runs: the recipe without its methods, the whole recipe, and one that grows to a budget."""
+
+GROW = "methods=[{name='structured_sparsification', budget={macs=0.2}}]"
+"""The method of the third run: it grows from one channel a layer to a fifth of the operations."""
+
+GROWN_EPOCHS = "epochs=60"
+"""The third run's epochs, unless the user sets others: those of its own recipe."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class DemoResult:
         rows: the before/after table, see ``outcome``.
         report: the HTML page.
         seconds: how long it took, wall-clock.
-        trained: how many of the two runs were trained now rather than found finished.
+        trained: how many of the three runs were trained now rather than found finished.
     """
 
     rows: list[Row]
@@ -47,7 +53,7 @@ def run_demo(
     overwrite: bool = False,
     show_progress: bool | None = None,
 ) -> DemoResult:
-    """Trains both runs, compares them and writes ``report.html``.
+    """Trains the three runs, compares them and writes ``report.html``.
 
     A demo that was stopped goes on, and one that had been finished only writes its report again.
 
@@ -68,6 +74,7 @@ def run_demo(
         recipes = {
             BASELINE: load_recipe(path, [*overrides, "methods=[]"]),
             COMPOSED: load_recipe(path, overrides),
+            GROWN: load_recipe(path, [GROWN_EPOCHS, *overrides, GROW]),
         }
     runs = {name: RunFolder(folder / name) for name in recipes}
     for name, run in runs.items():

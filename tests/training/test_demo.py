@@ -1,4 +1,4 @@
-"""The demo: both runs and their comparison, once; then only what is missing."""
+"""The demo: its runs and their comparison, once; then only what is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latewood.errors import Interrupted, RequestError
-from latewood.training.demo import BASELINE, COMPOSED, DemoResult, run_demo
+from latewood.training.demo import BASELINE, COMPOSED, GROWN, DemoResult, run_demo
 from latewood.training.run_folder import RunFolder
 
 # So short a run decides nothing, and says so.
@@ -24,9 +24,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
 
 def test_before_and_after(demo: tuple[Path, DemoResult]) -> None:
     folder, result = demo
-    assert result.trained == 2
+    assert result.trained == 3
     table = {str(row[""]): row for row in result.rows}
-    assert table["accuracy, trained"].keys() == {"", BASELINE, COMPOSED}
+    assert table["accuracy, trained"].keys() == {"", BASELINE, COMPOSED, GROWN}
     assert BASELINE not in table["accuracy, finalized (hard)"]
     assert COMPOSED in table["accuracy, finalized, batch norms recalibrated"]
     assert table["Density of the weights"][BASELINE] == "100.0 %"
@@ -38,15 +38,28 @@ def test_before_and_after(demo: tuple[Path, DemoResult]) -> None:
     assert all(text in page for text in (BASELINE, COMPOSED, "continuous_sparsification"))
 
 
-def test_both_runs_are_the_packaged_recipe(demo: tuple[Path, DemoResult]) -> None:
+def test_one_run_grows_to_its_budget_and_the_report_shows_it(
+    demo: tuple[Path, DemoResult],
+) -> None:
+    folder, result = demo
+    rows = RunFolder(folder / GROWN).read_metrics()
+    last = [row for row in rows if row["kind"] == "method"][-1]
+    assert 0 < last["structured_sparsification/budget/used"] <= 1.0
+    sizes = {name: RunFolder(folder / name).summary["size"] for name in (BASELINE, GROWN)}
+    assert sizes[GROWN]["macs"] <= 0.2 * sizes[BASELINE]["macs"]
+    assert sizes[GROWN]["parameters"] < sizes[BASELINE]["parameters"]
+    assert "Budget over time" in result.report.read_text()
+
+
+def test_all_runs_are_the_packaged_recipe(demo: tuple[Path, DemoResult]) -> None:
     folder, _ = demo
-    dense, composed = ((folder / name / "recipe.toml").read_text() for name in (BASELINE, COMPOSED))
+    names = (BASELINE, COMPOSED, GROWN)
+    dense, composed, grown = ((folder / name / "recipe.toml").read_text() for name in names)
+    assert "structured_sparsification" in grown
     assert "continuous_sparsification" in composed
     assert "continuous_sparsification" not in dense
-    assert all("spectral" in text for text in (dense, composed))
-    assert all(
-        list(RunFolder(folder / name).spectra_folder.iterdir()) for name in (BASELINE, COMPOSED)
-    )
+    assert all("spectral" in text for text in (dense, composed, grown))
+    assert all(list(RunFolder(folder / name).spectra_folder.iterdir()) for name in names)
 
 
 def test_a_finished_demo_is_not_trained_again(demo: tuple[Path, DemoResult]) -> None:

@@ -15,7 +15,8 @@ from latewood.training.report.words import is_share, label
 __all__ = ["schedules"]
 
 _TRAINING = {"lr": "Learning rate", "penalty": "Penalty", "gradient_norm": "Gradient norm"}
-_PER_LAYER = ("/density/", "/effective_rank/")
+_ELSEWHERE = ("/density/", "/undecided/", "/effective_rank/", "/kept/", "/budget/", "/training/")
+"""Scalars of single layers and those of a budget, which other sections draw."""
 
 
 def schedules(runs: Sequence[Run]) -> Section | None:
@@ -23,7 +24,7 @@ def schedules(runs: Sequence[Run]) -> Section | None:
     wanted = [("train", name) for name in _TRAINING]
     for kind in ("method", "probe"):
         names = dict.fromkeys(name for run in runs for name in run.names(kind))
-        wanted += [(kind, name) for name in names if not any(p in f"/{name}" for p in _PER_LAYER)]
+        wanted += [(kind, name) for name in names if not any(p in f"/{name}" for p in _ELSEWHERE)]
     drawn = [figure for kind, name in wanted if (figure := _figure(runs, kind, name)) is not None]
     if not drawn:
         return None
