@@ -1,0 +1,331 @@
+"""Grokking: networks that learn addition modulo a prime by heart first, and understand it later.
+
+The small setting takes seconds at the quick scale and minutes at cpu. The paper's own takes about
+half an hour of one idle core at cpu, as the network answers from tables of what its attention
+reads; full adds the paper's other settings and its seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from latewood.experiments.registry import (
+    Bench,
+    Claim,
+    Experiment,
+    Results,
+    Scale,
+    register,
+    replicate,
+)
+from latewood.experiments.spectra.addition import addition, landmarks, run_addition
+from latewood.training.run_folder import RunFolder
+
+__all__ = ["PAPER", "SMALL", "run_paper", "run_small"]
+
+Arguments = dict[str, Any]
+
+SMALL_SETTING: dict[Scale, Arguments] = {
+    "quick": {"p": 23, "fraction": 0.8, "steps": 400, "lr": 5e-3, "width": 32, "hidden": 128},
+    "cpu": {"p": 47, "fraction": 0.65, "steps": 3000, "lr": 3e-3, "width": 64, "hidden": 256},
+}
+SMALL_DECAY: dict[Scale, float] = {"quick": 2.0, "cpu": 1.0}
+SMALL_EVERY: dict[Scale, int] = {"quick": 25, "cpu": 50}
+# So small a table is learned in hundreds of steps or in thousands: a test takes a seed that is
+# among the fast ones, and only the other scale says anything about seeds.
+SMALL_SEEDS: dict[Scale, tuple[int, ...]] = {"quick": (1,), "cpu": (0, 1, 2)}
+
+PAPER_SETTING: Arguments = {"p": 113, "fraction": 0.3, "lr": 1e-3, "weight_decay": 1.0}
+PAPER_STEPS: dict[Scale, int] = {"cpu": 25_000, "full": 40_000}
+PAPER_SEEDS: dict[Scale, tuple[int, ...]] = {"cpu": (0,), "full": (0, 1, 2)}
+PAPER_EVERY = 500
+# The steep fall of the rank is looked for in the last steps of the shorter run.
+LATE = 20_000
+
+# Published settings that only the full scale trains; "slingshot" keeps the norms.
+PAPER_OTHERS: dict[str, Arguments] = {
+    "no decay": {"weight_decay": 0.0},
+    "more data": {"weight_decay": 0.0, "fraction": 0.9},
+    "slingshot": {
+        "p": 97,
+        "fraction": 0.7,
+        "weight_decay": 0.0,
+        "norm": True,
+        "steps": 100_000,
+        "schedule": {"name": "constant", "warmup": 1e-4},
+    },
+}
+
+
+def run_small(scale: Scale, bench: Bench) -> Results:
+    """Trains with weight decay, without, and without on more of the table, seed by seed."""
+    setting = SMALL_SETTING[scale] | {"every": SMALL_EVERY[scale]}
+    variants = {
+        "": {"weight_decay": SMALL_DECAY[scale]},
+        "no decay: ": {"weight_decay": 0.0},
+    }
+    if scale == "cpu":
+        variants["more data: "] = {"weight_decay": 0.0, "fraction": 0.9}
+
+    def measure(seed: int) -> dict[str, float]:
+        found: dict[str, float] = {"share held out": 1.0 - setting["fraction"]}
+        for name, own in variants.items():
+            recipe = addition(**(setting | own), seed=seed)
+            marks = landmarks(run_addition(recipe, _folder(bench, name, seed)))
+            found |= {name + key: value for key, value in marks.items()}
+        return found
+
+    settings = setting | {"weight decay": SMALL_DECAY[scale]}
+    return replicate(measure, SMALL_SEEDS[scale], bench, settings=settings)
+
+
+def run_paper(scale: Scale, bench: Bench) -> Results:
+    """Trains the paper's configuration; at full scale also its other three."""
+    setting = PAPER_SETTING | {"steps": PAPER_STEPS[scale], "every": PAPER_EVERY}
+    variants = {"": Arguments()}
+    if scale == "full":
+        variants |= {f"{name}: ": own for name, own in PAPER_OTHERS.items()}
+
+    def measure(seed: int) -> dict[str, float]:
+        found: dict[str, float] = {"share held out": 1.0 - PAPER_SETTING["fraction"]}
+        for name, own in variants.items():
+            recipe = addition(**(setting | own), seed=seed)
+            folder = _folder(bench, name, seed)
+            curves = run_addition(recipe, folder)
+            found |= {name + key: value for key, value in landmarks(curves).items()}
+            if not name:
+                found |= {f"error at {step}": value for step, value in curves.error.items()}
+                found |= {f"rank at {step}": curves.mean_rank(step) for step in (0, *curves.error)}
+                found["minutes"] = folder.summary["seconds"] / 60
+        return found
+
+    settings = setting | {"optimizer": "AdamW, betas 0.9 and 0.98, decay on all parameters"}
+    return replicate(measure, PAPER_SEEDS[scale], bench, settings=settings)
+
+
+def _folder(bench: Bench, variant: str, seed: int) -> RunFolder:
+    name = variant.removesuffix(": ").replace(" ", "-") or "decay"
+    return RunFolder(bench.folder / f"{name}-{seed}")
+
+
+def _moments(results: Results) -> str:
+    names = ("start", "by heart", "onset", "grokked", "end")
+    return ", ".join(f"{name} {results.text(f'rank, {name}')}" for name in names)
+
+
+def _pairs(results: Results, first: str, second: str) -> Iterator[tuple[float, float]]:
+    return zip(results.values(first), results.values(second), strict=True)
+
+
+SOURCE = "Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, 2024, "
+
+SMALL = register(
+    Experiment(
+        name="grokking",
+        title="Grokking of addition modulo a small number, with weight decay and without",
+        paper=SOURCE + "arXiv:2408.11804",
+        run=run_small,
+        scales=("quick", "cpu"),
+        claims=(
+            Claim(
+                "weight-decay-generalises",
+                "With weight decay the error on pairs held out falls under 1 %, in every seed; "
+                "without it, it never does.",
+                "[P] figure 2 (C1); [M] p = 47: under 0.2 % by step 1950 in five seeds",
+                "figure only",
+                lambda r: (
+                    f"under 1 % at step {r.text('grokked at', digits=0)}; without decay at best "
+                    f"{r.text('no decay: lowest', scale=100, unit='%', digits=1)}"
+                ),
+                lambda r: (
+                    max(r.values("grokked at")) < math.inf
+                    and max(r.values("no decay: grokked at")) == math.inf
+                ),
+            ),
+            Claim(
+                "both-learn-by-heart",
+                "With and without decay the training error falls under 1 % first: without decay "
+                "nothing follows, and the plateau is not chance. A network that has learned by "
+                "heart also knows (j, i) where it has seen (i, j), so its error is near the share "
+                "held out, within 15 points.",
+                "[M] .375 and .337 without decay, with .35 held out",
+                "not in the paper",
+                lambda r: (
+                    f"by heart at step {r.text('by heart at', digits=0)} and "
+                    f"{r.text('no decay: by heart at', digits=0)}; error without decay "
+                    f"{r.text('no decay: error')} with {r.mean('share held out'):.2f} held out"
+                ),
+                lambda r: (
+                    max(r.values("no decay: by heart at")) < math.inf
+                    and all(a < b for a, b in _pairs(r, "by heart at", "grokked at"))
+                    and all(
+                        abs(a - b) <= 0.15
+                        for a, b in _pairs(r, "no decay: error", "share held out")
+                    )
+                ),
+                scales=("cpu",),
+            ),
+            Claim(
+                "rank-collapses",
+                "The effective rank of the attention's input projection ends at least 0.3 lower "
+                "with decay than without, and every matrix ends below its mean at the start.",
+                "[P] figure 2 (C1); [M] .38 to .44 against .87 and more",
+                "figure only",
+                lambda r: (
+                    f"{r.text('input rank, end')} against {r.text('no decay: input rank, end')}; "
+                    f"the highest of all matrices {r.text('highest rank, end')}"
+                ),
+                lambda r: (
+                    r.difference("no decay: input rank, end", "input rank, end") >= 0.3
+                    and all(a < b for a, b in _pairs(r, "highest rank, end", "rank, start"))
+                ),
+            ),
+            Claim(
+                "rank-falls-before-too",
+                "A caveat to the coincidence of both falls: decay lowers the mean rank by 0.1 "
+                "or more before the error on pairs held out has moved to half its plateau.",
+                "[M] the rank falls in the phase of learning by heart already",
+                "not visible on the paper's axis",
+                _moments,
+                lambda r: all(b <= a - 0.1 for a, b in _pairs(r, "rank, start", "rank, onset")),
+            ),
+            Claim(
+                "more-data-needs-no-decay",
+                "With 90 % of the table and no decay the network generalises (error under 5 %), "
+                "with larger singular values than the network that grokked.",
+                "[P] figure 2 (C1)",
+                "figure only",
+                lambda r: (
+                    f"error {r.text('more data: error', scale=100, unit='%', digits=1)}, largest "
+                    f"value {r.text('more data: largest value, end')} against "
+                    f"{r.text('largest value, end')}"
+                ),
+                lambda r: (
+                    r.mean("more data: error") <= 0.05
+                    and r.difference("more data: largest value, end", "largest value, end") > 0
+                ),
+                scales=("cpu",),
+            ),
+        ),
+    )
+)
+
+PAPER = register(
+    Experiment(
+        name="grokking-paper",
+        title="Grokking of addition modulo 113 from 30 % of the table, the paper's configuration",
+        paper=SOURCE + "arXiv:2408.11804",
+        run=run_paper,
+        scales=("cpu", "full"),
+        claims=(
+            Claim(
+                "groks",
+                "The error on pairs held out falls under 1 % within the run, long after the "
+                "training error has (at least five times as many steps).",
+                "[P] figure 2 (C1); [M] by heart by step 1500, under 1 % by step 23000 (one seed)",
+                "figure only",
+                lambda r: (
+                    f"by heart at step {r.text('by heart at', digits=0)}, error "
+                    f"{r.mean('plateau'):.2f} then; under 1 % at step "
+                    f"{r.text('grokked at', digits=0)}; "
+                    f"{r.text('minutes', unit='minutes', digits=0)} of training"
+                ),
+                lambda r: all(
+                    5 * a <= b < math.inf for a, b in _pairs(r, "by heart at", "grokked at")
+                ),
+            ),
+            Claim(
+                "rank-falls-steeply-with-the-error",
+                "The mean effective rank of the six matrices at step 25000 is at most 0.75 of that "
+                "at step 20000: a second, steep fall begins with the error's and goes on after it.",
+                "[P] figure 2 (C1); [M] .512 to .343 in one seed",
+                "figure only",
+                lambda r: (
+                    f"{r.text(f'rank at {LATE}', digits=3)} to "
+                    f"{r.text('rank at 25000', digits=3)}; at the moments: {_moments(r)}"
+                ),
+                lambda r: all(
+                    b <= 0.75 * a for a, b in _pairs(r, f"rank at {LATE}", "rank at 25000")
+                ),
+            ),
+            Claim(
+                "rank-falls-before-too",
+                "A caveat: weight decay has taken a third of the mean rank before the error "
+                "moves. What is new at the transition is the speed, not the direction.",
+                "[M] .895 to .512 by step 20000, with the error on its plateau",
+                "not visible on the paper's axis of 40000 steps",
+                lambda r: (
+                    f"start {r.text('rank, start', digits=3)}, by heart "
+                    f"{r.text('rank, by heart', digits=3)}, at step 15000 "
+                    f"{r.text('rank at 15000', digits=3)} with error {r.mean('error at 15000'):.2f}"
+                ),
+                lambda r: all(b <= 0.67 * a for a, b in _pairs(r, "rank, start", "rank at 15000")),
+            ),
+            Claim(
+                "plateau-is-not-chance",
+                "On the plateau the error is near the share of pairs held out (within 15 points), "
+                "not at 112/113: a network that has learned by heart also knows (j, i) where it "
+                "has seen (i, j).",
+                "[M] .71 to .69",
+                "not in the paper",
+                lambda r: f"{r.mean('plateau'):.3f}, later {r.mean('error at 10000'):.3f}",
+                lambda r: abs(r.difference("error at 10000", "share held out")) <= 0.15,
+            ),
+            Claim(
+                "every-matrix-collapses",
+                "After the transition every one of the six matrices has an effective rank under "
+                "0.6 (a fresh one has 0.8 to 0.97).",
+                "[P] figure 2 (C1); [M] .28 to .37 for three of them",
+                "figure only",
+                lambda r: f"{r.text('lowest rank, end')} to {r.text('highest rank, end')}",
+                lambda r: max(r.values("highest rank, end")) < 0.6,
+            ),
+            Claim(
+                "embedding-aligns",
+                "What the embedding writes most is at the end what the attention reads most: the "
+                "score of their first ten directions has at least doubled.",
+                "[P] figure 2 (C1)",
+                "figure only",
+                lambda r: f"{r.text('alignment, start')} to {r.text('alignment, end')}",
+                lambda r: all(
+                    b >= 2 * a for a, b in _pairs(r, "alignment, start", "alignment, end")
+                ),
+            ),
+            Claim(
+                "needs-decay-or-data",
+                "Without decay neither fall happens; with 90 % of the table it is not needed.",
+                "[P] figure 2 (C1)",
+                "figure only",
+                lambda r: (
+                    f"no decay: error {r.text('no decay: error')}, rank "
+                    f"{r.text('no decay: rank, end')}; more data: error "
+                    f"{r.text('more data: error')}"
+                ),
+                lambda r: (
+                    min(r.values("no decay: error")) > 0.5
+                    and r.difference("no decay: rank, end", "rank, end") >= 0.2
+                    and max(r.values("more data: error")) < 0.05
+                ),
+                scales=("full",),
+            ),
+            Claim(
+                "slingshot-is-gradual",
+                "With layer norms and no decay (the slingshot's setting) the error falls too, and "
+                "the rank with it, over the whole run.",
+                "[P] figure 2 (C1); [C] norms kept, full batches",
+                "figure only",
+                lambda r: (
+                    f"error {r.text('slingshot: error')}, rank {r.text('slingshot: rank, start')} "
+                    f"to {r.text('slingshot: rank, end')}"
+                ),
+                lambda r: (
+                    r.mean("slingshot: error") < 0.05
+                    and r.difference("slingshot: rank, start", "slingshot: rank, end") >= 0.1
+                ),
+                scales=("full",),
+            ),
+        ),
+    )
+)
