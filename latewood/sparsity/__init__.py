@@ -25,6 +25,7 @@ from latewood.sparsity.slimming import (
     slim,
     slim_recipe,
 )
+from latewood.sparsity.structured import StructuredSparsification
 from latewood.sparsity.tickets import Ticket, restore, snapshot
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Readings",
     "Scatter",
     "SlimRecipe",
+    "StructuredSparsification",
     "Ticket",
     "export",
     "export_linear",

@@ -101,7 +101,7 @@ SCHEDULES: dict[str, str] = {
 METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
     "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
-    "structured_sparsification": "latewood.sparsity.structured:StructuredSparsification",
+    "structured_sparsification": "latewood.sparsity:StructuredSparsification",
 }
 
 PROBES: dict[str, str] = {
