@@ -81,16 +81,16 @@ def agreement_over_time(
         raise WorkError(f"{folder}: too few snapshots for the reference {reference!r}")
     # Two at a time: a step's own vectors, and those of its reference, perhaps the step before.
     load = lru_cache(maxsize=2)(_factors)
-    found = [_compared(load(own[step]), load(other[at]), top) for step, at in partners.items()]
-    names = list(dict.fromkeys(name for each in found for name in each))
+    shared = [_compared(load(own[step]), load(other[at]), top) for step, at in partners.items()]
+    names = list(dict.fromkeys(name for each in shared for name in each))
     if not names:
         raise WorkError(f"{folder}: other weights than in {against or folder}, or other shapes")
     return AgreementOverTime(
         tuple(partners),
         tuple(partners.values()),
-        {name: _rows([each.get(name) for each in found]) for name in names},
-        {name: _scores([each.get(name) for each in found]) for name in names},
-        {name: next(e[name].baseline for e in reversed(found) if name in e) for name in names},
+        {name: _rows([each.get(name) for each in shared]) for name in names},
+        {name: _scores([each.get(name) for each in shared]) for name in names},
+        {name: next(e[name].baseline for e in reversed(shared) if name in e) for name in names},
     )
 
 

@@ -99,13 +99,18 @@ def write_agreement_page(run: RunFolder, found: AgreementOverTime, path: Path, a
     scores = np.stack([found.scores[name].numpy() for name in names])
 
     def section(runs: Sequence[Run]) -> Section:
-        overview = heat_figure(
-            f"Agreement with {about} over depth and time",
-            names,
-            found.steps,
-            scores,
-            quantity="agreement",
-            snapshots=2 * runs[0].detail.snapshots,
+        overview, numbered = (
+            heat_figure(
+                f"Agreement with {about} over depth and {'snapshots' if each else 'time'}",
+                names,
+                found.steps,
+                scores,
+                quantity="agreement",
+                snapshots=2 * runs[0].detail.snapshots,
+                random=[found.baselines[name] for name in names],
+                by_snapshot=each,
+            )
+            for each in (False, True)
         )
         single = [
             heat_figure(
@@ -116,6 +121,7 @@ def write_agreement_page(run: RunFolder, found: AgreementOverTime, path: Path, a
                 quantity="agreement",
                 snapshots=runs[0].detail.snapshots,
                 size="half",
+                random=[found.baselines[name]] * diagonals.shape[1],
             )
             for name, diagonals in found.diagonals.items()
         ]
@@ -125,6 +131,7 @@ def write_agreement_page(run: RunFolder, found: AgreementOverTime, path: Path, a
             lead=_LEAD,
             groups=[
                 Group(figures=[overview]),
+                Group(title="By number of the snapshot", figures=[numbered], opened=False),
                 Group(title="Each pair of vectors", figures=single, opened=len(single) <= 6),
             ],
             notes=[f"Unrelated matrices of these shapes have on average: {lines}."],

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+_WIDTH = 0.93
+_RANDOM_AXIS = {"domain": [_WIDTH + 0.015, 1], "anchor": "y", "showgrid": False, "type": "category"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One curve.
@@ -128,6 +132,8 @@ def heat_figure(
     log: bool = False,
     size: Literal["full", "half"] = "full",
     subtitle: str = "",
+    random: Sequence[float] = (),
+    by_snapshot: bool = False,
 ) -> Figure:
     """Values between 0 and 1 over layers (downwards) and steps (to scale).
 
@@ -143,6 +149,8 @@ def heat_figure(
             colour of the smallest power.
         size: see ``Figure``.
         subtitle: see ``Figure``.
+        random: per row, what random matrices would give, drawn as a column of its own; () for none.
+        by_snapshot: number the columns instead of setting them to scale.
     """
     columns = evenly(len(steps), snapshots)
     values = np.asarray(values, dtype=float)[:, columns]
@@ -159,7 +167,7 @@ def heat_figure(
         bar |= {"tickvals": ticks, "ticktext": texts}
     trace = {
         "type": "heatmap",
-        "x": short([float(steps[i]) for i in columns], 10),
+        "x": columns if by_snapshot else short([float(steps[i]) for i in columns], 10),
         "y": list(range(len(rows))),
         "z": [short(row, 3) for row in colours],
         "text": [short(row, 3) for row in values] if logarithmic else None,
@@ -168,21 +176,47 @@ def heat_figure(
         "zmax": 0 if logarithmic else 1,
         "colorscale": "heat",
         "colorbar": bar,
-        "hovertemplate": "%{customdata}<br>step %{x:,}<br>"
-        + f"{quantity} %{{{'text' if logarithmic else 'z:.3f'}}}<extra></extra>",
+        "hovertemplate": f"%{{customdata}}<br>{'snapshot' if by_snapshot else 'step'} %{{x:,}}<br>"
+        f"{quantity} %{{{'text' if logarithmic else 'z:.3f'}}}<extra></extra>",
     }
+    shown = {key: value for key, value in trace.items() if value is not None}
+    ticks = {} if by_snapshot else step_ticks(steps)
+    x: dict[str, Any] = {"title": {"text": "snapshot" if by_snapshot else "step"}}
+    x |= {"showgrid": False, **ticks}
+    beside: dict[str, Any] = {}
+    if len(random):
+        x["domain"] = [0, _WIDTH]
+        beside["xaxis2"] = _RANDOM_AXIS
     return Figure(
         title=title,
         subtitle=subtitle,
-        data=[{key: value for key, value in trace.items() if value is not None}],
-        layout={
-            "xaxis": {"title": {"text": "step"}, "showgrid": False} | step_ticks(steps),
-            "yaxis": row_axis(rows),
-        },
+        data=[shown, *([_random_column(shown, random, quantity)] if len(random) else [])],
+        layout={"xaxis": x, "yaxis": row_axis(rows), **beside},
         height=90 + max(120, 22 * len(rows)),
         size=size,
         description=f"{title}: {quantity} of {len(rows)} layers at {len(columns)} moments.",
     )
+
+
+def _random_column(trace: dict[str, Any], values: Sequence[float], quantity: str) -> dict[str, Any]:
+    """What random matrices would give, beside the heat map and in its colours."""
+    floor = trace["zmin"]
+    logarithmic = "text" in trace
+    colours = [max(floor, math.log10(v)) if logarithmic else v for v in values]
+    return {
+        "type": "heatmap",
+        "x": ["random"],
+        "y": trace["y"],
+        "z": [[value] for value in short(colours, 3)],
+        "text": [[value] for value in short(values, 3)],
+        "meta": trace["meta"],
+        "zmin": floor,
+        "zmax": trace["zmax"],
+        "colorscale": "heat",
+        "showscale": False,
+        "xaxis": "x2",
+        "hovertemplate": f"%{{customdata}}<br>random<br>{quantity} %{{text}}<extra></extra>",
+    }
 
 
 def step_ticks(steps: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:

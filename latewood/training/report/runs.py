@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tomllib
 from collections.abc import Sequence
@@ -14,11 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from latewood.errors import WorkError, invalid
-from latewood.spectra import Spectrum, effective_rank, read_snapshot, snapshot_paths
+from latewood.spectra import (
+    PairAlignment,
+    Spectrum,
+    effective_rank,
+    read_alignments,
+    read_snapshot,
+    snapshot_paths,
+)
 from latewood.training.report.sampling import Detail, evenly
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["Layer", "Run", "Series", "load_runs"]
+__all__ = ["AlignedPair", "Layer", "Run", "Series", "load_runs"]
 
 STAGES = ("trained", "finalized", "recalibrated")
 
@@ -56,6 +64,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class AlignedPair:
+    """How two consecutive layers aligned.
+
+    Args:
+        name: the pair's name.
+        steps: (snapshots,) ascending.
+        scores: (snapshots,).
+        diagonals: (snapshots, k), NaN beyond what a snapshot has.
+        random: the mean over random directions.
+    """
+
+    name: str
+    steps: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    diagonals: NDArray[np.float64]
+    random: float
+
+
+@dataclass(frozen=True)
 class Run:
     """One run.
 
@@ -67,6 +94,7 @@ class Run:
         rows: all rows of its metrics.
         summary: its outcome; {} if it has not finished.
         layers: its spectra in the order of the model; () if no probe kept any.
+        aligned: its pairs of consecutive layers; () if no probe measured any.
         detail: how much of it the report shows.
         problems: what could not be read, in sentences.
     """
@@ -78,6 +106,7 @@ class Run:
     rows: Sequence[dict[str, Any]]
     summary: dict[str, Any]
     layers: tuple[Layer, ...]
+    aligned: tuple[AlignedPair, ...]
     detail: Detail
     problems: tuple[str, ...]
 
@@ -210,6 +239,7 @@ def _load(folder: RunFolder, name: str, detail: Detail, *, spectra: bool) -> Run
     if not summary and not any("summary" in problem for problem in problems):
         problems.append("The run has no summary: it has not finished, or it was stopped.")
     layers = _layers(folder, detail, problems) if spectra else ()
+    aligned = _aligned(folder, detail) if spectra else ()
     environment = recipe.pop("environment", {})
     return Run(
         name=name,
@@ -219,6 +249,7 @@ def _load(folder: RunFolder, name: str, detail: Detail, *, spectra: bool) -> Run
         rows=rows,
         summary=summary if isinstance(summary, dict) else {},
         layers=layers,
+        aligned=aligned,
         detail=detail,
         problems=tuple(problems),
     )
@@ -247,8 +278,35 @@ def _layers(folder: RunFolder, detail: Detail, problems: list[str]) -> tuple[Lay
             problems.append(f"A snapshot of singular values could not be read: {path.name}.")
             continue
         for spectrum in spectra:
-            collected.setdefault(spectrum.name, []).append((step, spectrum))
+            # Of a look that only followed the first values there is no effective rank.
+            if spectrum.complete:
+                collected.setdefault(spectrum.name, []).append((step, spectrum))
     return tuple(_layer(name, moments) for name, moments in collected.items())
+
+
+def _aligned(folder: RunFolder, detail: Detail) -> tuple[AlignedPair, ...]:
+    paths = list(snapshot_paths(folder.spectra_folder).items())
+    collected: dict[str, list[tuple[int, PairAlignment]]] = {}
+    for step, path in (paths[i] for i in evenly(len(paths), detail.snapshots)):
+        # That a file cannot be read is said where the spectra are.
+        with contextlib.suppress(WorkError):
+            for name, found in read_alignments(path).items():
+                collected.setdefault(name, []).append((step, found))
+    return tuple(_aligned_pair(name, moments) for name, moments in collected.items())
+
+
+def _aligned_pair(name: str, moments: Sequence[tuple[int, PairAlignment]]) -> AlignedPair:
+    found = [each for _, each in moments]
+    diagonals = np.full((len(found), max(len(each.diagonal) for each in found)), np.nan)
+    for row, each in zip(diagonals, found, strict=True):
+        row[: len(each.diagonal)] = each.diagonal
+    return AlignedPair(
+        name=name,
+        steps=np.array([step for step, _ in moments], dtype=float),
+        scores=np.array([each.score for each in found]),
+        diagonals=diagonals,
+        random=found[-1].baseline,
+    )
 
 
 def _layer(name: str, moments: Sequence[tuple[int, Spectrum]]) -> Layer:

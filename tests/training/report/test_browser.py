@@ -147,7 +147,7 @@ def test_legend_switches_a_run(comparison):
 def test_folded_figures_are_drawn_when_unfolded(comparison):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    fold = comparison.find_elements("css selector", "details.group")[-1]
+    fold = comparison.find_elements("css selector", "details.group")[-2]
     drawn = "return arguments[0].querySelectorAll('.plot:has(.trace)').length"
     assert comparison.execute_script(drawn, fold) == 0
     fold.find_element("css selector", "summary").send_keys(ENTER)

@@ -8,6 +8,13 @@ import numpy as np
 import pytest
 
 from latewood.errors import RequestError, WorkError
+from latewood.spectra import (
+    PairAlignment,
+    Spectrum,
+    random_effective_rank,
+    snapshot_path,
+    write_snapshot,
+)
 from latewood.training.report import Figure, Group, Section, report, write_report
 from latewood.training.report.report import LIMIT
 from latewood.training.report.sections import SECTIONS
@@ -119,7 +126,7 @@ def test_figures_hold_the_metrics(make_run, read):
     losses = [row["loss"] for row in rows if row["kind"] == "validation"]
     assert curves["validation"]["y"] == pytest.approx(losses, rel=1e-3)
     heats = [t for f in page.figures for t in f["data"] if t["type"] == "heatmap"]
-    density, undecided, rank = heats
+    density, undecided, rank, column, numbered, _, *maps = heats
     first = [r for r in rows if r["kind"] == "method"][-1]
     head = first["continuous_sparsification/density/head.weight"]
     assert density["z"][-1][-1] == pytest.approx(np.log10(head), rel=1e-2)
@@ -130,6 +137,14 @@ def test_figures_hold_the_metrics(make_run, read):
     assert rank["x"][0] == 0
     assert rank["x"][-1] == 400
     assert rank["z"][0][0] > 0.9 > 0.5 > rank["z"][0][-1]
+    random = random_effective_rank(16, 144)
+    assert column["z"] == [[pytest.approx(random, abs=1e-3)]] * 4
+    assert (column["xaxis"], column["x"]) == ("x2", ["random"])
+    assert numbered["z"] == rank["z"]
+    assert numbered["x"] == list(range(20))
+    assert len(maps) == 4
+    assert all(np.shape(each["z"]) == (16, 20) for each in maps)
+    assert all(max(map(max, each["z"])) == 0 for each in maps)
 
 
 def test_scores_of_the_training_samples_are_drawn_beside_those_of_validation(make_run, read):
@@ -145,11 +160,53 @@ def test_singular_values_have_one_panel_per_layer(make_run, read):
     panels = [f for f in page.figures if f["data"][0].get("name", "").startswith("\u03c3")]
     assert len(panels) == 4
     for panel in panels:
-        assert [trace["name"] for trace in panel["data"]] == [f"\u03c3{i}" for i in (5, 4, 3, 2, 1)]
+        *values, lower, upper = panel["data"]
+        assert [trace["name"] for trace in values] == [f"\u03c3{i}" for i in (5, 4, 3, 2, 1)]
         assert len(panel["x"]) == 20
-        smallest, *_, largest = panel["data"]
+        # A random matrix of this shape and norm lies between (sqrt(45) -+ sqrt(5)) s.
+        edges = [np.array(trace["y"]) for trace in (lower, upper)]
+        assert edges[1] / edges[0] == pytest.approx((3 + 1) / (3 - 1), rel=1e-3)
+        norms = np.sqrt(sum(np.square(trace["y"]) for trace in values))
+        assert edges[1] == pytest.approx(norms * (45**0.5 + 5**0.5) / 225**0.5, rel=1e-3)
+        smallest, *_, largest = values
         assert all(a < b for a, b in zip(smallest["y"], largest["y"], strict=True))
         assert (largest["line"]["color"], smallest["line"]["color"]) == ("ramp 0.000", "ramp 1.000")
+
+
+def test_alignments_are_drawn_over_depth_and_time(make_run, read):
+    run = make_run(spectra=False)
+    spectra = [Spectrum("w", (4, 3), np.ones(3, dtype=np.float32))]
+    for step, scores in ((0, (0.1, 0.2)), (100, (0.3,)), (400, (0.5, 0.6))):
+        found = {
+            f"layer {i}->layer {i + 1}": PairAlignment((score, score / 2), 3 * score / 4, 0.05)
+            for i, score in enumerate(scores)
+        }
+        write_snapshot(snapshot_path(run.spectra_folder, step), step, spectra, found)
+    page = read(run)
+    assert "Alignment of consecutive layers" in page.text
+    heats = [
+        t for f in page.figures for t in f["data"] if "alignment" in t.get("hovertemplate", "")
+    ]
+    overview, column, numbered, _, *single = heats
+    assert overview["x"] == [0, 100, 400]
+    assert numbered["x"] == [0, 1, 2]
+    expected = [[0.075, 0.225, 0.375], [0.15, None, 0.45]]
+    assert overview["z"] == numbered["z"] == expected
+    assert column["z"] == [[0.05]] * 2
+    assert single[0]["z"] == [[0.1, 0.3, 0.5], [0.05, 0.15, 0.25]]
+    assert "Alignment of consecutive layers" not in read(make_run("plain")).text
+
+
+def test_looks_that_followed_a_few_values_have_no_rank(make_run, read):
+    run = make_run(spectra=False)
+    for step, count in ((0, 3), (100, 2), (400, 3)):
+        values = np.arange(count, 0, -1, dtype=np.float32)
+        method = "svd" if count == 3 else "warm"
+        spectrum = Spectrum("w", (4, 3), values, method=method)
+        write_snapshot(snapshot_path(run.spectra_folder, step), step, [spectrum])
+    heats = [t for f in read(run).figures for t in f["data"] if t["type"] == "heatmap"]
+    ranks = [t for t in heats if "effective rank" in t["hovertemplate"]]
+    assert ranks[0]["x"] == [0, 400]
 
 
 def test_missing_probe_is_said(make_run, read):

@@ -85,6 +85,8 @@
       return full;
     });
     const { xaxis, yaxis, ...own } = painted(figure.layout, hues);
+    for (const key of Object.keys(own).filter((name) => /^[xy]axis\d/.test(name)))
+      own[key] = axis(own[key], hues, width);
     const layout = {
       font: { family: hues.sans, size: 12, color: hues.ink },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

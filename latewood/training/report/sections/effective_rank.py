@@ -34,7 +34,11 @@ def effective_rank(runs: Sequence[Run]) -> Section:
         )
     several = len(runs) > 1
     floor = _floor([series for ranks in found.values() for series in ranks.values()])
-    heats = [_heat(run, found[run.name], floor, several=several) for run in runs if found[run.name]]
+    shown = [run for run in runs if found[run.name]]
+    heats, numbered = (
+        [_heat(run, found[run.name], floor, several=several, by_snapshot=each) for run in shown]
+        for each in (False, True)
+    )
     journeys = _journeys(runs, floor)
     without = [run.name for run in runs if not found[run.name]]
     notes = [f"Nothing is known about the spectra of {', '.join(without)}."] if without else []
@@ -51,7 +55,11 @@ def effective_rank(runs: Sequence[Run]) -> Section:
             "have (Marchenko-Pastur law; 0.805 for square ones).",
         )
     figures = [*heats, *([journeys] if journeys is not None else [])]
-    return Section(title="Effective rank", lead=_LEAD, groups=[Group(figures=figures)], notes=notes)
+    groups = [
+        Group(figures=figures),
+        Group(title="By number of the snapshot", figures=numbered, opened=False),
+    ]
+    return Section(title="Effective rank", lead=_LEAD, groups=groups, notes=notes)
 
 
 def _ranks(run: Run) -> dict[str, Series]:
@@ -67,10 +75,12 @@ def _floor(series: Sequence[Series]) -> float:
     return float(np.floor(10 * finite.min()) / 10) if len(finite) else 0.0
 
 
-def _heat(run: Run, ranks: dict[str, Series], floor: float, *, several: bool) -> Figure:
+def _heat(
+    run: Run, ranks: dict[str, Series], floor: float, *, several: bool, by_snapshot: bool
+) -> Figure:
     steps, values = grid(list(ranks.values()))
     return heat_figure(
-        "Effective rank over depth and time",
+        f"Effective rank over depth and {'snapshots' if by_snapshot else 'time'}",
         list(ranks),
         steps,
         values,
@@ -78,6 +88,8 @@ def _heat(run: Run, ranks: dict[str, Series], floor: float, *, several: bool) ->
         snapshots=2 * run.detail.snapshots,
         floor=min(floor, 0.9),
         subtitle=run.name if several else "",
+        random=[random_effective_rank(*layer.shape[-2:]) for layer in run.layers],
+        by_snapshot=by_snapshot,
     )
 
 
