@@ -1,0 +1,40 @@
+"""The recipes of continuous sparsification: each builds its network, small, with masks on it."""
+
+from pathlib import Path
+
+import pytest
+
+from latewood.sparsity import ContinuousSparsification
+from latewood.training import components
+from latewood.training.recipe import load_recipe
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+
+SMALLER = {
+    "cifar10-resnet20-cs": (),
+    "cifar10-vgg16-cs": (),
+    "cifar10-wrn28-10-cs": ("model.width=1",),
+    "cifar10-mobilenet-cs": ("model.width=0.125",),
+    "cifar10-resnet50-cs": ("model.width=0.0625",),
+    "shakespeare-lstm1500-cs": ("model.hidden=12",),
+}
+
+
+def test_every_recipe_is_covered():
+    assert {path.stem for path in FOLDER.glob("*-cs.toml")} == set(SMALLER)
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_builds_its_network_under_masks(name):
+    recipe = load_recipe(FOLDER / f"{name}.toml", SMALLER[name])
+    fixed = {"num_classes": 10, "in_channels": 3, "image_size": 32, "vocabulary": 65}
+    model = components.build("model", recipe.model, "model", offered=fixed)
+    (section,) = recipe.methods
+    method = components.build(
+        "method", section, "methods.0", model=model, total_steps=850, steps_per_epoch=10
+    )
+    assert isinstance(method, ContinuousSparsification)
+    masked = method.masks()
+    assert len(masked) >= 4
+    assert not any("norm" in each or "bias" in each or "embedding" in each for each in masked)
+    assert method.metrics()["temperature"] == 1.0
