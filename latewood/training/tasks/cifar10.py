@@ -7,6 +7,7 @@ import torch
 from latewood.training.data import Normalise
 from latewood.training.data.augmentation import CropAndFlip
 from latewood.training.data.images import image_splits
+from latewood.training.data.labels import permute_labels
 from latewood.training.objectives import Classification
 from latewood.training.task import Task
 
@@ -26,6 +27,8 @@ def cifar10(
     padding: int = 4,
     flip: float = 0.5,
     label_smoothing: float = 0.0,
+    label_noise: float = 0.0,
+    label_seed: int = 12345,
     mean: tuple[float, float, float] = (125.3 / 255, 123.0 / 255, 113.9 / 255),
     std: tuple[float, float, float] = (63.0 / 255, 62.1 / 255, 66.7 / 255),
 ) -> Task:
@@ -44,6 +47,9 @@ def cifar10(
         padding: black pixels added on each side before the crop.
         flip: probability of a flip.
         label_smoothing: share of the target spread evenly over the classes, in training only.
+        label_noise: share of the samples, of both parts, whose labels are permuted among
+            themselves; 1 makes all labels random.
+        label_seed: seed of that permutation.
         mean: per channel, in units of the full range.
         std: per channel, in the same units.
 
@@ -69,6 +75,7 @@ def cifar10(
         limit_train=limit_train,
         limit_validation=limit_validation,
     )
+    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
     channels, height, width = train.tensors[0].shape[1:]
     black = Normalise(torch.tensor(mean), torch.tensor(std)).black
     return Task(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 
 from latewood.training.data import TensorDataset
+from latewood.training.data.labels import permute_labels
 from latewood.training.objectives import Classification
 from latewood.training.task import Task
 
 __all__ = ["digits"]
 
 
-def digits(*, label_smoothing: float = 0.0) -> Task:
+def digits(
+    *, label_smoothing: float = 0.0, label_noise: float = 0.0, label_seed: int = 12345
+) -> Task:
     """Classification of 1,797 digits: 1,257 to train, 540 to validate, in fixed proportions.
 
     Pixels are divided by 16, then standardised with one mean and one deviation of the training
@@ -19,9 +22,15 @@ def digits(*, label_smoothing: float = 0.0) -> Task:
 
     Args:
         label_smoothing: share of the target spread evenly over the classes, in training only.
+        label_noise: share of the samples, of both parts, whose labels are permuted among
+            themselves; 1 makes all labels random.
+        label_seed: seed of that permutation.
 
     Returns:
         task with inputs (n, 1, 8, 8) and int64 labels (n,).
+
+    Raises:
+        RequestError: a number out of range.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -36,6 +45,7 @@ def digits(*, label_smoothing: float = 0.0) -> Task:
     validation = TensorDataset(
         ((held_out - mean) / std).float().unsqueeze(1), held_out_labels.long()
     )
+    train, validation = permute_labels(train, validation, share=label_noise, seed=label_seed)
     return Task(
         name="digits",
         train=train,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from latewood.training.data.images import image_splits
+from latewood.training.data.labels import permute_labels
 from latewood.training.objectives import Classification
 from latewood.training.task import Task
 
@@ -21,6 +22,8 @@ def mnist(
     limit_train: int | None = None,
     limit_validation: int | None = None,
     label_smoothing: float = 0.0,
+    label_noise: float = 0.0,
+    label_seed: int = 12345,
     mean: float = 0.1307,
     std: float = 0.3081,
 ) -> Task:
@@ -36,6 +39,9 @@ def mnist(
         limit_train: train on this many images only, in the proportions of the classes.
         limit_validation: score on this many images only, likewise.
         label_smoothing: share of the target spread evenly over the classes, in training only.
+        label_noise: share of the samples, of both parts, whose labels are permuted among
+            themselves; 1 makes all labels random.
+        label_seed: seed of that permutation.
         mean: of the pixels, in units of the full range.
         std: of the pixels, in the same units.
 
@@ -61,6 +67,7 @@ def mnist(
         limit_train=limit_train,
         limit_validation=limit_validation,
     )
+    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
     _, height, width = train.tensors[0].shape[1:]
     return Task(
         name="mnist",

@@ -8,6 +8,7 @@ from latewood.errors import WorkError, invalid
 from latewood.training.data import TensorDataset
 from latewood.training.data.audio import decode_wav, log_mel, mel_filters
 from latewood.training.data.decoded import decoded
+from latewood.training.data.labels import permute_labels
 from latewood.training.data.locate import open_splits
 from latewood.training.data.sources import Source, check_label, content_hash
 from latewood.training.objectives import Classification
@@ -30,6 +31,8 @@ def spoken_digits(
     group: int = 3,
     frames: int = 32,
     label_smoothing: float = 0.0,
+    label_noise: float = 0.0,
+    label_seed: int = 12345,
 ) -> Task:
     """Classification of spoken digits from log-mel features.
 
@@ -47,6 +50,9 @@ def spoken_digits(
         group: frames that are averaged into one.
         frames: length of a sequence after averaging.
         label_smoothing: share of the target spread evenly over the classes, in training only.
+        label_noise: share of the samples, of both parts, whose labels are permuted among
+            themselves; 1 makes all labels random.
+        label_seed: seed of that permutation.
 
     Returns:
         task with inputs (n, frames, bands) and int64 labels (n,).
@@ -106,6 +112,7 @@ def spoken_digits(
             feature="Audio",
         )
     )
+    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
     return Task(
         name="spoken_digits",
         train=train,
