@@ -180,9 +180,9 @@ def heat_figure(
         f"{quantity} %{{{'text' if logarithmic else 'z:.3f'}}}<extra></extra>",
     }
     shown = {key: value for key, value in trace.items() if value is not None}
-    ticks = {} if by_snapshot else step_ticks(steps)
+    marks: dict[str, Any] = {} if by_snapshot else step_ticks(steps)
     x: dict[str, Any] = {"title": {"text": "snapshot" if by_snapshot else "step"}}
-    x |= {"showgrid": False, **ticks}
+    x |= {"showgrid": False, **marks}
     beside: dict[str, Any] = {}
     if len(random):
         x["domain"] = [0, _WIDTH]
