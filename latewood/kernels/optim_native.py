@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latewood.kernels.dispatch import native
-from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+from latewood.kernels.optim_reference import Number, Rates, Rule, Share, working_dtype
 
 __all__ = ["accepted", "advance_native", "knows", "rate_sums_native", "step_native"]
 
@@ -18,6 +20,7 @@ _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _PLAIN = (Tensor, Parameter)
+_dtype, _on_cpu = operator.attrgetter("dtype"), operator.attrgetter("is_cpu")
 
 
 def knows(dtype: torch.dtype) -> bool:
@@ -30,7 +33,23 @@ def accepted(shares: Sequence[Share]) -> list[int]:
     # Shares are many and small next to a call: what holds for all of them is asked once.
     if native() is None or is_in_torch_dispatch_mode():
         return []
+    if _accepts_all(shares):
+        return list(range(len(shares)))
     return [index for index, share in enumerate(shares) if _accepts(share)]
+
+
+def _accepts_all(shares: Sequence[Share]) -> bool:
+    """Whether all are of the common kind; quick, since a step of small tensors is mostly this."""
+    parameters = [share.parameter for share in shares]
+    moments = [m for share in shares for m in _moments(share) if m is not None]
+    return (
+        set(map(type, parameters)).issubset(_PLAIN)
+        and {type(share.gradient) for share in shares} == {Tensor}
+        and _TYPES.keys() >= set(map(_dtype, parameters))
+        and all(map(_on_cpu, parameters))
+        and all(map(Tensor.is_contiguous, parameters))
+        and all(map(Tensor.is_contiguous, moments))
+    )
 
 
 def _accepts(share: Share) -> bool:
@@ -77,44 +96,46 @@ def step_native(rule: Rule, shares: list[Share], rates: Rates = "none") -> list[
         precision, in an order that does not depend on the number of threads.
     """
     sums: list[Number] = [0.0] * len(shares)
-    for dtype in dict.fromkeys(share.parameter.dtype for share in shares):
-        indices = [i for i, share in enumerate(shares) if share.parameter.dtype == dtype]
-        totals = _step(rule, [shares[index] for index in indices], rates)
+    dtypes = [share.parameter.dtype for share in shares]
+    for dtype in dict.fromkeys(dtypes):
+        indices = [index for index, of_share in enumerate(dtypes) if of_share is dtype]
+        totals = _step(rule, [shares[index] for index in indices], dtype, rates)
         for index, total in zip(indices, totals, strict=True):
             sums[index] = total
     return sums
 
 
-def _step(rule: Rule, shares: list[Share], rates: Rates) -> list[float]:
+def _step(rule: Rule, shares: list[Share], dtype: torch.dtype, rates: Rates) -> list[float]:
     module = native()
     assert module is not None
-    # A copied gradient lives until the kernel has read it.
-    gradients = [_like(share.gradient, share.parameter) for share in shares]
-    rows: dict[Scalars, int] = {}
-    addresses: list[int] = []
-    for share, gradient in zip(shares, gradients, strict=True):
-        first, second, peak = share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq
-        addresses += (
-            share.parameter.data_ptr(),
-            gradient.data_ptr(),
-            0 if first is None else first.data_ptr(),
-            0 if second is None else second.data_ptr(),
-            0 if peak is None else peak.data_ptr(),
-            rows.setdefault(share.scalars, len(rows)),
-        )
     parameters = [share.parameter for share in shares]
+    # A copied gradient lives until the kernel has read it.
+    gradients = _alike([share.gradient for share in shares], parameters, dtype)
+    # Shares with the same history have the same object.
+    scalars = {id(share.scalars): share.scalars for share in shares}
+    rows = {key: row for row, key in enumerate(scalars)}
+    columns = (
+        map(Tensor.data_ptr, parameters),
+        map(Tensor.data_ptr, gradients),
+        *(_addresses(column) for column in zip(*map(_moments, shares), strict=True)),
+        [rows[id(share.scalars)] for share in shares],
+    )
     sums: list[float] = module.optim_step(
         _RULES[rule],
-        _TYPES[parameters[0].dtype],
+        _TYPES[dtype],
         _RATES[rates],
-        addresses,
-        [parameter.numel() for parameter in parameters],
-        [float(number) for scalars in rows for number in scalars],
+        list(chain.from_iterable(zip(*columns, strict=True))),
+        list(map(Tensor.numel, parameters)),
+        [float(number) for numbers in scalars.values() for number in numbers],
         torch.get_num_threads(),
     )
     # Autograd must notice, as it does when torch itself writes in place.
     torch.autograd.graph.increment_version(parameters)
     return sums
+
+
+def _addresses(moments: Sequence[Tensor | None]) -> list[int]:
+    return [0 if moment is None else moment.data_ptr() for moment in moments]
 
 
 def rate_sums_native(
@@ -151,6 +172,15 @@ def rate_sums_native(
 
 def _dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+
+
+def _alike(gradients: list[Tensor], parameters: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The gradients in the precision and layout of the parameters, copied where they must be."""
+    if set(map(_dtype, gradients)) == {dtype} and all(
+        map(Tensor.is_contiguous, chain(gradients, parameters))
+    ):
+        return gradients
+    return list(map(_like, gradients, parameters))
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -351,11 +351,14 @@ class _KnownSums(NamedTuple):
 
 
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
-    known: dict[tuple[int, int], Scalars] = {}
-    for s, gamma in zip(scalars, gammas, strict=True):
-        if (id(s), id(gamma)) not in known:
-            known[id(s), id(gamma)] = s._replace(size=s.size * gamma)
-    return [known[id(s), id(gamma)] for s, gamma in zip(scalars, gammas, strict=True)]
+    pairs = list(zip(map(id, scalars), map(id, gammas), strict=True))
+    known = {
+        pair: s._replace(size=s.size * gamma)
+        for pair, (s, gamma) in dict(
+            zip(pairs, zip(scalars, gammas, strict=True), strict=True)
+        ).items()
+    }
+    return [known[pair] for pair in pairs]
 
 
 def _size(parameter: Tensor) -> int:

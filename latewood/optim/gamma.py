@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ def normaliser(
 
     Source: arXiv 1912.01823, Algorithm 2.
     """
-    some, every = _pair(sums, sizes, active), _pair(sums, sizes, [True] * len(sums))
+    some, every = _pair(sums, sizes, active), _pair(sums, sizes, None)
     if process_group is not None:
         values = _all_reduce((*some, *every), process_group)
         some, every = (values[0], values[1]), (values[2], values[3])
@@ -102,13 +103,14 @@ def untouched_dominate(
 
 
 def _pair(
-    sums: Sequence[Number], sizes: Sequence[int], active: Sequence[bool | Tensor]
+    sums: Sequence[Number], sizes: Sequence[int], active: Sequence[bool | Tensor] | None
 ) -> tuple[Number, Number]:
-    """Sum of squared rates and number of elements of the active tensors."""
+    """Sum of squared rates and number of elements of the active tensors, by default of all."""
+    if active is None or all(flag is True for flag in active):
+        return _add(sums), float(sum(sizes))
     flags = [flag for flag in active if isinstance(flag, Tensor)]
     if not flags:
-        chosen = [(total, size) for total, size, on in zip(sums, sizes, active, strict=True) if on]
-        return _add([total for total, _ in chosen]), float(sum(size for _, size in chosen))
+        return _add(list(compress(sums, active))), float(sum(compress(sizes, active)))
     weights = torch.stack(flags).double()
     counts = torch.tensor(sizes, dtype=torch.float64, device=weights.device)
     totals = torch.stack([torch.as_tensor(t, device=weights.device) for t in sums])
@@ -118,7 +120,8 @@ def _pair(
 def _add(values: Sequence[Number]) -> Number:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
-        return float(sum(values))
+        total: float = float(sum(values))
+        return total
     # One launch for all of them; a model may be spread over several devices.
     device = tensors[0].device
     return torch.stack([torch.as_tensor(value, device=device) for value in values]).double().sum()
