@@ -101,7 +101,7 @@ def fit(
     methods = [] if method is None else [method]
     groups = parameter_groups(model, methods, weight_decay=course.weight_decay)
     optimizer = course.optimizer(groups)
-    peaks = [group["lr"] * rate for group in optimizer.param_groups]
+    peaks: list[float] = []
     own = _own_parameters(model, methods)
     schedule, total, spent = cosine(), epochs * course.period, 0
     model.train()
@@ -109,6 +109,8 @@ def fit(
         if step % course.period == 0:
             _restructure(method, optimizer)
             spent += course.period * _step_macs(course, model)
+        # A method may choose the rate of its own parameters when it first sees the optimizer.
+        peaks = peaks or [group["lr"] * rate for group in optimizer.param_groups]
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule(progress(step, total))
         optimizer.zero_grad()

@@ -22,7 +22,7 @@ def test_images_are_the_digits():
 
 def test_characters_are_read_from_what_comes_with_python(tmp_path):
     course = courses.characters("quick", tmp_path, epochs=2)
-    assert course.period == 20 < course.steps_per_pass
+    assert course.period == 25 < course.steps_per_pass
     inputs, targets = course.task.train.gather(torch.arange(2))
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert parameter_count(course.network(0.5)) < 0.5 * parameter_count(build(course, 0))
@@ -56,5 +56,5 @@ def test_photographs_and_composites_are_read_with_their_masks():
     course = courses.foregrounds("cpu", epochs=1, seed=0)
     assert len(course.task.train) + len(course.task.validation) == 69
     images, masks = course.task.train.gather(torch.arange(len(course.task.train)))
-    assert images.shape[1:] == (3, 48, 48) and masks.shape[1:] == (48, 48)
+    assert images.shape[1:] == (3, 32, 32) and masks.shape[1:] == (32, 32)
     assert 0.1 < masks.float().mean() < 0.5
