@@ -30,6 +30,8 @@ from latewood.sparsity.structured.skeleton import Skeleton
 __all__ = ["StructuredSparsification"]
 
 _MOST_NEGATIVE: Final = -16.0
+_ADAPTIVE: Final = frozenset({"alpha", "betas", "rho", "lr_decay"})
+"""Settings that only optimizers have which scale each gradient by its size."""
 
 
 class StructuredSparsification:
@@ -434,7 +436,7 @@ class StructuredSparsification:
         group = self._logit_group(optimizer)
         steps = (self.settings.growth_time or 0.0) * self.total_steps
         # Adam and its kin move by the learning rate whatever the gradient.
-        adaptive = "momentum" not in group
+        adaptive = "momentum" not in group or not _ADAPTIVE.isdisjoint(group)
         if adaptive and self.logit_lr is None:
             group["lr"] = group["initial_lr"] = 0.01
         if self.settings.growth_logit is not None:
