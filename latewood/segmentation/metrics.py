@@ -29,10 +29,11 @@ def mask_scores(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
         float64 (n,) by name, and "empty": 1 where a prediction has one region only.
 
     Raises:
-        RequestError: masks of different shapes.
+        RequestError: no tensors, or masks of different shapes.
 
     Source: the authors' code.
     """
+    _require_tensors(predicted=predicted, truth=truth)
     if predicted.shape != truth.shape or predicted.dim() != 3:
         raise invalid("predicted", tuple(predicted.shape), f"{tuple(truth.shape)}, as the truth")
     predicted, truth = predicted.bool(), truth.bool()
@@ -62,14 +63,24 @@ def evaluate_masks(predicted: Iterable[Tensor], truth: Iterable[Tensor]) -> dict
         measure -> mean; "empty" is the share of masks with one region only, "images" their number.
 
     Raises:
-        RequestError: no masks, or another number of them than of true ones.
+        RequestError: no masks, what is no tensor, or another number of them than of true ones.
     """
     first, second = list(predicted), list(truth)
+    for one in first:
+        _require_tensors(predicted=one)
+    for one in second:
+        _require_tensors(truth=one)
     if not first or len(first) != len(second):
         raise invalid("predicted", f"{len(first)} masks", f"{len(second)}, one for each true mask")
     rows = [mask_scores(a[None], b[None]) for a, b in zip(first, second, strict=True)]
     means = {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
     return means | {"images": len(rows)}
+
+
+def _require_tensors(**masks: object) -> None:
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor):
+            raise invalid(name, type(mask).__name__, "masks that are torch tensors")
 
 
 def _scores(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -44,8 +44,9 @@ class FixedMasks:
     ) -> None:
         self._model = model
         self._finished = False
-        if not masks:
-            raise invalid("masks", masks, "the mask of at least one weight")
+        if not isinstance(masks, Mapping) or not masks:
+            shown = masks if isinstance(masks, Mapping) else type(masks).__name__
+            raise invalid("masks", shown, "a mapping with the mask of at least one weight")
         chosen = {each.name: each for each in maskable(model, include=tuple(masks), exclude=())}
         require_masks(masks, {name: each.stored for name, each in chosen.items()})
         if isinstance(scale, Mapping) and (missing := sorted(masks.keys() - scale.keys())):

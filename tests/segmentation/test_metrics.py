@@ -86,3 +86,13 @@ def test_masks_that_do_not_fit() -> None:
         evaluate_masks([truth()[0]], [])
     with pytest.raises(RequestError, match="0 masks"):
         evaluate_masks([], [])
+
+
+def test_arrays_are_named_rather_than_failed_on() -> None:
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(RequestError, match="predicted: got 'ndarray'; expected masks that are"):
+        evaluate_masks([mask.numpy()], [mask])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="truth: got 'ndarray'"):
+        evaluate_masks([mask], [mask.numpy()])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="truth: got 'list'"):
+        mask_scores(mask[None], [mask])  # type: ignore[arg-type]

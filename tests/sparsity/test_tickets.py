@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -184,7 +185,9 @@ def test_a_tied_weight_is_masked_and_scaled_once_in_both_uses():
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({}, "masks: got {}; expected the mask of at least one weight"),
+        ({}, "masks: got {}; expected a mapping with the mask of at least one weight"),
+        (np.ones(3), "masks: got 'ndarray'; expected a mapping"),
+        ({"0.weight": np.ones((6, 4), dtype=bool)}, "got 'ndarray'; expected a torch tensor"),
         ({"1.weight": torch.ones(8, dtype=torch.bool)}, "include: got '1.weight'"),
         ({"0.weight": torch.ones(8, 5)}, r"expected torch.bool of shape \(8, 5\)"),
         ({"0.weight": torch.ones(5, 8, dtype=torch.bool)}, r"got 'torch.bool of shape \(5, 8\)'"),
