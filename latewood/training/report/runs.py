@@ -28,6 +28,7 @@ from latewood.training.run_folder import RunFolder
 
 __all__ = ["AlignedPair", "Layer", "Run", "Series", "load_runs"]
 
+_BOOKKEEPING = ("step", "epoch", "kind", "lag", "dropped")
 STAGES = ("trained", "finalized", "recalibrated")
 
 
@@ -116,7 +117,7 @@ class Run:
         for row in self.rows:
             named = columns.setdefault(str(row.get("kind", "")), {})
             for name, value in row.items():
-                if name not in ("step", "epoch", "kind") and isinstance(value, int | float):
+                if name not in _BOOKKEEPING and isinstance(value, int | float):
                     steps, values = named.setdefault(name, ([], []))
                     steps.append(float(row["step"]))
                     values.append(float(value))

@@ -15,7 +15,10 @@ from latewood.training.report.words import is_share, label
 __all__ = ["schedules"]
 
 _TRAINING = {"lr": "Learning rate", "penalty": "Penalty", "gradient_norm": "Gradient norm"}
-_ELSEWHERE = ("/density/", "/undecided/", "/effective_rank/", "/kept/", "/budget/", "/training/")
+_ELSEWHERE = (
+    *("/density/", "/undecided/", "/kept/", "/budget/", "/training/"),
+    *("/effective_rank/", "/largest_value/", "/alignment/", "/collapsed/", "/not_finite/"),
+)
 """Scalars of single layers and those of a budget, which other sections draw."""
 
 
