@@ -20,12 +20,14 @@ def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathF
 def test_every_claim_can_fail() -> None:
     # As if the search had destroyed the network while every baseline had done well.
     good = ("dense", "shuffled", "magnitude", "one_shot", "gradual", "iterative", "untrained")
-    bad = ("ticket", "hard", "supermask", "first round density")
+    bad = ("ticket", "hard", "supermask", "first round density", "unscaled density")
+    bad += ("unscaled ticket", "unscaled supermask", "unscaled shuffled")
     broken = Results(
         {
             **{name: [0.9] for name in good},
             **{name: [0.1] for name in bad},
             "density": [0.5],
+            "unscaled supermask density": [0.5],
             "second round density": [0.5],
             "iterative over ticket epochs": [1.0],
             "iterative over ticket seconds": [1.0],
