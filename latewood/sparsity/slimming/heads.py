@@ -152,7 +152,9 @@ def replaceable_attention(model: nn.Module, example_inputs: Examples) -> list[st
     """Names of torch's attention layers that ``HeadAttention`` can stand in for.
 
     Those that a run of the example calls, always without asking for weights or for a mask of each
-    head, and that have neither extra keys nor transformed weights.
+    head, and that have neither extra keys nor transformed weights. An encoder that makes nested
+    tensors of padded sequences returns zeros in the padding, as only its fused path does, and so
+    keeps its layers.
 
     Args:
         model: any module.
@@ -184,8 +186,31 @@ def replaceable_attention(model: nn.Module, example_inputs: Examples) -> list[st
                 fits[name] = fits.get(name, True) and plain
 
             stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        nested = _nesting(model, stack)
         run_model(model, example_inputs)
-    return [name for name in layers if fits.get(name, False)]
+    return [
+        name
+        for name in layers
+        if fits.get(name, False)
+        and not any(not outer or name.startswith(f"{outer}.") for outer in nested)
+    ]
+
+
+def _nesting(model: nn.Module, stack: ExitStack) -> set[str]:
+    """Names of encoders that make nested tensors, filled in while the model runs."""
+    found: set[str] = set()
+    signature = inspect.signature(nn.TransformerEncoder.forward)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
+            continue
+
+        def note(encoder: nn.Module, given: Any, named: dict[str, Any], name: str = name) -> None:
+            bound = signature.bind(encoder, *given, **named).arguments
+            if bound.get("src_key_padding_mask") is not None:
+                found.add(name)
+
+        stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+    return found
 
 
 def unpack_attention(model: nn.Module, layers: Sequence[str]) -> None:

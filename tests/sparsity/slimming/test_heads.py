@@ -115,3 +115,30 @@ def test_attention_that_is_asked_for_its_weights_stays():
     model.attention.out_proj.weight.data[:, :2] = 0
     smaller = slim(model, stream(2, 5, 8))
     assert type(smaller.attention) is nn.MultiheadAttention
+
+
+class Padded(nn.Module):
+    def __init__(self, *, nested):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dtype=torch.float64)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+        self.head = nn.Linear(16, 3, dtype=torch.float64)
+
+    def forward(self, x, padding):
+        return self.head(self.encoder(x, src_key_padding_mask=padding))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("nested", "heads"), [(False, 3), (True, 4)])
+def test_padded_sequences_keep_what_torch_makes_of_the_padding(nested, heads):
+    torch.manual_seed(0)
+    model = Padded(nested=nested).eval()
+    model.encoder.layers[0].self_attn.out_proj.weight.data[:, :4] = 0
+    model.encoder.layers[0].linear2.weight.data[:, :10] = 0
+    padding = torch.arange(5) >= torch.tensor([[5], [3]])
+    inputs = stream(2, 5, 16), padding
+    smaller = slim(model, inputs)
+    assert smaller.encoder.layers[0].self_attn.num_heads == heads
+    assert smaller.encoder.layers[0].linear1.out_features == 14
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(*inputs), model(*inputs), rtol=1e-12, atol=1e-12)
