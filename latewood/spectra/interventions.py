@@ -188,6 +188,9 @@ def truncation_scores(
 ) -> dict[str, dict[str, float]]:
     """What a model scores whole, with the top and with the bottom of its spectra.
 
+    With ``batches`` the batch norms of all three are measured anew, those of the whole model too,
+    so that only the weights tell them apart.
+
     Args:
         model: left as it is; copies are truncated.
         evaluate: scores of a model by name.
@@ -208,7 +211,9 @@ def truncation_scores(
     """
     require_readable_twice(batches)
     parts: tuple[Kept, Kept] = ("top", "bottom")
-    scores = {"full": dict(evaluate(model))}
+    full = model if batches is None else copy.deepcopy(model)
+    _recalibrate(full, batches, forward)
+    scores = {"full": dict(evaluate(full))}
     for keep in parts:
         part = copy.deepcopy(model)
         truncate_(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.errors import RequestError
 from latewood.spectra import (
     apply_masks_,
@@ -102,8 +103,13 @@ def test_scores_of_the_parts(net, batches):
     parts = scores["top"]["energy"] + scores["bottom"]["energy"]
     assert parts == pytest.approx(scores["full"]["energy"], rel=1e-5)
     assert scores["top"]["energy"] > scores["bottom"]["energy"] > 0
-    assert scores["full"]["mean"] == 0 != scores["top"]["mean"] != scores["bottom"]["mean"]
+    # All three read their own statistics, the whole model too, though it keeps those it has.
+    whole = copy.deepcopy(net)
+    recalibrate_batch_norm(whole, batches)
+    assert scores["full"]["mean"] == whole[1].running_mean.sum().item() != 0
+    assert scores["full"]["mean"] != scores["top"]["mean"] != scores["bottom"]["mean"]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert truncation_scores(net, energy)["full"]["mean"] == 0
     with pytest.raises(RequestError, match="batches"):
         truncation_scores(net, energy, batches=iter(batches))
 
