@@ -14,7 +14,7 @@ from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
 from latewood.errors import RequestError
 from latewood.sparsity.slimming.blocks import Skip
-from latewood.sparsity.structured.birth import newborn
+from latewood.sparsity.structured.birth import Birth, newborn
 from latewood.sparsity.structured.blocks import replace_block
 from latewood.sparsity.structured.gates import ChannelFactors, Estimator, Gate, LayerFactor
 from latewood.sparsity.structured.memory import Memory
@@ -32,6 +32,7 @@ class Anatomy:
         model: the full model; its readers get soft factors.
         skeleton: its structures.
         estimator: of the soft factors.
+        birth: scale of newly born values.
         generator: for newly born values.
     """
 
@@ -41,13 +42,14 @@ class Anatomy:
         skeleton: Skeleton,
         *,
         estimator: Estimator,
+        birth: Birth,
         generator: torch.Generator,
     ) -> None:
         self.model = model
         self.skeleton = skeleton
         self.present = [torch.ones(group.width, dtype=torch.bool) for group in skeleton.groups]
         self.blocks = torch.ones(len(skeleton.blocks), dtype=torch.bool)
-        self._generator = generator
+        self._generator, self._birth = generator, birth
         # Of the full layers: a depthwise one with a single channel looks like any other.
         self._sizes = {id(each.module): Sizes.of(each.module) for each in skeleton.tensors.values()}
         self._memories: dict[tuple[str, str], Memory] = {}
@@ -231,9 +233,11 @@ class Anatomy:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 replace_data(value, changed(key, value, torch.zeros))
-        replace_data(
-            tensor, changed(_VALUE, tensor, lambda size: newborn(held, size, self._generator))
-        )
+
+        def born(size: tuple[int, ...]) -> Tensor:
+            return newborn(held, size, self._generator, self._birth)
+
+        replace_data(tensor, changed(_VALUE, tensor, born))
 
     def _refuse_strangers(self, changed: Sequence[Held]) -> None:
         own = {id(factor) for _, _, factor in self._factors}

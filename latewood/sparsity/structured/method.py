@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +14,23 @@ from latewood.errors import RequestError, invalid
 from latewood.sparsity.mask import DECIDED
 from latewood.sparsity.slimming.edits import Channels, Edit, Skipped, remember
 from latewood.sparsity.structured.anatomy import Anatomy
+from latewood.sparsity.structured.birth import Birth
 from latewood.sparsity.structured.budget import Budget
 from latewood.sparsity.structured.costs import multiply_accumulates
 from latewood.sparsity.structured.gates import Estimator, Gate
-from latewood.sparsity.structured.growth import (
-    growth_logit,
-    growth_ratio,
-    penalty_weight,
-    temperatures,
+from latewood.sparsity.structured.growth import growth_ratio, penalty_weight, temperatures
+from latewood.sparsity.structured.presets import checked, preset_having
+from latewood.sparsity.structured.rates import (
+    ADAPTIVE_LR,
+    PLAIN_LR,
+    is_adaptive,
+    logit_group,
+    starting_logits,
 )
-from latewood.sparsity.structured.presets import PRESETS, Preset
 from latewood.sparsity.structured.selection import capped, floored, largest_within
 from latewood.sparsity.structured.skeleton import Skeleton
 
 __all__ = ["StructuredSparsification"]
-
-_MOST_NEGATIVE: Final = -16.0
-_ADAPTIVE: Final = frozenset({"alpha", "betas", "rho", "lr_decay"})
-"""Settings that only optimizers have which scale each gradient by its size."""
 
 
 class StructuredSparsification:
@@ -50,8 +49,8 @@ class StructuredSparsification:
 
     What is absent is cut out of the parameters, the buffers and the optimizer's state at the start
     of an epoch, so it costs neither computation nor the device's memory; it is remembered on the
-    CPU and comes back bit for bit. Newly born entries are drawn as Kaiming's with the full layer's
-    fan-in. In a loop of your own call ``restructure(optimizer)`` before each epoch's first step.
+    CPU and comes back bit for bit; what was never there is drawn anew. In a loop of your own call
+    ``restructure(optimizer)`` before each epoch's first step.
 
     Args:
         model: any module that ``core.trace_channels`` can follow, without transformations.
@@ -80,6 +79,8 @@ class StructuredSparsification:
         logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
             0.01 for those like Adam, whose steps are of the size of the learning rate.
         logit_decay: weight decay of the logits, which drags them towards 0, undecided.
+        birth: scale of newly born weights: "initial" is the deviation of the full model's initial
+            values, "kaiming" that of Kaiming's initialisation with the full layer's fan-in.
         layers: whether residual blocks may be removed as well.
         exclude: patterns on names of groups and blocks that stay whole.
         seed: of the samples and the newly born values, the same on all processes.
@@ -90,7 +91,7 @@ class StructuredSparsification:
 
     Source: Yuan, Savarese, Maire, "Growing Efficient Deep Networks by Structured Continuous
     Sparsification", ICLR 2021 (arXiv 2007.15353). The closed form, the normalised penalty, the
-    freeze and the selection under the budget are ours.
+    capped samples, the freeze, the selection under the budget and the scale at birth are ours.
     """
 
     def __init__(
@@ -116,11 +117,12 @@ class StructuredSparsification:
         capped: bool | None = None,
         logit_lr: float | None = None,
         logit_decay: float | None = None,
+        birth: Birth | None = None,
         layers: bool = True,
         exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        settings = _settings(
+        settings = preset_having(
             preset,
             normalised=normalised,
             growth_logit=growth_logit,
@@ -128,8 +130,9 @@ class StructuredSparsification:
             freeze=freeze,
             capped=capped,
             logit_decay=logit_decay,
+            birth=birth,
         )
-        _require(
+        checked(
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             seed_width=seed_width,
@@ -155,7 +158,13 @@ class StructuredSparsification:
         self._macs = multiply_accumulates(model, skeleton, self._examples)
         self.budget = Budget.of(budget, model, skeleton, self._macs, self._examples)
         self._generator = torch.Generator().manual_seed(seed)
-        self._anatomy = Anatomy(model, skeleton, estimator=estimator, generator=self._generator)
+        self._anatomy = Anatomy(
+            model,
+            skeleton,
+            estimator=estimator,
+            birth=settings.birth,
+            generator=self._generator,
+        )
         self._clocks = [torch.zeros(len(gate.logits), dtype=torch.int64) for gate in self._gates]
         self._weights = (0.0, 0.0)
         self._step = 0
@@ -188,7 +197,7 @@ class StructuredSparsification:
         return [
             {
                 "params": [gate.logits for gate in self._gates],
-                "lr": 0.1 if self.logit_lr is None else self.logit_lr,
+                "lr": PLAIN_LR if self.logit_lr is None else self.logit_lr,
                 "weight_decay": self.settings.logit_decay,
             }
         ]
@@ -432,31 +441,13 @@ class StructuredSparsification:
         edits += [Skipped(gone)] if gone else []
         remember(self._model, edits, self._examples)
 
-    def _growth_logits(self, optimizer: Optimizer) -> tuple[float, float]:
-        group = self._logit_group(optimizer)
-        steps = (self.settings.growth_time or 0.0) * self.total_steps
-        # Adam and its kin move by the learning rate whatever the gradient.
-        adaptive = "momentum" not in group or not _ADAPTIVE.isdisjoint(group)
-        if adaptive and self.logit_lr is None:
-            group["lr"] = group["initial_lr"] = 0.01
+    def _growth_logits(self, optimizer: Optimizer) -> tuple[float, ...]:
+        group = logit_group(optimizer, self._gates[0].logits)
+        if self.logit_lr is None and is_adaptive(group):
+            group["lr"] = group["initial_lr"] = ADAPTIVE_LR
         if self.settings.growth_logit is not None:
-            return self.settings.growth_logit, self.settings.growth_logit
-        if adaptive:
-            logit = max(_MOST_NEGATIVE, -group["lr"] * steps)
-            return logit, logit
-        time = steps * group["lr"] / (1.0 - group["momentum"])
-        first, second = (growth_logit(weight=each, time=time) for each in self._weights)
-        return max(first, _MOST_NEGATIVE), max(second, _MOST_NEGATIVE)
-
-    def _logit_group(self, optimizer: Optimizer) -> dict[str, Any]:
-        first = self._gates[0].logits
-        for group in optimizer.param_groups:
-            if any(parameter is first for parameter in group["params"]):
-                return group
-        raise RequestError(
-            "optimizer: it does not hold the logits of the structures; build it on "
-            "latewood.core.parameter_groups(model, [method])"
-        )
+            return (self.settings.growth_logit,) * 2
+        return starting_logits(group, self._weights, self.settings.growth_time * self.total_steps)
 
     def _set_weights(self, present: Sequence[Tensor], blocks: Tensor) -> None:
         share = self.budget.cost.at([int(each.sum()) for each in present], blocks.tolist())
@@ -499,32 +490,8 @@ class StructuredSparsification:
             )
 
 
-def _settings(name: str, **given: Any) -> Preset:
-    if name not in PRESETS:
-        raise invalid("preset", name, f"one of {', '.join(PRESETS)}")
-    return PRESETS[name].having(**given)
-
-
 def _as_sequence(example_inputs: Any) -> tuple[Tensor, ...]:
     found = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not found or not all(isinstance(each, Tensor) for each in found):
         raise invalid("example_inputs", type(example_inputs).__name__, "a tensor or tensors")
     return found
-
-
-def _require(**given: Any) -> None:
-    for name in ("total_steps", "steps_per_epoch", "seed_width"):
-        value = given[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise invalid(name, value, "a whole number, 1 or more")
-    if given["estimator"] not in ("soft", "ste"):
-        raise invalid("estimator", given["estimator"], "'soft' or 'ste'")
-    if given["temperature"] not in ("per_structure", "global"):
-        raise invalid("temperature", given["temperature"], "'per_structure' or 'global'")
-    if not 1.0 <= given["final_temperature"] < math.inf:
-        raise invalid("final_temperature", given["final_temperature"], "a finite number from 1 on")
-    for name in ("penalty", "layer_penalty"):
-        if given[name] is not None and not 0.0 <= given[name] < math.inf:
-            raise invalid(name, given[name], "a finite number, 0 or more")
-    if given["logit_lr"] is not None and not 0.0 < given["logit_lr"] < math.inf:
-        raise invalid("logit_lr", given["logit_lr"], "a positive finite number, or None")

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from latewood.errors import invalid
+from latewood.sparsity.structured.birth import Birth
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["PRESETS", "Preset", "checked", "preset_having"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Preset:
         freeze: share of the run after which the structures are fixed.
         capped: keep every sample within the budget.
         logit_decay: weight decay of the logits.
+        birth: scale of newly born weights.
 
     Raises:
         RequestError: a value out of range.
@@ -34,6 +36,7 @@ class Preset:
     freeze: float
     capped: bool
     logit_decay: float
+    birth: Birth
 
     def __post_init__(self) -> None:
         if self.growth_logit is not None and not -16.0 <= self.growth_logit < math.inf:
@@ -44,6 +47,8 @@ class Preset:
             raise invalid("freeze", self.freeze, "a share of the run, above 0 to 1")
         if not 0.0 <= self.logit_decay < math.inf:
             raise invalid("logit_decay", self.logit_decay, "a finite number, 0 or more")
+        if self.birth not in ("initial", "kaiming"):
+            raise invalid("birth", self.birth, "'initial' or 'kaiming'")
 
     def having(self, **given: Any) -> Preset:
         """The same with some values replaced; None keeps the preset's."""
@@ -58,6 +63,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
         freeze=0.4,
         capped=True,
         logit_decay=0.0,
+        # On digits, networks born at Kaiming's scale end a point lower: torch's own initial values,
+        # by which all others are tuned, are smaller by the square root of six.
+        birth="initial",
     ),
     "paper": Preset(
         normalised=False,
@@ -66,6 +74,41 @@ PRESETS: Final[Mapping[str, Preset]] = {
         freeze=1.0,
         capped=False,
         logit_decay=1e-6,
+        birth="kaiming",
     ),
 }
 """By name. Of "paper" the growth logit is ours: the paper's was not found."""
+
+
+def preset_having(name: str, **given: Any) -> Preset:
+    """A preset with some values replaced; None keeps the preset's.
+
+    Raises:
+        RequestError: an unknown name or a value out of range.
+    """
+    if name not in PRESETS:
+        raise invalid("preset", name, f"one of {', '.join(PRESETS)}")
+    return PRESETS[name].having(**given)
+
+
+def checked(**given: Any) -> None:
+    """Refuses arguments of the method that are out of range.
+
+    Raises:
+        RequestError: one is.
+    """
+    for name in ("total_steps", "steps_per_epoch", "seed_width"):
+        value = given[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise invalid(name, value, "a whole number, 1 or more")
+    if given["estimator"] not in ("soft", "ste"):
+        raise invalid("estimator", given["estimator"], "'soft' or 'ste'")
+    if given["temperature"] not in ("per_structure", "global"):
+        raise invalid("temperature", given["temperature"], "'per_structure' or 'global'")
+    if not 1.0 <= given["final_temperature"] < math.inf:
+        raise invalid("final_temperature", given["final_temperature"], "a finite number from 1 on")
+    for name in ("penalty", "layer_penalty"):
+        if given[name] is not None and not 0.0 <= given[name] < math.inf:
+            raise invalid(name, given[name], "a finite number, 0 or more")
+    if given["logit_lr"] is not None and not 0.0 < given["logit_lr"] < math.inf:
+        raise invalid("logit_lr", given["logit_lr"], "a positive finite number, or None")

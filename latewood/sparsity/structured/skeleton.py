@@ -66,6 +66,7 @@ class Held:
         axes: those that follow channels.
         block: number of the removable block that it is in; None if it is in none.
         is_parameter: whether it is no buffer.
+        deviation: of the full tensor's initial values; 0 for vectors.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Held:
     axes: tuple[Axis, ...]
     block: int | None
     is_parameter: bool
+    deviation: float
 
     @property
     def stored(self) -> Tensor:
@@ -140,6 +142,7 @@ class Skeleton:
                 self._axes(name, tuple(tensor.shape)),
                 self._block_of(name),
                 id(tensor) in parameters,
+                float(tensor.detach().double().std()) if tensor.ndim > 1 else 0.0,
             )
         self.home: tuple[int | None, ...] = tuple(self._home(group) for group in self.groups)
 

@@ -44,6 +44,7 @@ def build(model=None, inputs=INPUTS, **options):
         ({"freeze": 1.5}, "freeze: got 1.5"),
         ({"logit_lr": 0.0}, "logit_lr: got 0.0"),
         ({"logit_decay": -1.0}, "logit_decay: got -1.0"),
+        ({"birth": "he"}, "birth: got 'he'"),
         ({"exclude": ("7",)}, "exclude: got '7'; expected a pattern on one of 0"),
         ({"exclude": ("0",)}, "a model with channels that can be removed"),
         ({"inputs": {"x": 1}}, "example_inputs: got 'dict'"),

@@ -76,15 +76,16 @@ def test_a_detached_channel_remembers_what_it_was_when_it_left(runs):
     assert momentum.shape == first.stored.shape
 
 
-def test_newborn_entries_have_the_full_fan_in_and_neutral_norms(runs):
-    run = runs("convnet", epochs=30, freeze=1.0)
+@pytest.mark.parametrize(("birth", "gain"), [("kaiming", 2), ("initial", 1 / 3)])
+def test_newborn_entries_have_the_full_layers_scale_and_neutral_norms(runs, birth, gain):
+    run = runs("convnet", epochs=30, freeze=1.0, birth=birth)
     run.epoch()
     anatomy = run.method._anatomy
     everything = [torch.ones_like(each) for each in anatomy.present]
     anatomy.become(everything, anatomy.blocks, run.optimizer)
     weight = anatomy.skeleton.tensors["conv3.weight"].stored
     born = weight[1:, 1:]
-    assert born.std().item() == pytest.approx((2 / (12 * 9)) ** 0.5, rel=0.1)
+    assert born.std().item() == pytest.approx((gain / (12 * 9)) ** 0.5, rel=0.1)
     norm = run.model.norm3
     assert torch.equal(norm.weight[1:], torch.ones(11)) and torch.equal(
         norm.bias[1:], torch.zeros(11)
