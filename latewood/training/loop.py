@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from latewood.errors import Interrupted, RequestError, WorkError
+from latewood.sparsity.slimming.edits import has_recipe
+from latewood.sparsity.slimming.files import save_edits
 from latewood.training import checkpoints, components
 from latewood.training.data import Batch, batches
 from latewood.training.evaluation import evaluate, recalibrate
@@ -341,6 +343,9 @@ def _finish(session: Session) -> RunResult:
 
     def write() -> dict[str, Any]:
         checkpoints.write_model(run.model_path, model.state_dict())
+        if has_recipe(model):
+            # Smaller than what the recipe makes: how it came from that, to be done again.
+            save_edits(model, run.edits_path)
         size = measure(model, task.example_inputs)
         run.write_summary(summary | {"size": size})
         return size

@@ -20,6 +20,8 @@ _OWN = (
     "metrics.jsonl",
     "summary.json",
     "model.safetensors",
+    "edits.safetensors",
+    "edits.json",
     "report.html",
     "agreement.html",
     "checkpoints",
@@ -47,6 +49,7 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.jsonl"
         self.summary_path = self.path / "summary.json"
         self.model_path = self.path / "model.safetensors"
+        self.edits_path = self.path / "edits"
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.spectra_folder = self.path / "spectra"

@@ -17,6 +17,7 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError, invalid
 from latewood.sparsity import CsrLinear, ExportReport, export, save_slim
 from latewood.sparsity.slimming import Mode
+from latewood.sparsity.slimming.files import repeat_edits
 from latewood.sparsity.slimming.timing import least_times
 from latewood.training import checkpoints, components
 from latewood.training.measure import file_bytes, macs, nonzero_count, parameter_count
@@ -193,6 +194,12 @@ def _loaded(run: RunFolder, weights: Path, batch: int) -> _Source:
             "model", section, "model", offered=dict(task.model_arguments)
         )
         factory, arguments = _factory(section, task)
+    if (
+        weights.resolve() == run.model_path.resolve()
+        and run.edits_path.with_suffix(".json").exists()
+    ):
+        # The run itself has removed channels.
+        model = repeat_edits(model, run.edits_path)
     checkpoints.load_into(model, read_tensors(weights), str(weights))
     inputs = tuple(torch.cat([each] * batch) for each in task.example_inputs)
     return _Source(model.eval(), factory, arguments, inputs, weights, environment(recipe))

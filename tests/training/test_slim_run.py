@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from latewood.core import read_tensors
-from latewood.errors import RequestError
+from latewood.errors import RequestError, WorkError
 from latewood.sparsity import CsrLinear, load_slim
+from latewood.sparsity.slimming.files import repeat_edits
 from latewood.training import models
 from latewood.training.loop import train
 from latewood.training.recipe import load_recipe
@@ -173,3 +174,34 @@ def test_nothing_is_overwritten_unasked(plain: Path, tmp_path: Path) -> None:
     assert (
         slim_run(plain, mode="slim", out=tmp_path / "out", overwrite=True).report["mode"] == "slim"
     )
+
+
+GROWING = """
+task = "digits"
+model = {name = "convnet", channels = [8, 8, 8]}
+epochs = 3
+batch_size = 256
+optimizer = {name = "sgd", lr = 0.05}
+
+[[methods]]
+name = "structured_sparsification"
+budget = {macs = 0.3}
+"""
+
+
+def test_a_run_that_removed_channels_itself(tmp_path: Path) -> None:
+    run = trained(tmp_path, GROWING)
+    stored = read_tensors(run / "model.safetensors")
+    made = models.convnet(channels=(8, 8, 8))
+    assert any(stored[name].shape != each.shape for name, each in made.state_dict().items())
+    done = slim_run(run, mode="slim")
+    dense = column(done.rows, "dense")
+    parameters = {name for name, _ in made.named_parameters()}
+    assert dense["parameters"] == sum(t.numel() for n, t in stored.items() if n in parameters)
+    again = load_slim(done.folder / "model", trust=True)
+    own = repeat_edits(made, run / "edits")
+    own.load_state_dict(stored)
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(again(images), own(images))
+    with pytest.raises(WorkError, match="not the edits"):
+        repeat_edits(models.convnet(), done.folder / "model")

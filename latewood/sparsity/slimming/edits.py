@@ -26,6 +26,7 @@ __all__ = [
     "SlimRecipe",
     "Unpacked",
     "apply_edit",
+    "has_recipe",
     "packed",
     "remember",
     "slim_recipe",
@@ -204,6 +205,11 @@ def slim_recipe(model: nn.Module) -> SlimRecipe:
             "model", type(model).__name__, "a module that slim, export or load_slim returned"
         )
     return recipe
+
+
+def has_recipe(model: nn.Module) -> bool:
+    """Whether a module says what was done to it."""
+    return isinstance(getattr(model, _RECIPE, None), SlimRecipe)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

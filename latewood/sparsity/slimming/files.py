@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,19 @@ from torch import nn
 from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.sparsity.slimming.csr import CsrLinear
-from latewood.sparsity.slimming.edits import apply_edit, packed, remember, slim_recipe, unpacked
+from latewood.sparsity.slimming.edits import (
+    Edit,
+    apply_edit,
+    packed,
+    remember,
+    slim_recipe,
+    unpacked,
+)
 
-__all__ = ["load_slim", "save_slim"]
+__all__ = ["load_slim", "repeat_edits", "save_edits", "save_slim"]
 
 _FORMAT = "latewood slim module 2"
+_EDITS = "latewood edits 1"
 
 
 def save_slim(
@@ -87,10 +95,58 @@ def load_slim(
     edits, examples = [unpacked(each) for each in content["edits"]], content["examples"]
     with torch.no_grad():
         model.to(_floating(content["state"]))
-        for edit in edits:
-            model = apply_edit(model, edit, examples).eval()
+        model = _edited(model, edits, examples)
         _fill(model, content["state"])
     remember(model, edits, examples)
+    return model
+
+
+def save_edits(model: nn.Module, path: str | Path) -> None:
+    """Writes what made a slim module of a full one, without its values.
+
+    For those who store the values elsewhere, as a run does: ``repeat_edits`` gives a full model
+    the shape that they fit.
+
+    Args:
+        model: a module that carries a recipe, such as a result of ``slim``.
+        path: path without suffix, in an existing folder.
+
+    Raises:
+        RequestError: it carries none.
+        WorkError: the files cannot be written.
+    """
+    recipe = slim_recipe(model)
+    edits = [packed(edit) for edit in recipe.edits]
+    save_state(path, {"format": _EDITS, "edits": edits, "examples": recipe.examples})
+
+
+def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
+    """Does to a full model what ``save_edits`` wrote down.
+
+    Args:
+        model: made as the one that was edited; changed in place.
+        path: the path that was given to ``save_edits``.
+
+    Returns:
+        The smaller model in evaluation mode, or what took its place, with values of its own.
+
+    Raises:
+        RequestError: the edits do not fit the model.
+        WorkError: a file is missing, torn or holds something else.
+    """
+    content = load_state(path)
+    if not isinstance(content, dict) or content.get("format") != _EDITS:
+        raise WorkError(f"{path}.json: not the edits of a model that Latewood wrote")
+    edits = [unpacked(each) for each in content["edits"]]
+    made = _edited(model.eval(), edits, content["examples"])
+    remember(made, edits, content["examples"])
+    return made
+
+
+def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module:
+    with torch.no_grad():
+        for edit in edits:
+            model = apply_edit(model, edit, examples).eval()
     return model
 
 
