@@ -28,6 +28,13 @@ app = App(
 
 
 def require_endings(paths: Mapping[str, Path | None]) -> None:
+    """Refuses files that could not be written in the end, before any work is done for them."""
     for ending, path in paths.items():
-        if path is not None and path.suffix != ending:
+        if path is None:
+            continue
+        if path.suffix != ending:
             raise RequestError(f"--{ending[1:]}: got '{path}'; expected a name ending in {ending}")
+        if not path.parent.is_dir():
+            raise RequestError(
+                f"--{ending[1:]}: got '{path}'; expected a file in a folder there is"
+            )

@@ -17,6 +17,9 @@ def inspect(
     files: Annotated[Sequence[Path], Parameter(negative=())],
     /,
     *,
+    split: Literal["fused", "qkv"] = "fused",
+    conv: Literal["flatten", "taps"] = "flatten",
+    lora: Literal["factors", "product"] = "factors",
     csv: Path | None = None,
     json: Path | None = None,
     parquet: Path | None = None,
@@ -27,6 +30,12 @@ def inspect(
     ----------
     files
         safetensors or torch files, run folders, or Hugging Face model folders.
+    split
+        Attention's fused projections as one matrix, or as queries, keys and values.
+    conv
+        Kernels as one matrix each, or as one matrix per tap.
+    lora
+        Low-rank adapters as their two factors, or as what they add to a weight, without its scale.
     csv
         Also write the table to this file.
     json
@@ -43,7 +52,7 @@ def inspect(
 
     rows = []
     for file in files:
-        found = inspect_checkpoint(file, track=track)
+        found = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
         print_table(found, title=str(file))
         rows += [{"file": str(file), **row} for row in found]
     for path in endings.values():

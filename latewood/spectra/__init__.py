@@ -12,6 +12,7 @@ from latewood.spectra.alignment import (
     tap_directions,
     value_output_alignment,
 )
+from latewood.spectra.analyze import analyze
 from latewood.spectra.baselines import random_agreement, random_cosine, random_effective_rank
 from latewood.spectra.branches import branch
 from latewood.spectra.connectivity import (
@@ -84,6 +85,7 @@ __all__ = [
     "agreement",
     "agreement_over_time",
     "alignment",
+    "analyze",
     "apply_masks_",
     "as_matrix",
     "attention_projections",

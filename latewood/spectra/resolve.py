@@ -78,6 +78,17 @@ class Views:
             if (given := getattr(self, name)) not in allowed:
                 raise invalid(name, given, " or ".join(f'"{each}"' for each in allowed))
 
+    def require_no_model(self) -> None:
+        """Refuses what a checkpoint without its model cannot tell.
+
+        Raises:
+            RequestError: "heads" or "merged".
+        """
+        if self.split == "heads":
+            raise invalid("split", self.split, '"fused" or "qkv" without the model')
+        if self.lora == "merged":
+            raise invalid("lora", self.lora, '"factors" or "product" without the model')
+
     def of(self, model: nn.Module) -> list[MatrixView]:
         """The matrices of a model as it is now.
 

@@ -90,3 +90,11 @@ def test_a_folder_without_a_run_or_snapshots(run, call, tmp_path):
     code, shown = call(tmp_path)
     assert code == 1
     assert "no snapshots" in shown
+
+
+def test_a_table_that_could_not_be_written_is_refused_before_the_work(run, call, tmp_path):
+    page = tmp_path / "page.html"
+    code, shown = call(run.path, "--out", page, "--csv", tmp_path / "missing" / "all.csv")
+    assert code == 2
+    assert "--csv" in shown
+    assert not page.exists()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from latewood.errors import RequestError
-from latewood.training.inspection import COLUMNS, inspect_checkpoint, inspect_tensor
+from latewood.spectra import analyze
+from latewood.training.inspection import COLUMNS, inspect_checkpoint
+
+
+def inspect_tensor(name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    (row,) = analyze({name: tensor})
+    return row
 
 
 def test_identity_uses_every_direction() -> None:
@@ -31,7 +38,7 @@ def test_rank_one_uses_one_direction() -> None:
 
 def test_random_matrix_is_near_its_own_baseline() -> None:
     row = inspect_tensor("w", torch.randn(96, 64, 3, generator=torch.Generator().manual_seed(0)))
-    assert row["shape"] == "96x64x3"
+    assert row["shape"] == "96x192"
     assert row["effective rank"] == pytest.approx(row["of random"], abs=0.01)
 
 
