@@ -30,8 +30,9 @@ IMAGE_RECIPES: dict[Scale, Section] = {
     "cpu": {
         "task": {"name": "cifar10", "validation": 5000, "limit_train": 4000},
         "model": {"name": "convnet", "channels": [16, 32, 64], "strides": [2, 2, 2]},
-        "epochs": 8,
+        "epochs": 5,
         "batch_size": 64,
+        "evaluate_every": 10_000,
         "schedule": {"name": "cosine"},
     },
     "full": {
@@ -49,9 +50,10 @@ IMAGE_RECIPES: dict[Scale, Section] = {
 }
 CHARACTER_RECIPE: Section = {
     "task": {"name": "shakespeare", "context": 64},
-    "model": {"name": "lstm_language_model", "hidden": 96, "layers": 1},
+    "model": {"name": "lstm_language_model", "hidden": 64, "layers": 1},
     "steps": 500,
     "batch_size": 32,
+    "evaluate_every": 10_000,
     "schedule": {"name": "cosine"},
     "clip_norm": 1.0,
 }
@@ -82,7 +84,6 @@ IMAGES_TUNED = {
 CHARACTERS_TUNED = {
     "SGD": Tuned(SGD | {"lr": 3.0}),
     "Adam, eps 1e-8": Tuned({"name": "adam", "lr": 0.01, "eps": 1e-8}),
-    "Adam, eps tuned": Tuned({"name": "adam", "lr": 0.03, "eps": 1e-4}, (RATE, DIAGONAL, RATE)),
     "AvaGrad": Tuned({"name": "avagrad", "lr": 100.0, "eps": 1e-3}, (RATE, EPS, RATE)),
 }
 # The paper's settings where its code states them; its tuned rates are not known to us.
@@ -128,8 +129,8 @@ def search(start: Section, lines: tuple[Line, ...], loss: Callable[[Section], fl
 
 
 def _moved(section: Section, line: Line, sign: int) -> Section:
-    # Written with three digits, so that the way back leads to the same point.
-    values = {key: float(f"{section[key] * factor**sign:.3g}") for key, factor in line.items()}
+    # Written with two digits, so that the way back leads to the same point.
+    values = {key: float(f"{section[key] * factor**sign:.2g}") for key, factor in line.items()}
     return section | values
 
 
@@ -219,11 +220,9 @@ CHARACTERS = register(
                 statement="Adam and AvaGrad are at least as good as SGD on characters.",
                 source="[P] abstract",
                 paper_figure="figure only",
-                measured=_figures(
-                    "Adam, eps 1e-8", "Adam, eps tuned", "AvaGrad", "SGD", scale=1, unit="bits"
-                ),
+                measured=_figures("Adam, eps 1e-8", "AvaGrad", "SGD", scale=1, unit="bits"),
                 holds=lambda r: (
-                    max(r.difference(n, "SGD") for n in ("Adam, eps tuned", "AvaGrad")) <= 0.02
+                    max(r.difference(n, "SGD") for n in ("Adam, eps 1e-8", "AvaGrad")) <= 0.02
                 ),
             ),
             Claim(
@@ -231,8 +230,8 @@ CHARACTERS = register(
                 statement="AvaGrad is as good as Adam where adaptivity helps.",
                 source="[P] abstract",
                 paper_figure="figure only",
-                measured=_figures("AvaGrad", "Adam, eps tuned", scale=1, unit="bits"),
-                holds=lambda r: r.difference("AvaGrad", "Adam, eps tuned") <= 0.05,
+                measured=_figures("AvaGrad", "Adam, eps 1e-8", scale=1, unit="bits"),
+                holds=lambda r: r.difference("AvaGrad", "Adam, eps 1e-8") <= 0.05,
             ),
         ),
         scales=("cpu",),
