@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks._timing import print_table
-from latewood.spectra import SpectralProbe, effective_rank, snapshot_path, weight_matrices
+from latewood.spectra import (
+    SpectralProbe,
+    effective_rank,
+    snapshot_path,
+    snapshot_paths,
+    weight_matrices,
+)
 from latewood.training.models import mlp, resnet20, transformer, vgg16
 
 PEER = "WeightWatcher 0.7.7 analyze()"
@@ -55,9 +61,12 @@ def _print_snapshot(name: str, model: nn.Module, folder: Path, rounds: int) -> N
     weights = [w.flatten(1) for w in weight_matrices(model, skip_last=False).values()]
     values = SpectralProbe(model, every=1)
     vectors = SpectralProbe(model, every=1, folder=folder)
+    followed = SpectralProbe(model, every=1, folder=folder / "followed", full_every=10**9)
+    followed.observe(0)
     candidates: dict[str, Callable[[], object]] = {
         "Latewood, all singular values": lambda: values.observe(0),
         "Latewood, values and 16 vectors, written": lambda: vectors.observe(0),
+        "Latewood, 16 values and vectors followed, written": lambda: followed.observe(1),
         STORED: lambda: [torch.linalg.svdvals(weight) for weight in weights],
     }
     if peer := _weightwatcher(model):
@@ -172,20 +181,63 @@ def _print_tracking(folder: Path, seconds: float) -> None:
             lambda model: F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()),
         ),
     }
-    rows = []
+    rows, beside = [], []
     for name, (model, loss) in cases.items():
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        probe = SpectralProbe(model, every="auto", folder=folder / name.split()[0])
-        start, step, seen = time.perf_counter(), 0, 0
-        while time.perf_counter() - start < seconds:
-            seen += bool(probe.observe(step))
-            optimizer.zero_grad()
-            loss(model).backward()
-            optimizer.step()
-            step += 1
-        rows.append([name, str(step), str(seen), f"{100 * probe.overhead:.2f} %"])
+        for worker in (False, True):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            place = folder / f"{name.split()[0]} {worker}"
+            probe = SpectralProbe(model, every="auto", folder=place, worker=worker)
+            spent, step = 0.0, 0
+            start = time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                before = time.perf_counter()
+                probe.observe(step)
+                spent += time.perf_counter() - before
+                optimizer.zero_grad()
+                loss(model).backward()
+                optimizer.step()
+                step += 1
+            total = time.perf_counter() - start
+            probe.finish()
+            shares = [f"{100 * share:.2f} %" for share in (spent / total, probe.overhead)]
+            where = "in a worker" if worker else "in the loop"
+            rows.append([name, where, str(step), str(len(snapshot_paths(place))), *shares])
+        beside.append([name, *_seconds_per_look(model, loss, folder)])
     print_table(
         f'Tracking at every="auto" with a budget of 3 %, {seconds:.0f} s of training each',
-        ["training", "steps", "snapshots", "share of the wall-clock time"],
+        ["training", "looks", "steps", "snapshots", "time in observe", "with the worker's time"],
         rows,
     )
+    print_table(
+        "What a look adds to the wall-clock time of the steps around it, milliseconds",
+        ["training", "in the loop", "in a worker"],
+        beside,
+    )
+
+
+def _seconds_per_look(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], folder: Path, rounds: int = 8
+) -> list[str]:
+    """Blocks of steps with a look before them, against the same without, in turns."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probes = {
+        worker: SpectralProbe(model, every=1, folder=folder / f"look {worker}", worker=worker)
+        for worker in (False, True)
+    }
+    cases: list[SpectralProbe | None] = [None, *probes.values()]
+    best = dict.fromkeys((None, *probes), float("inf"))
+    for turn in range(rounds + 1):
+        for worker, probe in zip(best, cases, strict=True):
+            start = time.perf_counter()
+            if probe is not None:
+                probe.observe(turn)
+            for _ in range(20):
+                optimizer.zero_grad()
+                loss(model).backward()
+                optimizer.step()
+            elapsed = time.perf_counter() - start
+            if probe is not None:
+                probe.finish()
+            if turn:
+                best[worker] = min(best[worker], elapsed)
+    return [f"{1e3 * (best[worker] - best[None]):.1f}" for worker in probes]
