@@ -46,7 +46,7 @@ class Broken(Results):
 
 def test_nothing_holds_of_a_network_that_never_learns() -> None:
     never = Broken(math.nan, **{"error": 0.9, "no_decay: grokked at": math.inf})
-    never.given |= {"grokked at": math.inf, "by heart at": math.inf}
+    never.given |= {"grokked at": math.inf, "by heart at": math.inf, "onset at": math.inf}
     for experiment in (grokking.SMALL, grokking.PAPER):
         assert [c.name for c in experiment.claims if c.holds(never)] == []
 
@@ -84,3 +84,24 @@ def test_a_landmark_that_does_not_come_is_at_infinity() -> None:
     assert found["by heart at"] == found["onset at"] == found["grokked at"] == math.inf
     assert math.isnan(found["plateau"])
     assert math.isnan(found["rank, grokked"])
+
+
+def test_the_steep_fall_is_looked_for_around_each_seeds_own_moment() -> None:
+    steps = range(0, 40_500, 500)
+    onsets = (13_000.0, 21_500.0)
+    falls = {f"rank at {step}": [_rank(step, onset) for onset in onsets] for step in steps}
+    held_out = {f"error at {step}": [0.7 if step < onset else 0.0 for onset in onsets]
+                for step in steps}  # fmt: skip
+    both = {"share held out": [0.7, 0.7], "plateau": [0.7, 0.7], "rank, start": [0.9, 0.9]}
+    results = Results({**falls, **held_out, **both, "onset at": list(onsets)})
+    about = ("rank-falls-before-too", "plateau-is-not-chance", "rank-falls-steeply-with-the-error")
+    claims = {claim.name: claim for claim in grokking.PAPER.claims}
+    assert all(claims[name].holds(results) for name in about)
+    steady = {f"rank at {step}": [0.9 - step / 60_000] * 2 for step in steps}
+    even = Results({**results.measurements, **steady})
+    assert not claims["rank-falls-steeply-with-the-error"].holds(even)
+
+
+def _rank(step: int, onset: float) -> float:
+    """0.9 falling to 0.5 at once, staying there, then down to 0.3 from 1,000 steps before on."""
+    return 0.9 if step < 1000 else max(0.3, 0.5 - 1e-4 * max(0.0, step - onset + 1000))
