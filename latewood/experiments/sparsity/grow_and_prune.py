@@ -30,9 +30,9 @@ __all__ = ["CHARACTERS", "FOREGROUNDS", "IMAGES", "measure"]
 KEEP = 0.5
 SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 3}
 EPOCHS: dict[str, dict[Scale, int]] = {
-    "images": {"quick": 4, "cpu": 60},
+    "images": {"quick": 4, "cpu": 40},
     "characters": {"quick": 4, "cpu": 30},
-    "foregrounds": {"quick": 4, "cpu": 60},
+    "foregrounds": {"quick": 4, "cpu": 50},
 }
 
 Make = Callable[[Scale, Path, int], Course]
