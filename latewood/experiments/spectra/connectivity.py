@@ -26,9 +26,9 @@ from latewood.spectra import perturb_
 __all__ = ["EXPERIMENT"]
 
 SPLITS = {"quick": (10,), "cpu": (0, 0.2, 0.4, 1, 2, 5, 10)}
-TRUNKS = {"quick": 1, "cpu": 3}
-BRANCHES = {"quick": (3, 4), "cpu": (3, 4, 5)}
-STRENGTHS = {"quick": (0.25, 2.5), "cpu": (0.1, 0.25, 0.5, 1.0, 2.5)}
+TRUNKS = {"quick": 1, "cpu": 2}
+BRANCHES = (3, 4)
+STRENGTHS = {"quick": (0.25, 2.5), "cpu": (0.25, 0.5, 1.0, 2.5)}
 LAST = 10
 """The epoch at which perturbed branches start."""
 
@@ -40,15 +40,15 @@ def run(scale: Scale, bench: Bench) -> Results:
 
     def measure(trunk: int) -> dict[str, float]:
         return (
-            _branches(trunks, trunk, BRANCHES[scale])
-            | _strangers(trunks, trunk, (trunk + 1) % others, BRANCHES[scale][0])
-            | _perturbed(trunks, trunk, BRANCHES[scale][:2], STRENGTHS[scale])
+            _branches(trunks, trunk, BRANCHES)
+            | _strangers(trunks, trunk, (trunk + 1) % others, BRANCHES[0])
+            | _perturbed(trunks, trunk, BRANCHES, STRENGTHS[scale])
         )
 
     settings = {
         "epochs": EPOCHS,
         "splits after epochs": list(SPLITS[scale]),
-        "branches of each split": len(BRANCHES[scale]),
+        "branches of each split": len(BRANCHES),
         "perturbed after epoch": LAST,
         "agreement": "mean of the first ten pairs of vectors, over all matrices; for strangers "
         "and perturbed runs over those before the head",
