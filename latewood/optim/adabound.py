@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
 from latewood.kernels.optim import Number, Rule, Scalars
-from latewood.optim.base import Optimizer, at_least, number, positive
+from latewood.optim.base import Optimizer, at_least, number, positive, switch
 from latewood.optim.bounds import Bounds, HyperbolicBounds
 
 __all__ = ["AMSBound", "AdaBound"]
@@ -89,6 +89,9 @@ class AdaBound(Optimizer):
             "weight_decay_mode": weight_decay_mode,
             "bias_correction": bias_correction,
         }
+        functions = [getattr(bounds, name, None) for name in ("lower", "upper")]
+        if bounds is not None and not all(map(callable, functions)):
+            raise invalid("bounds", bounds, "None, or an object with the functions lower and upper")
         super().__init__(
             params,
             defaults,
@@ -103,10 +106,15 @@ class AdaBound(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "bounds": self.bounds}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Checkpoints of the released code have no such entry.
+        for group in self.param_groups:
+            _place_base_lr(group)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
+        _place_base_lr(self.param_groups[-1])
 
     add_param_group.__doc__ = Optimizer.add_param_group.__doc__
 
@@ -115,6 +123,8 @@ class AdaBound(Optimizer):
         positive(group, "eps")
         at_least(group, "final_lr", 0.0)
         at_least(group, "gamma", 0.0)
+        switch(group, "amsbound")
+        switch(group, "bias_correction")
         if group["weight_decay_mode"] not in _DECAYS:
             raise invalid(
                 "weight_decay_mode", group["weight_decay_mode"], f"one of {', '.join(_DECAYS)}"
@@ -198,3 +208,7 @@ class AMSBound(AdaBound):
             capturable=capturable,
             differentiable=differentiable,
         )
+
+
+def _place_base_lr(group: dict[str, Any]) -> None:
+    group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
 from latewood.kernels.optim import Number, Rates, Rule, Scalars, rate_sums
-from latewood.optim.base import Batch, Optimizer, form_of, local, number, positive
+from latewood.optim.base import Batch, Optimizer, form_of, local, number, positive, switch
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
 
@@ -140,6 +140,7 @@ class AvaGrad(Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         positive(group, "eps")
+        switch(group, "decoupled_weight_decay")
         for name in ("gamma_mode", "gamma_scope"):
             if group[name] != self.defaults[name]:
                 raise invalid(name, group[name], "the same in all groups")

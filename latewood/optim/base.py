@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Real
 from typing import Any, ClassVar, overload
 
 import torch
@@ -29,10 +30,11 @@ __all__ = [
     "Optimizer",
     "at_least",
     "form_of",
-    "fractions",
+    "fraction",
     "local",
     "number",
     "positive",
+    "switch",
 ]
 
 Number = float | Tensor
@@ -123,14 +125,19 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         """Refuses options out of range and makes betas plain numbers; a subclass extends it."""
         if "betas" in group:
-            group["betas"] = tuple(float(beta) for beta in group["betas"])
-            if len(group["betas"]) != 2:
-                raise invalid("betas", group["betas"], "two numbers")
-            fractions(group, "betas")
+            given = group["betas"]
+            if not isinstance(given, tuple | list) or len(given) != 2:
+                raise invalid("betas", given, "two numbers, each at least 0 and below 1")
+            betas = [{"betas": beta} for beta in given]
+            for beta in betas:
+                fraction(beta, "betas")
+            group["betas"] = tuple(float(beta["betas"]) for beta in betas)
         at_least(group, "lr", 0.0)
-        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-            raise invalid("lr", group["lr"], "a number or a tensor with one element")
         at_least(group, "weight_decay", 0.0)
+        for name in ("foreach", "fused"):
+            switch(group, name, optional=True)
+        for name in ("maximize", "capturable"):
+            switch(group, name)
         for parameter in group["params"] if group["fused"] else ():
             dtype = parameter.dtype.to_real()
             if not fused_exists(parameter.device, dtype):
@@ -299,21 +306,38 @@ class Optimizer(torch.optim.Optimizer):
 
 def at_least(group: dict[str, Any], name: str, bound: float) -> None:
     """Raises unless ``group[name]`` is a number not below ``bound``."""
-    if not bound <= float(group[name]) < float("inf"):
+    if not bound <= _real(group, name, f"a finite number of at least {bound:g}") < float("inf"):
         raise invalid(name, group[name], f"a finite number of at least {bound:g}")
 
 
 def positive(group: dict[str, Any], name: str) -> None:
     """Raises unless ``group[name]`` is a number above 0."""
-    if not 0.0 < float(group[name]) < float("inf"):
+    if not 0.0 < _real(group, name, "a finite number above 0") < float("inf"):
         raise invalid(name, group[name], "a finite number above 0")
 
 
-def fractions(group: dict[str, Any], name: str) -> None:
-    """Raises unless every number in ``group[name]`` is at least 0 and below 1."""
-    given = group[name] if isinstance(group[name], tuple | list) else (group[name],)
-    if not all(0.0 <= float(value) < 1.0 for value in given):
+def fraction(group: dict[str, Any], name: str) -> None:
+    """Raises unless ``group[name]`` is a number of at least 0 and below 1."""
+    if not 0.0 <= _real(group, name, "at least 0 and below 1") < 1.0:
         raise invalid(name, group[name], "at least 0 and below 1")
+
+
+def switch(group: dict[str, Any], name: str, *, optional: bool = False) -> None:
+    """Raises unless ``group[name]`` is True or False, or None where that means "as you like"."""
+    if not isinstance(group[name], bool) and not (optional and group[name] is None):
+        raise invalid(name, group[name], "True, False or None" if optional else "True or False")
+
+
+def _real(group: dict[str, Any], name: str, expected: str) -> float:
+    """The value as a float; one given as a tensor becomes a float, but for the learning rate."""
+    value = group[name]
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = float(value)
+        if name != "lr":
+            group[name] = value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise invalid(name, value, expected)
+    return float(value)
 
 
 def number(value: Number) -> Number:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 from latewood.errors import invalid
@@ -52,7 +53,7 @@ class HyperbolicBounds:
     gamma: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma < float("inf"):
+        if not _is_number(self.gamma) or not 0.0 <= self.gamma < float("inf"):
             raise invalid("gamma", self.gamma, "a finite number of at least 0")
 
     def lower(self, step: Number) -> Number:
@@ -87,6 +88,9 @@ class SwitchedBounds:
     last_loose_step: int
 
     def __post_init__(self) -> None:
+        for name in ("lower_rate", "early_upper", "last_loose_step"):
+            if not _is_number(getattr(self, name)):
+                raise invalid(name, getattr(self, name), "a number")
         if not 0.0 < self.lower_rate <= self.early_upper:
             raise invalid("lower_rate", self.lower_rate, f"above 0, at most {self.early_upper:g}")
 
@@ -123,7 +127,7 @@ class CorrectedBounds:
     constant: float = 3.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.constant < float("inf"):
+        if not _is_number(self.constant) or not 0.0 < self.constant < float("inf"):
             raise invalid("constant", self.constant, "a finite number above 0")
         steps = [2.0**k for k in range(25)]
         needed = max(step / self.upper(step) - _ratio(self.upper_bounds, step) for step in steps)
@@ -209,6 +213,10 @@ def regret_bound(
     return diameter**2 / (2.0 * (1.0 - beta1)) * distance + (
         2.0 * root - 1.0
     ) * largest * gradient**2 / (1.0 - beta1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 def _ratio(bounds: Bounds, step: Number) -> Number:

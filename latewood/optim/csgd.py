@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.kernels.optim import Number, Rule, Scalars
-from latewood.optim.base import Optimizer, fractions, number
+from latewood.optim.base import Optimizer, fraction, number
 
 __all__ = ["CSGD"]
 
@@ -68,7 +68,7 @@ class CSGD(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        fractions(group, "momentum")
+        fraction(group, "momentum")
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg",) if group["momentum"] != 0.0 else ()

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
 from latewood.kernels.optim import Number, Rule, Scalars
-from latewood.optim.base import Optimizer, number, positive
+from latewood.optim.base import Optimizer, number, positive, switch
 
 __all__ = ["DelayedAdam", "delayed_scalars"]
 
@@ -89,6 +89,8 @@ class DelayedAdam(Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         positive(group, "eps")
+        switch(group, "decoupled_weight_decay")
+        switch(group, "bias_correction")
         if group["first_step"] not in ("skip", "take"):
             raise invalid("first_step", group["first_step"], "'skip' or 'take'")
 

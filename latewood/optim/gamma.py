@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import compress
 
@@ -97,6 +98,9 @@ def untouched_dominate(
     others = total - sum(count / e**2 for count, e in zip(zeros, eps, strict=True))
     if touched == 0 or not any(zeros):
         return False
+    if math.isinf(total):
+        # Squares of 1/eps were too large for float32, and gamma is 0.
+        return True
     share = (touched + sum(zeros)) / total
     # Rounding can leave nothing of a small rest; the collapse is then beyond doubt.
     return others <= 0.0 or share < 0.01 * touched / others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from latewood.errors import invalid
 
@@ -154,7 +155,8 @@ def spread(best: Sequence[float]) -> float:
 
 def _check(eps: Sequence[float], rates: Sequence[float], values: Matrix) -> None:
     for name, axis in (("eps", eps), ("rates", rates)):
-        if not axis or not all(0.0 < value < math.inf for value in axis):
+        numbers = all(isinstance(value, Real) for value in axis)
+        if not axis or not numbers or not all(0.0 < value < math.inf for value in axis):
             raise invalid(name, list(axis), "one number or more, all above 0")
     if len(values) != len(eps) or any(len(row) != len(rates) for row in values):
         shape = [len(row) for row in values]

@@ -66,6 +66,17 @@ def test_bounds_that_cross_are_refused():
         HyperbolicBounds(-1.0)
 
 
+def test_bounds_of_something_else_than_numbers_are_refused():
+    with pytest.raises(RequestError, match="gamma"):
+        HyperbolicBounds("1")
+    with pytest.raises(RequestError, match="lower_rate"):
+        SwitchedBounds(None, 1.0, 10)
+    with pytest.raises(RequestError, match="last_loose_step"):
+        SwitchedBounds(0.5, 1.0, "10")
+    with pytest.raises(RequestError, match="constant"):
+        CorrectedBounds(constant="3")
+
+
 def test_switched_bounds_make_the_constant_as_large_as_one_likes():
     alpha, scale, beta2 = 0.5, 200.0, 0.9
     constants = []

@@ -43,6 +43,16 @@ def test_untouched_coordinates_collapse_gamma_and_are_named(options):
     assert p[0].item() == pytest.approx(-5.24264063e-9, rel=1e-8)
 
 
+@pytest.mark.parametrize("options", FORMS)
+def test_untouched_coordinates_are_named_also_where_their_rates_overflow(options):
+    p = Parameter(torch.zeros(2))
+    optimizer = AvaGrad([p], eps=1e-30, **options)
+    with pytest.warns(RuntimeWarning, match="never had a gradient"):
+        for _ in range(3):
+            p.grad = torch.tensor([1.0, 0.0])
+            optimizer.step()
+
+
 def test_untouched_coordinates_are_no_reason_to_warn_where_eps_bounds_them():
     p = parameter(0.0, 0.0)
     optimizer = AvaGrad([p], eps=0.1)

@@ -101,6 +101,72 @@ def test_a_refusal_names_the_option(optimizer_class, options, name):
         optimizer_class(tensors(3), **options)
 
 
+WRONG = {
+    "lr": ["0.1", None, [0.1], True, 1j],
+    "weight_decay": ["x", None],
+    "fused": ["yes", 1],
+    "foreach": [0],
+    "maximize": [3, None],
+    "capturable": ["no"],
+    "betas": [0.9, None, ("a", 0.9), (0.9, None), "ab"],
+    "eps": [None, "1", 0, float("nan"), torch.ones(2)],
+    "decoupled_weight_decay": ["no"],
+    "bias_correction": [1],
+    "gamma_mode": [None, 1],
+    "gamma_scope": [3],
+    "first_step": [1, None],
+    "final_lr": ["a", None],
+    "gamma": ["a", None],
+    "amsbound": ["x"],
+    "bounds": [3],
+    "weight_decay_mode": [None],
+    "momentum": ["0.9", None],
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "name"),
+    [(c, name) for c in ALL for name in WRONG if name in inspect.signature(c).parameters],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(optimizer_class, name):
+    for value in WRONG[name]:
+        with pytest.raises(RequestError, match=f"^{name}: got"):
+            optimizer_class(tensors(3), **{name: value})
+        optimizer = optimizer_class(tensors(3))
+        if name not in ("bounds", "gamma_mode", "gamma_scope"):
+            with pytest.raises(RequestError, match=f"^{name}: got"):
+                optimizer.add_param_group({"params": tensors(2), name: value})
+            assert len(optimizer.param_groups) == 1
+
+
+def test_numbers_given_as_tensors_become_floats_but_for_the_learning_rate():
+    lr = torch.tensor(0.1)
+    optimizer = AvaGrad(
+        tensors(3), lr=lr, eps=torch.tensor(0.5), betas=(torch.tensor(0.5), 0.75),
+        weight_decay=torch.tensor(0.25),
+    )  # fmt: skip
+    (group,) = optimizer.param_groups
+    assert group["lr"] is lr
+    values = (group["eps"], group["weight_decay"], group["betas"])
+    assert values == (0.5, 0.25, (0.5, 0.75))
+    assert all(type(value) is float for value in (*values[:2], *values[2]))
+
+
+def test_a_checkpoint_without_the_first_rate_gets_one():
+    (p,) = tensors(3)
+    optimizer = AdaBound([p], lr=0.01)
+    advance(optimizer)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["base_lr"]
+        group["lr"] = 0.001
+        group["initial_lr"] = 0.01
+    other = AdaBound(tensors(3))
+    other.load_state_dict(state)
+    assert other.param_groups[0]["base_lr"] == 0.01
+    advance(other)
+
+
 def test_modes_of_gamma_cannot_differ_between_groups():
     optimizer = AvaGrad(tensors(3))
     with pytest.raises(RequestError, match="gamma_mode"):

@@ -65,7 +65,12 @@ def test_axes_may_come_in_any_order():
 
 @pytest.mark.parametrize(
     ("eps", "rates", "values"),
-    [([0.0], [1.0], [[1.0]]), ([1.0], [], [[]]), ([1.0, 2.0], [1.0], [[1.0]])],
+    [
+        ([0.0], [1.0], [[1.0]]),
+        (["1"], [1.0], [[1.0]]),
+        ([1.0], [], [[]]),
+        ([1.0, 2.0], [1.0], [[1.0]]),
+    ],
 )
 def test_matrices_that_make_no_sense_are_refused(eps, rates, values):
     with pytest.raises(RequestError):
