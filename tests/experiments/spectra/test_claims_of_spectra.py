@@ -53,7 +53,12 @@ def test_nothing_holds_of_a_network_that_never_learns() -> None:
 
 @pytest.mark.parametrize(
     "experiment",
-    [random_labels.EXPERIMENT, rank_and_stability.EXPERIMENT, weight_decay.EXPERIMENT],
+    [
+        random_labels.EXPERIMENT,
+        random_labels.FAR_OVER_CAPACITY,
+        rank_and_stability.EXPERIMENT,
+        weight_decay.EXPERIMENT,
+    ],
     ids=lambda experiment: experiment.name,
 )
 def test_nothing_holds_where_all_quantities_are_alike(experiment: Experiment) -> None:
