@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latewood.training.report.section import SectionBuilder
 from latewood.training.report.sections.alignment import alignment
+from latewood.training.report.sections.budget import budget
 from latewood.training.report.sections.comparison import comparison
 from latewood.training.report.sections.density import density
 from latewood.training.report.sections.effective_rank import effective_rank
@@ -19,6 +20,7 @@ SECTIONS: tuple[SectionBuilder, ...] = (
     learning,
     schedules,
     density,
+    budget,
     effective_rank,
     singular_values,
     alignment,
