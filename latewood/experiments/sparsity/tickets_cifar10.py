@@ -76,6 +76,7 @@ def run(scale: Scale, bench: Bench) -> Results:
         "initial logit": INITIAL_LOGIT,
         "rounds of iterative magnitude pruning": rounds,
         "settled": str(SETTLED),
+        "duration": "of what was not there already",
     }
     return replicate(measure, range(SEEDS), bench, title="seeds", settings=settings)
 
