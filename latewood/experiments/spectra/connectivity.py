@@ -177,8 +177,8 @@ EXPERIMENT = register(
                 f"[P] figure 12; [M] {_EARLIER}, at one split",
                 "figure only; earlier barrier 1.62, agreement 0.027, 0.009 and 0.005",
                 lambda r: (
-                    f"lowest barrier {r.text('strangers, lowest barrier')}, "
-                    f"highest agreement {r.text('strangers, highest agreement', digits=3)}"
+                    f"lowest barrier {r.mean('strangers, lowest barrier'):.2f}, highest "
+                    f"agreement {r.mean('strangers, highest agreement'):.3f} (one pair of trunks)"
                 ),
                 lambda r: (
                     min(r.values("strangers, lowest barrier")) > 0.5
@@ -188,13 +188,13 @@ EXPERIMENT = register(
             Claim(
                 "permutation-of-strangers",
                 "Bringing one stranger's channels into the other's order, by their weights alone, "
-                "takes away at least half of the barrier, for every pair.",
+                "takes away at least half of the barrier.",
                 "[R] Ainsworth et al. 2022, arXiv:2209.04836: wide networks trained apart can be "
                 "permuted until hardly a barrier is left",
                 "none (this setting is not in the paper)",
                 lambda r: (
-                    f"{r.text('strangers, barrier')}, permuted "
-                    f"{r.text('strangers, permuted barrier', digits=3)}"
+                    f"{r.mean('strangers, barrier'):.2f}, permuted "
+                    f"{r.mean('strangers, permuted barrier'):.3f} (one pair of trunks)"
                 ),
                 lambda r: all(
                     permuted < 0.5 * as_it_is
