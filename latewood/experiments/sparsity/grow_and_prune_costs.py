@@ -77,7 +77,7 @@ def run(scale: Scale, bench: Bench) -> Results:
     settings = {
         "epochs of Torch-Pruning": f"{course.epochs // 2} dense, then as many of fine-tuning",
         "epochs of growing": GROWN_EPOCHS[scale],
-        "Torch-Pruning": "measured" if compare else "not installed: pip install torch-pruning",
+        "Torch-Pruning": "measured" if compare else "not installed: pip install 'latewood[peers]'",
         "validation samples": len(course.task.validation),
     }
     return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
