@@ -59,12 +59,13 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "recommended": Preset(
         normalised=True,
         growth_logit=None,
-        growth_time=0.1,
-        freeze=0.4,
+        # An early freeze leaves the weights most of the schedule at their final widths.
+        growth_time=0.05,
+        freeze=0.15,
         capped=True,
         logit_decay=0.0,
-        # On digits, networks born at Kaiming's scale end a point lower: torch's own initial values,
-        # by which all others are tuned, are smaller by the square root of six.
+        # Learning rates are tuned to the scale of a model's own initial values; torch's are smaller
+        # than Kaiming's by the square root of six, and digits are learned worse from the larger.
         birth="initial",
     ),
     "paper": Preset(
