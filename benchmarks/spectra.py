@@ -181,7 +181,7 @@ def _print_tracking(folder: Path, seconds: float) -> None:
             lambda model: F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()),
         ),
     }
-    rows, beside = [], []
+    rows = []
     for name, (model, loss) in cases.items():
         for worker in (False, True):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -202,7 +202,6 @@ def _print_tracking(folder: Path, seconds: float) -> None:
             shares = [f"{100 * share:.2f} %" for share in (spent / total, probe.overhead)]
             where = "in a worker" if worker else "in the loop"
             rows.append([name, where, str(step), str(len(snapshot_paths(place))), *shares])
-        beside.append([name, *_seconds_per_look(model, loss, folder)])
     print_table(
         f'Tracking at every="auto" with a budget of 3 %, {seconds:.0f} s of training each',
         ["training", "looks", "steps", "snapshots", "time in observe", "with the worker's time"],
@@ -211,12 +210,12 @@ def _print_tracking(folder: Path, seconds: float) -> None:
     print_table(
         "What a look adds to the wall-clock time of the steps around it, milliseconds",
         ["training", "in the loop", "in a worker"],
-        beside,
+        [[name, *_seconds_per_look(*case, folder)] for name, case in cases.items()],
     )
 
 
 def _seconds_per_look(
-    model: nn.Module, loss: Callable[[nn.Module], Tensor], folder: Path, rounds: int = 8
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], folder: Path, rounds: int = 5
 ) -> list[str]:
     """Blocks of steps with a look before them, against the same without, in turns."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -231,7 +230,7 @@ def _seconds_per_look(
             start = time.perf_counter()
             if probe is not None:
                 probe.observe(turn)
-            for _ in range(20):
+            for _ in range(4):
                 optimizer.zero_grad()
                 loss(model).backward()
                 optimizer.step()
