@@ -189,8 +189,11 @@ class StructuredSparsification:
 
     @property
     def freeze_epoch(self) -> int:
-        """The epoch whose start fixes the structures; that after the last if ``finalize`` does."""
-        return math.ceil(self.settings.freeze * self.epochs)
+        """The epoch whose start fixes the structures, after the seed's and one that was sampled.
+
+        That after the last if ``finalize`` does.
+        """
+        return max(2, math.ceil(self.settings.freeze * self.epochs))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The logits of all structures in one group."""

@@ -15,7 +15,8 @@ def test_the_budget_is_met_and_never_exceeded(measure):
     found = grown.grow(course, keep=0.3, measure=measure, epochs=3, seed=0)
     share = {"parameters": found.parameters / 56_554, "macs": found.macs / 1_788_544}[measure]
     assert 0.29 <= share <= 0.3
-    assert found.training_macs < 0.3 * dense_training_macs(course)
+    # Growing, training takes at most what the final network would have taken from the start.
+    assert found.training_macs < found.macs / 1_788_544 * dense_training_macs(course)
 
 
 def test_what_it_costs_is_what_the_method_says():
