@@ -23,7 +23,13 @@ from latewood.spectra.pairs import Pair, as_pair, infer_pairs
 from latewood.spectra.resolve import Conv, Lora, MatrixView, Split, Views
 from latewood.spectra.shards import Shards
 from latewood.spectra.sides import Side, fits, pair_sides, sides_alignment
-from latewood.spectra.snapshots import PairAlignment, Spectrum, snapshot_path, write_snapshot
+from latewood.spectra.snapshots import (
+    PairAlignment,
+    Spectrum,
+    rehearse_writing,
+    snapshot_path,
+    write_snapshot,
+)
 from latewood.spectra.weights import unwrapped
 
 __all__ = ["SpectralProbe"]
@@ -138,6 +144,8 @@ class SpectralProbe:
         _check_pairs(self.model, self.pairs)
         self.every = every
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            rehearse_writing()
         self.kind = kind
         self.full_every = full_every
         self.threads = threads
