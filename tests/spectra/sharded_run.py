@@ -125,7 +125,7 @@ def main():
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=150),
     )
     torch.set_num_threads(1)
     for check in (union_is_that_of_one, each_does_its_part, auto_is_agreed, an_error_reaches_all):
