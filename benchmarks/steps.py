@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._timing import interleaved_minima, print_table
-from latewood.training.data.augmentation import CropAndFlip
 from latewood.training.data import Batch, Normalise, TensorDataset, batches
+from latewood.training.data.augmentation import CropAndFlip
 from latewood.training.models import convnet, resnet20
 
 BATCH = 128
