@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from latewood.training import components
+from latewood.training import Recipe, components
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -50,3 +50,16 @@ def test_the_training_page_lists_every_name_that_a_recipe_may_use(kind: str) -> 
     assert row
     named = re.findall(r"`(\w+)`", row[1].partition(";")[0])
     assert sorted(named) == sorted(components.REGISTRIES[kind])
+
+
+def test_the_training_page_lists_every_key_of_a_recipe() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.partition("| key | what it does |\n")[2].partition("\n\n")[0]
+    named = {
+        name
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+        if name.islower()
+    }
+    sections = {"task", "model", "optimizer", "schedule", "methods", "probes"}
+    assert named == set(Recipe.model_fields) - sections
