@@ -48,9 +48,9 @@ class StructuredSparsification:
     the budget are fixed, the factors are folded into the weights, and the weights alone train on.
 
     What is absent is cut out of the parameters, the buffers and the optimizer's state at the start
-    of an epoch, so it costs neither computation nor the device's memory; it is remembered on the
-    CPU and comes back bit for bit; what was never there is drawn anew. In a loop of your own call
-    ``restructure(optimizer)`` before each epoch's first step.
+    of an epoch, so it costs no computation; channels are remembered on the CPU and cost none of the
+    device's memory, blocks stay in it. All come back bit for bit; what was never there is drawn
+    anew. In a loop of your own call ``restructure(optimizer)`` before each epoch's first step.
 
     Args:
         model: any module that ``core.trace_channels`` can follow, without transformations.
