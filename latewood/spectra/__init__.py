@@ -14,8 +14,8 @@ from latewood.spectra.alignment import (
 )
 from latewood.spectra.analyze import analyze
 from latewood.spectra.baselines import random_agreement, random_cosine, random_effective_rank
-from latewood.spectra.branches import branch
-from latewood.spectra.connectivity import (
+from latewood.spectra.connectivity.branches import branch
+from latewood.spectra.connectivity.line import (
     Connection,
     barrier,
     barrier_interior,
@@ -23,7 +23,8 @@ from latewood.spectra.connectivity import (
     endpoint_agreement,
     interpolate,
 )
-from latewood.spectra.factors import Factors, factors
+from latewood.spectra.connectivity.matching import Matching, match_channels, matched
+from latewood.spectra.connectivity.symmetries import ChannelSymmetries
 from latewood.spectra.interventions import (
     apply_masks_,
     magnitude_masks,
@@ -35,7 +36,15 @@ from latewood.spectra.interventions import (
     truncation_scores,
     weight_matrices,
 )
-from latewood.spectra.matching import Matching, match_channels, matched
+from latewood.spectra.matrices.operator import convolution_values
+from latewood.spectra.matrices.resolve import MatrixView, Views
+from latewood.spectra.matrices.views import (
+    as_matrix,
+    conv_matrix,
+    conv_transpose_matrix,
+    matrix_parameter,
+    parameter_matrix,
+)
 from latewood.spectra.measures import (
     RankKind,
     count90,
@@ -44,12 +53,11 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
-from latewood.spectra.operator import convolution_values
-from latewood.spectra.over_time import AgreementOverTime, agreement_over_time
 from latewood.spectra.pairs import Pair, infer_pairs, model_alignment
-from latewood.spectra.probe import SpectralProbe
-from latewood.spectra.resolve import MatrixView, Views
-from latewood.spectra.snapshots import (
+from latewood.spectra.solvers.factors import Factors, factors
+from latewood.spectra.tracking.over_time import AgreementOverTime, agreement_over_time
+from latewood.spectra.tracking.probe import SpectralProbe
+from latewood.spectra.tracking.snapshots import (
     PairAlignment,
     Spectrum,
     read_alignments,
@@ -57,14 +65,6 @@ from latewood.spectra.snapshots import (
     snapshot_path,
     snapshot_paths,
     write_snapshot,
-)
-from latewood.spectra.symmetries import ChannelSymmetries
-from latewood.spectra.views import (
-    as_matrix,
-    conv_matrix,
-    conv_transpose_matrix,
-    matrix_parameter,
-    parameter_matrix,
 )
 
 __all__ = [

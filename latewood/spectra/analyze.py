@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from latewood.spectra.baselines import random_effective_rank
-from latewood.spectra.errors import rank_error
-from latewood.spectra.factors import factors
-from latewood.spectra.lora import low_rank_product
+from latewood.spectra.matrices.lora import low_rank_product
+from latewood.spectra.matrices.resolve import Conv, Lora, MatrixView, Split, Views
+from latewood.spectra.matrices.views import as_matrix, expert_matrices
 from latewood.spectra.measures import effective_rank, stable_rank
-from latewood.spectra.resolve import Conv, Lora, MatrixView, Split, Views
-from latewood.spectra.views import as_matrix, expert_matrices
+from latewood.spectra.solvers.errors import rank_error
+from latewood.spectra.solvers.factors import factors
 
 __all__ = ["COLUMNS", "analyze", "matrix_row", "state_views"]
 

@@ -16,9 +16,9 @@ from latewood.core.masks import bernoulli_masks as random_masks
 from latewood.core.masks import keep_largest, kept_count
 from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
-from latewood.spectra.factors import factors
-from latewood.spectra.views import matrix_parameter, parameter_matrix
-from latewood.spectra.weights import spectral_parameters
+from latewood.spectra.matrices.views import matrix_parameter, parameter_matrix
+from latewood.spectra.matrices.weights import spectral_parameters
+from latewood.spectra.solvers.factors import factors
 
 __all__ = [
     "Kept",

@@ -10,10 +10,10 @@ from torch import nn
 from latewood.core.selection import WEIGHT_LAYERS
 from latewood.errors import invalid
 from latewood.spectra.alignment import Alignment
-from latewood.spectra.attention import fused_layers, separate_layers
-from latewood.spectra.factors import Factors, factors
+from latewood.spectra.matrices.attention import fused_layers, separate_layers
+from latewood.spectra.matrices.views import is_hugging_face_conv1d
 from latewood.spectra.sides import Pair, Part, fits, pair_sides, sides_alignment
-from latewood.spectra.views import is_hugging_face_conv1d
+from latewood.spectra.solvers.factors import Factors, factors
 
 __all__ = ["Pair", "Part", "as_pair", "infer_pairs", "model_alignment"]
 

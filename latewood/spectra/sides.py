@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.spectra.alignment import Alignment, alignment, gate_directions, tap_directions
-from latewood.spectra.attention import Heads, fused_heads, own_heads, projection
-from latewood.spectra.factors import Factors
-from latewood.spectra.resolve import MatrixView
-from latewood.spectra.weights import current_matrix, stored_dtype
+from latewood.spectra.matrices.attention import Heads, fused_heads, own_heads, projection
+from latewood.spectra.matrices.resolve import MatrixView
+from latewood.spectra.matrices.weights import current_matrix, stored_dtype
+from latewood.spectra.solvers.factors import Factors
 
 __all__ = ["Pair", "Part", "Side", "fits", "owner_of", "pair_sides", "sides_alignment"]
 

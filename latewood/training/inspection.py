@@ -11,7 +11,7 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import analyze
 from latewood.spectra.analyze import COLUMNS
-from latewood.spectra.resolve import Conv, Lora, Split
+from latewood.spectra.matrices.resolve import Conv, Lora, Split
 from latewood.training.tables import Row
 
 __all__ = ["COLUMNS", "inspect_checkpoint"]

@@ -13,24 +13,24 @@ import torch
 from torch import nn
 
 from latewood.errors import RequestError, invalid
-from latewood.spectra.background import Background, Policy
-from latewood.spectra.cadence import Cadence, Every
-from latewood.spectra.copying import copied
-from latewood.spectra.lapack import blas_threads
-from latewood.spectra.look import Found, Measurer, Taken
+from latewood.spectra.matrices.resolve import Conv, Lora, MatrixView, Split, Views
+from latewood.spectra.matrices.weights import unwrapped
 from latewood.spectra.measures import RankKind, effective_rank
 from latewood.spectra.pairs import Pair, as_pair, infer_pairs
-from latewood.spectra.resolve import Conv, Lora, MatrixView, Split, Views
-from latewood.spectra.shards import Shards
 from latewood.spectra.sides import Side, fits, pair_sides, sides_alignment
-from latewood.spectra.snapshots import (
+from latewood.spectra.solvers.lapack import blas_threads
+from latewood.spectra.tracking.background import Background, Policy
+from latewood.spectra.tracking.cadence import Cadence, Every
+from latewood.spectra.tracking.copying import copied
+from latewood.spectra.tracking.look import Found, Measurer, Taken
+from latewood.spectra.tracking.shards import Shards
+from latewood.spectra.tracking.snapshots import (
     PairAlignment,
     Spectrum,
     rehearse_writing,
     snapshot_path,
     write_snapshot,
 )
-from latewood.spectra.weights import unwrapped
 
 __all__ = ["SpectralProbe"]
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from latewood.errors import RequestError
-from latewood.spectra.background import Background
+from latewood.spectra.tracking.background import Background
 
 
 class Gate:

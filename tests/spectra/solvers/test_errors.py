@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latewood.spectra import effective_rank, factors
-from latewood.spectra.errors import rank_error
+from latewood.spectra.solvers.errors import rank_error
 
 
 def with_values(rows, columns, values, seed=0):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latewood.core.coupling import ChannelGroup, Member
 from latewood.errors import invalid
-from latewood.spectra.symmetries import ChannelSymmetries, Permutations, permuted_entry
+from latewood.spectra.connectivity.symmetries import ChannelSymmetries, Permutations, permuted_entry
 
 __all__ = ["Matching", "match_channels", "matched"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latewood.errors import WorkError, invalid
 from latewood.spectra.agreement import Agreement, agreement
-from latewood.spectra.factors import Factors
-from latewood.spectra.snapshots import Spectrum, read_snapshot, snapshot_paths
+from latewood.spectra.solvers.factors import Factors
+from latewood.spectra.tracking.snapshots import Spectrum, read_snapshot, snapshot_paths
 
 __all__ = ["AgreementOverTime", "Reference", "agreement_over_time"]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 from torch import Tensor
 
-from latewood.spectra.factors import Factors
+from latewood.spectra.solvers.factors import Factors
 
 __all__ = ["Follower"]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from latewood.spectra import lapack
-from latewood.spectra.lapack import (
+from latewood.spectra.solvers import lapack
+from latewood.spectra.solvers.lapack import (
     LapackError,
     blas_threads,
     lower_product,
@@ -44,7 +44,7 @@ def test_without_the_routines_the_other_solver_serves(monkeypatch):
     def missing(*arguments, **options):
         raise LapackError("dsyrk: this scipy offers nothing")
 
-    monkeypatch.setattr("latewood.spectra.gram.lower_product", missing)
+    monkeypatch.setattr("latewood.spectra.solvers.gram.lower_product", missing)
     matrix = torch.randn(50, 70, generator=torch.Generator().manual_seed(0))
     found = factors(matrix, 3)
     assert found.method == "svd"

@@ -3,7 +3,7 @@
 import torch
 
 from latewood.spectra import factors
-from latewood.spectra.warm import EXTRA, Follower
+from latewood.spectra.solvers.warm import EXTRA, Follower
 
 
 def spiked(shape, spikes=20, seed=0):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latewood.spectra.factors import Factors, factors
-from latewood.spectra.snapshots import Spectrum
-from latewood.spectra.warm import EXTRA, Follower
+from latewood.spectra.solvers.factors import Factors, factors
+from latewood.spectra.solvers.warm import EXTRA, Follower
+from latewood.spectra.tracking.snapshots import Spectrum
 
 __all__ = ["Found", "Measurer", "Taken"]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.errors import invalid
 from latewood.spectra.agreement import Agreement, agreement
-from latewood.spectra.factors import factors
+from latewood.spectra.connectivity.matching import Matching, matched
 from latewood.spectra.interventions import require_readable_twice
-from latewood.spectra.matching import Matching, matched
-from latewood.spectra.weights import current_matrix, spectral_parameters
+from latewood.spectra.matrices.weights import current_matrix, spectral_parameters
+from latewood.spectra.solvers.factors import factors
 
 __all__ = [
     "Connection",

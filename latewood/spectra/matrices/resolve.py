@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
-from latewood.spectra.attention import Heads, Projection, fused_heads, projection
-from latewood.spectra.lora import adapters
-from latewood.spectra.views import has_taps, tap_matrices
-from latewood.spectra.weights import (
+from latewood.spectra.matrices.attention import Heads, Projection, fused_heads, projection
+from latewood.spectra.matrices.lora import adapters
+from latewood.spectra.matrices.views import has_taps, tap_matrices
+from latewood.spectra.matrices.weights import (
     current_matrix,
     current_weight,
     spectral_parameters,

@@ -12,12 +12,12 @@ from latewood.spectra import (
     SpectralProbe,
     factors,
     model_alignment,
-    probe,
     read_alignments,
     read_snapshot,
     snapshot_path,
     snapshot_paths,
 )
+from latewood.spectra.tracking import probe
 
 
 def network(width=80):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latewood.spectra.errors import gram_errors, rank_error
-from latewood.spectra.lapack import LapackError, lower_product, symmetric_spectrum
-from latewood.spectra.solved import Solved
+from latewood.spectra.solvers.errors import gram_errors, rank_error
+from latewood.spectra.solvers.lapack import LapackError, lower_product, symmetric_spectrum
+from latewood.spectra.solvers.solved import Solved
 
 __all__ = ["GRAM_RANK", "TOLERANCE", "by_gram", "lower_gram"]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from latewood.errors import RequestError
-from latewood.spectra import cadence
-from latewood.spectra.cadence import Cadence
+from latewood.spectra.tracking import cadence
+from latewood.spectra.tracking.cadence import Cadence
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.spectra.errors import rounding_errors, svd_errors
-from latewood.spectra.gram import GRAM_RANK, by_gram
-from latewood.spectra.solved import Method, Solved
+from latewood.spectra.solvers.errors import rounding_errors, svd_errors
+from latewood.spectra.solvers.gram import GRAM_RANK, by_gram
+from latewood.spectra.solvers.solved import Method, Solved
 
 __all__ = ["Factors", "factors"]
 

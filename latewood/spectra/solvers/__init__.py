@@ -1,0 +1,1 @@
+"""Singular values and vectors, exact or followed, each with how far it can be wrong."""

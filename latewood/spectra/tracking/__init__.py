@@ -1,0 +1,1 @@
+"""Spectra while a network trains: when to look, where the work is done, and what is kept."""
