@@ -34,7 +34,7 @@ __all__ = ["EXPERIMENT", "GROWN_EPOCHS"]
 KEPT = {"a fifth": 0.2, "a tenth": 0.1}
 EPOCHS: dict[Scale, int] = {"quick": 4, "cpu": 60}
 SIZES: tuple[Size, Size] = ("macs", "parameters")
-SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 3}
+SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 8}
 
 GROWN_EPOCHS: dict[Scale, dict[str, int]] = {
     "quick": {"a fifth": 4, "a tenth": 4},
