@@ -14,6 +14,7 @@ from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
 from latewood.errors import RequestError
 from latewood.sparsity.slimming.blocks import Skip
+from latewood.sparsity.slimming.edits import Channels, Edit, Skipped
 from latewood.sparsity.structured.birth import Birth, newborn
 from latewood.sparsity.structured.blocks import replace_block
 from latewood.sparsity.structured.gates import ChannelFactors, Estimator, Gate, LayerFactor
@@ -155,6 +156,20 @@ class Anatomy:
             if not there and optimizer is not None:
                 for parameter in block.module.parameters():
                     optimizer.state.pop(parameter, None)
+
+    def edits(self) -> list[Edit]:
+        """How the network that is there comes from the full one."""
+        kept = {
+            group.name: present.nonzero().flatten().tolist()
+            for group, present in zip(self.skeleton.groups, self.present, strict=True)
+            if not bool(present.all())
+        }
+        gone = {
+            block.name: "identity"
+            for block, there in zip(self.skeleton.blocks, self.blocks.tolist(), strict=True)
+            if not there
+        }
+        return [*([Channels(kept)] if kept else []), *([Skipped(gone)] if gone else [])]
 
     def state(self) -> dict[str, Any]:
         """What the model's own state does not hold: which structures, and what is detached."""

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.mask import DECIDED
-from latewood.sparsity.slimming.edits import Channels, Edit, Skipped, remember
+from latewood.sparsity.slimming.edits import remember
 from latewood.sparsity.structured.anatomy import Anatomy
 from latewood.sparsity.structured.birth import Birth
 from latewood.sparsity.structured.budget import Budget
+from latewood.sparsity.structured.clocks import Clocks
 from latewood.sparsity.structured.costs import multiply_accumulates
 from latewood.sparsity.structured.gates import Estimator, Gate
-from latewood.sparsity.structured.growth import growth_ratio, penalty_weight, temperatures
+from latewood.sparsity.structured.growth import growth_ratio, penalty_weight
 from latewood.sparsity.structured.presets import checked, preset_having
 from latewood.sparsity.structured.rates import (
     ADAPTIVE_LR,
@@ -148,8 +149,6 @@ class StructuredSparsification:
         self.epochs = math.ceil(total_steps / steps_per_epoch)
         self.settings = settings
         self.logit_lr = logit_lr
-        self._temperature = temperature
-        self._ratio = growth_ratio(final_temperature, self.epochs)
         self._bases = (penalty, penalty if layer_penalty is None else layer_penalty)
         self._seed_width, self._seed_logit = seed_width, seed_logit
         self._model = model
@@ -165,7 +164,11 @@ class StructuredSparsification:
             birth=settings.birth,
             generator=self._generator,
         )
-        self._clocks = [torch.zeros(len(gate.logits), dtype=torch.int64) for gate in self._gates]
+        self._clocks = Clocks(
+            self._gates,
+            ratio=growth_ratio(final_temperature, self.epochs),
+            shared=temperature == "global",
+        )
         self._weights = (0.0, 0.0)
         self._step = 0
         self._ready = -1
@@ -259,7 +262,7 @@ class StructuredSparsification:
             self._freeze(optimizer)
             return True
         changed = self._plant(optimizer) if first else self._sample(optimizer)
-        self._set_temperatures()
+        self._clocks.show(self.epoch)
         return changed
 
     def step(self) -> None:
@@ -292,7 +295,7 @@ class StructuredSparsification:
         if not self.frozen:
             self._freeze(None)
         self._finished = True
-        self._write_recipe()
+        remember(self._model, self._anatomy.edits(), self._examples)
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -336,7 +339,7 @@ class StructuredSparsification:
             "spent": self._spent,
             "budget": self.budget.table(),
             "weights": self._weights,
-            "clocks": list(self._clocks),
+            "clocks": list(self._clocks.ages),
             "logits": [gate.logits.detach().clone() for gate in self._gates],
             "anatomy": self._anatomy.state(),
             "generator": self._generator.get_state(),
@@ -362,13 +365,13 @@ class StructuredSparsification:
         self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
         self._step, self._ready = state["step"], state["ready"]
         self._spent, self._weights = state["spent"], tuple(state["weights"])
-        self._clocks = [each.clone() for each in state["clocks"]]
+        self._clocks.restore(state["clocks"])
         self._anatomy.load(state["anatomy"])
         with torch.no_grad():
             for gate, logits in zip(self._gates, state["logits"], strict=True):
                 gate.logits.copy_(logits)
         self._generator.set_state(state["generator"])
-        self._set_temperatures()
+        self._clocks.show(self.epoch)
 
     def _plant(self, optimizer: Optimizer) -> bool:
         """Cuts the model down to the seed and sets the logits by the optimizer's rate."""
@@ -404,11 +407,11 @@ class StructuredSparsification:
             cost, limit = self.budget.cost, self.budget.limit
             present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
         changed = anatomy.become(present, blocks, optimizer)
-        for group, clock in enumerate(self._clocks[: len(present)]):
+        for group, there in enumerate(anatomy.present):
             if anatomy.visible(group):
-                clock += anatomy.present[group]
+                self._clocks.advance(group, there)
         if anatomy.layer_gate is not None:
-            self._clocks[-1] += blocks
+            self._clocks.advance(-1, blocks)
         return changed
 
     def _freeze(self, optimizer: Optimizer | None) -> None:
@@ -426,23 +429,6 @@ class StructuredSparsification:
         scores = [gate.logits.detach().cpu() for gate in self._anatomy.gates]
         layer_gate = self._anatomy.layer_gate
         return scores, torch.zeros(0) if layer_gate is None else layer_gate.logits.detach().cpu()
-
-    def _write_recipe(self) -> None:
-        """Leaves on the model how it comes from the full one."""
-        anatomy = self._anatomy
-        kept = {
-            group.name: present.nonzero().flatten().tolist()
-            for group, present in zip(anatomy.skeleton.groups, anatomy.present, strict=True)
-            if not bool(present.all())
-        }
-        gone = {
-            block.name: "identity"
-            for block, there in zip(anatomy.skeleton.blocks, anatomy.blocks.tolist(), strict=True)
-            if not there
-        }
-        edits: list[Edit] = [Channels(kept)] if kept else []
-        edits += [Skipped(gone)] if gone else []
-        remember(self._model, edits, self._examples)
 
     def _growth_logits(self, optimizer: Optimizer) -> tuple[float, ...]:
         group = logit_group(optimizer, self._gates[0].logits)
@@ -464,12 +450,6 @@ class StructuredSparsification:
             for base in self._bases
         )
         self._weights = (first, second)
-
-    def _set_temperatures(self) -> None:
-        for gate, clock in zip(self._gates, self._clocks, strict=True):
-            if self._temperature == "global":
-                clock = torch.full_like(clock, max(self.epoch, 0))
-            gate.temperature.copy_(temperatures(clock, self._ratio))
 
     def _undecided(self) -> float:
         if self.frozen:

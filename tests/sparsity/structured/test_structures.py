@@ -100,19 +100,21 @@ def test_clocks_count_the_epochs_in_which_a_structure_was_there(runs):
     run = runs("resnet20", epochs=12, freeze=1.0, growth_logit=0.0, capped=False)
     method, anatomy = run.method, run.method._anatomy
     run.epoch()
-    assert all(not clock.any() for clock in method._clocks)
+    assert all(not clock.any() for clock in method._clocks.ages)
     for _ in range(8):
-        before = [clock.clone() for clock in method._clocks]
+        before = [clock.clone() for clock in method._clocks.ages]
         run.epoch()
         sets = [*anatomy.present, anatomy.blocks]
-        for number, (old, new, there) in enumerate(zip(before, method._clocks, sets, strict=True)):
+        for number, (old, new, there) in enumerate(
+            zip(before, method._clocks.ages, sets, strict=True)
+        ):
             hidden = number < len(anatomy.present) and not anatomy.visible(number)
             assert torch.equal(new - old, torch.zeros_like(old) if hidden else there.long())
-        for gate, clock in zip(method._gates, method._clocks, strict=True):
+        for gate, clock in zip(method._gates, method._clocks.ages, strict=True):
             ratio = 100 ** (1 / 12)
             expected = torch.tensor([ratio**t for t in clock.tolist()], dtype=torch.float64)
             assert torch.equal(gate.temperature, expected)
-    assert max(int(clock.max()) for clock in method._clocks) >= 6
+    assert max(int(clock.max()) for clock in method._clocks.ages) >= 6
 
 
 def test_the_global_clock_is_that_of_the_run(runs):
@@ -134,13 +136,13 @@ def test_an_absent_layer_hides_its_channels_and_leaves_their_logits(runs):
     inside = [n for n, home in enumerate(anatomy.skeleton.home) if home is not None]
     assert len(inside) == 7
     logits = [gate.logits.detach().clone() for gate in anatomy.gates]
-    clocks = copy.deepcopy(method._clocks)
+    clocks = copy.deepcopy(method._clocks.ages)
     with torch.no_grad():
         anatomy.layer_gate.logits.fill_(-50.0)
     run.epoch()
     for number in inside:
         assert torch.equal(anatomy.gates[number].logits, logits[number])
-        assert torch.equal(method._clocks[number], clocks[number])
+        assert torch.equal(method._clocks.ages[number], clocks[number])
         assert method.metrics()[f"kept/{anatomy.skeleton.groups[number].name}"] == 0
     assert any(
         not torch.equal(anatomy.gates[number].logits, logits[number])
