@@ -99,7 +99,7 @@ def matrix_row(name: str, matrix: Tensor, dtype: torch.dtype) -> dict[str, objec
         "stable rank": float(stable_rank(values).mean()),
         "largest": float(values[..., 0].max()),
         "smallest": float(values[..., -1].min()),
-        "density": float(matrix.count_nonzero()) / matrix.numel(),
+        "density": float((matrix.double() != 0).sum()) / matrix.numel(),
         "method": found.method,
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -126,9 +126,9 @@ def state_views(tensors: Mapping[str, Tensor], views: Views) -> list[MatrixView]
         if not _is_matrix(tensor) or (place in seen and tensor.device.type != "meta"):
             continue
         seen.add(place)
-        if views.lora == "product" and _other_factor(name) in tensors:
+        if views.lora == "product" and (pair := _low_rank_pair(name, tensors)) is not None:
             if "lora_A" in name:
-                product = low_rank_product(tensor, tensors[_other_factor(name)])
+                product = low_rank_product(*pair)
                 found.append(_fixed(name.replace("lora_A", "lora"), product, tensor.dtype))
             continue
         found += _of_tensor(name, tensor, views)
@@ -156,10 +156,13 @@ def _fixed(name: str, matrix: Tensor, dtype: torch.dtype) -> MatrixView:
     return MatrixView(name, dtype, lambda: matrix)
 
 
-def _other_factor(name: str) -> str:
-    if "lora_A" in name:
-        return name.replace("lora_A", "lora_B")
-    return name.replace("lora_B", "lora_A") if "lora_B" in name else ""
+def _low_rank_pair(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The factors (A, B) that a name is one of, if both are there and can be multiplied."""
+    down = tensors.get(name.replace("lora_B", "lora_A"))
+    up = tensors.get(name.replace("lora_A", "lora_B"))
+    if down is None or up is None or down is up or not down.ndim == up.ndim == 2:
+        return None
+    return (down, up) if up.shape[1] == down.shape[0] else None
 
 
 def _is_matrix(tensor: Tensor) -> bool:

@@ -125,6 +125,8 @@ def gini(singular_values: Tensor) -> Tensor:
 
 def _relative(singular_values: Tensor) -> Tensor:
     # Relative to the largest, so that neither sums nor squares leave the range of float64.
+    if singular_values.ndim == 0:
+        raise invalid("singular_values", "a scalar", "a tensor of one dimension or more")
     values = singular_values.detach().double()
     if values.shape[-1] == 0:
         return values

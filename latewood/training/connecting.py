@@ -18,6 +18,7 @@ from latewood.training.checkpoints import load_into
 from latewood.training.data import Batch, Dataset, TensorDataset
 from latewood.training.evaluation import evaluate, recalibration_batches
 from latewood.training.processes import processes
+from latewood.training.progress import progress
 from latewood.training.randomness import caller_unchanged, derive, seed_everything
 from latewood.training.recipe import Recipe, load_recipe
 from latewood.training.run_folder import RunFolder
@@ -124,6 +125,7 @@ def connect_files(
     points: int = 11,
     permute: bool = False,
     samples: int | None = None,
+    show_progress: bool | None = None,
 ) -> Connected:
     """Scores networks on the line between two trained ones, on training and validation samples.
 
@@ -141,6 +143,7 @@ def connect_files(
         permute: walk a second time with the second network's channels in the order that is closest
             to the first's.
         samples: score only the first so many training samples, and as many validation samples.
+        show_progress: None shows it when the work takes longer than two seconds; False never.
 
     Returns:
         Scores named "train loss", "validation error" and so on; lower is better in all.
@@ -170,18 +173,26 @@ def connect_files(
         if permute:
             example = [x.to(session.processes.device) for x in session.task.example_inputs]
             pairs[PERMUTED], _ = matched(model, one, other, example)
-        lines = {
-            order: connect(
-                model,
-                one,
-                end,
-                _Scores(session, samples),
-                points=points,
-                batches=_Calibration(session),
-                forward=_forward(session),
-            )
-            for order, end in pairs.items()
-        }
+        scores = _Scores(session, samples)
+        with progress("positions", points * len(pairs), show=show_progress) as advance:
+
+            def scored(network: nn.Module) -> dict[str, float]:
+                found = scores(network)
+                advance()
+                return found
+
+            lines = {
+                order: connect(
+                    model,
+                    one,
+                    end,
+                    scored,
+                    points=points,
+                    batches=_Calibration(session),
+                    forward=_forward(session),
+                )
+                for order, end in pairs.items()
+            }
         agreements = {order: endpoint_agreement(model, one, end) for order, end in pairs.items()}
         return Connected(str(first), str(second), session.task.name, lines, agreements)
 

@@ -90,3 +90,11 @@ def test_nothing_and_broken_weights():
 def test_what_needs_the_model_is_refused(options):
     with pytest.raises(RequestError, match=next(iter(options))):
         analyze({"w": torch.ones(2, 2)}, **options)
+
+
+def test_formats_of_eight_bits_and_factors_that_do_not_fit():
+    noise = torch.Generator().manual_seed(0)
+    eight = torch.randn(4, 3, generator=noise).to(torch.float8_e4m3fn)
+    assert by_name(analyze({"weight": eight}))["weight"]["dtype"] == "float8_e4m3fn"
+    apart = {"q.lora_A.weight": torch.ones(2, 4), "q.lora_B.weight": torch.ones(4, 3)}
+    assert list(by_name(analyze(apart, lora="product"))) == list(apart)

@@ -215,3 +215,8 @@ def test_what_is_no_real_matrix_is_refused(matrix):
 def test_unknown_kind_is_refused():
     with pytest.raises(RequestError, match="kind"):
         effective_rank(torch.ones(3), kind="printed")
+
+
+def test_a_scalar_is_no_spectrum():
+    with pytest.raises(RequestError, match="singular_values"):
+        effective_rank(torch.tensor(1.0))

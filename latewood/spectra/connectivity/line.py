@@ -118,7 +118,7 @@ def interpolate(first: State, second: State, alpha: float) -> dict[str, Tensor]:
     """
     if not 0 <= alpha <= 1:
         raise invalid("alpha", alpha, "a number from 0 to 1")
-    _require_same_entries(first, second)
+    _require_entries_of(first, second, "second", "first")
     return {name: _between(entry, second[name], alpha) for name, entry in first.items()}
 
 
@@ -163,7 +163,7 @@ def connect(
     if points < 2:
         raise invalid("points", points, "an integer of at least 2")
     require_readable_twice(batches)
-    _require_same_entries(first, second)
+    _require_same_entries(model, first, second)
     matching = None
     if permute:
         example = _example(example_inputs, batches, forward)
@@ -205,10 +205,11 @@ def endpoint_agreement(
         Agreements by full name of the parameter, in registration order.
 
     Raises:
-        RequestError: a glob that matches nothing.
+        RequestError: a glob that matches nothing, or states that do not match.
 
     Source: arXiv 2408.11804, section 5.1.
     """
+    _require_same_entries(model, first, second)
     matrices = []
     for state in (first, second):
         network = copy.deepcopy(model)
@@ -221,14 +222,19 @@ def endpoint_agreement(
     }
 
 
-def _require_same_entries(first: State, second: State) -> None:
-    if first.keys() != second.keys():
-        unmatched = sorted(first.keys() ^ second.keys())
-        raise invalid("second", unmatched, "the same entries as in first; these are in one only")
-    for name, entry in first.items():
-        if entry.shape != second[name].shape:
-            given = (name, tuple(second[name].shape))
-            raise invalid("second", given, f"the shape {tuple(entry.shape)} of first")
+def _require_same_entries(model: nn.Module, first: State, second: State) -> None:
+    _require_entries_of(first, second, "second", "first")
+    _require_entries_of(model.state_dict(), first, "first", "the model")
+
+
+def _require_entries_of(given: State, state: State, name: str, origin: str) -> None:
+    if given.keys() != state.keys():
+        unmatched = sorted(given.keys() ^ state.keys())
+        raise invalid(name, unmatched, f"the same entries as in {origin}; these are in one only")
+    for entry, tensor in given.items():
+        if tensor.shape != state[entry].shape:
+            found = (entry, tuple(state[entry].shape))
+            raise invalid(name, found, f"the shape {tuple(tensor.shape)} of {origin}")
 
 
 def _example(

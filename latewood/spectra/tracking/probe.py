@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,7 @@ class _Look:
     step: int
     pairs: dict[str, tuple[Side, Side]]
     found: list[Found]
+    alignments: dict[str, PairAlignment]
     seconds: float
 
 
@@ -285,12 +286,13 @@ class SpectralProbe:
             with torch.no_grad(), blas_threads(threads):
                 ready()
                 found = self._measurer.measure(own, full=full, follow=self.full_every > 1)
-            look = _Look(step, pairs, found, 0.0)
+                # Of a shared look no process has all matrices yet.
+                look = _Look(step, pairs, found, {} if shared else _alignments(found, pairs), 0.0)
             if not shared:
                 self._write(look)
             spent = time.perf_counter() - start if threads > 1 else 0.0
             seconds = max(threads * spent, time.thread_time() - processor) if background else 0.0
-            return _Look(step, pairs, found, seconds)
+            return replace(look, seconds=seconds)
 
         return work
 
@@ -331,7 +333,7 @@ class SpectralProbe:
             found = self._shards.gathered(part)
             if not self._shards.first:
                 return {}
-            look = replace(looks[0], found=found)
+            look = replace(looks[0], found=found, alignments=_alignments(found, looks[0].pairs))
             self._write(look)
         else:
             look = work()
@@ -339,13 +341,13 @@ class SpectralProbe:
         for each in look.found:
             if each.kept:
                 metrics |= self._metrics(each.spectrum)
-        return metrics | {f"alignment/{n}": a.score for n, a in _alignments(look).items()}
+        return metrics | {f"alignment/{n}": a.score for n, a in look.alignments.items()}
 
     def _write(self, look: _Look) -> None:
         if self.folder is not None:
             spectra = [each.spectrum for each in look.found if each.kept]
             path = snapshot_path(self.folder, look.step)
-            write_snapshot(path, look.step, spectra, _alignments(look))
+            write_snapshot(path, look.step, spectra, look.alignments)
 
     def _metrics(self, spectrum: Spectrum) -> dict[str, float]:
         values = torch.from_numpy(spectrum.values)
@@ -361,10 +363,12 @@ class SpectralProbe:
         return metrics
 
 
-def _alignments(look: _Look) -> dict[str, PairAlignment]:
-    factors = {each.spectrum.name: each.factors for each in look.found if each.factors is not None}
+def _alignments(
+    looked: Sequence[Found], pairs: Mapping[str, tuple[Side, Side]]
+) -> dict[str, PairAlignment]:
+    factors = {each.spectrum.name: each.factors for each in looked if each.factors is not None}
     results = {}
-    for name, sides in look.pairs.items():
+    for name, sides in pairs.items():
         found = sides_alignment(sides, factors)
         diagonal = tuple(found.diagonal.tolist())
         results[name] = PairAlignment(diagonal, float(found.score), found.baseline)

@@ -159,3 +159,12 @@ def test_bad_arguments_are_refused(ends):
         connect(network(0), first, second, lambda _: {}, points=1)
     with pytest.raises(RequestError, match="batches"):
         connect(network(0), first, second, lambda _: {}, batches=iter([]))
+
+
+def test_states_of_another_network_are_refused():
+    model = torch.nn.Linear(3, 3)
+    strange = {"other": torch.ones(3)}
+    with pytest.raises(RequestError, match="the model"):
+        connect(model, strange, strange, lambda network: {"loss": 0.0})
+    with pytest.raises(RequestError, match="second"):
+        endpoint_agreement(model, model.state_dict(), {})
