@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
+from latewood.errors import WorkError
 from latewood.kernels.optim import Number
 
 __all__ = ["normaliser", "over_shards", "untouched_dominate"]
@@ -37,6 +38,9 @@ def normaliser(
     Returns:
         gamma; a tensor if any of ``sums`` or ``active`` is one.
 
+    Raises:
+        WorkError: the sum is 0, as the rates are too small for their precision.
+
     Source: arXiv 1912.01823, Algorithm 2.
     """
     some, every = _pair(sums, sizes, active), _pair(sums, sizes, None)
@@ -48,6 +52,10 @@ def normaliser(
         rates = torch.where(moving, some[0], every[0])
         return (torch.where(moving, some[1], every[1]) / rates).sqrt()
     total, size = some if some[1] > 0 else every
+    if total == 0.0:
+        raise WorkError(
+            "AvaGrad: every squared rate is 0 in this precision; eps or the gradients are too large"
+        )
     gamma: Number = (size / total) ** 0.5
     return gamma
 
@@ -95,12 +103,12 @@ def untouched_dominate(
     zeros = [int((moment == 0).sum()) for moment in moments]
     touched = sum(moment.numel() for moment in moments) - sum(zeros)
     total = sum(float(value) for value in sums)
-    others = total - sum(count / e**2 for count, e in zip(zeros, eps, strict=True))
     if touched == 0 or not any(zeros):
         return False
     if math.isinf(total):
         # Squares of 1/eps were too large for float32, and gamma is 0.
         return True
+    others = total - sum(count / e**2 for count, e in zip(zeros, eps, strict=True))
     share = (touched + sum(zeros)) / total
     # Rounding can leave nothing of a small rest; the collapse is then beyond doubt.
     return others <= 0.0 or share < 0.01 * touched / others

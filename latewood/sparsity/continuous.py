@@ -332,9 +332,10 @@ class ContinuousSparsification:
     def metrics(self) -> dict[str, float]:
         """Densities by H(s), never by the soft mask, and how far the masks are.
 
-                Returns:
-                    "density" (fraction kept of all masked weights), "undecided" (fraction with
-        XX ``finalize`` the final values.
+        Returns:
+            "density" (fraction kept of all masked weights), "undecided" (fraction with
+            |beta s| < 4), "temperature" (beta), with several rounds "round", and
+            "density/<layer>" and "undecided/<layer>"; after ``finalize`` the final values.
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)

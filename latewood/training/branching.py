@@ -55,9 +55,9 @@ def branch_run(
     Source: arXiv 2408.11804, section 5.1.
     """
     if not trunk.exists:
-        raise invalid("trunk", str(trunk.path), "the folder of a run")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise invalid("seeds", list(seeds), "at least one seed, each once")
+        raise invalid("run", str(trunk.path), "the folder of a run")
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+        raise invalid("seeds", list(seeds), "at least one seed from 0 to 2**63 - 1, each once")
     if launched_processes() > 1:
         raise RequestError("branch_run: got several processes of a launcher; expected one")
     start = checkpoints.at_step(trunk.checkpoints, step)

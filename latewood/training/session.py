@@ -230,8 +230,12 @@ class Session:
         state = checkpoint.state()
         self._reshape(checkpoint, state)
         load_into(self.model, checkpoint.model_state(), str(checkpoint.path))
+        own_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, rate in zip(self.optimizer.param_groups, own_rates, strict=True):
+                # Checkpoints of earlier versions have none: the recipe's rate is what it was.
+                group.setdefault("initial_lr", rate)
             for method, own in zip(self.methods.values(), state["methods"], strict=True):
                 method.load_state_dict(own)
         except (KeyError, ValueError) as error:

@@ -53,6 +53,17 @@ def test_untouched_coordinates_are_named_also_where_their_rates_overflow(options
             optimizer.step()
 
 
+@pytest.mark.parametrize("options", FORMS)
+def test_rates_too_small_for_their_precision_are_named(options):
+    p = Parameter(torch.zeros(2))
+    p.grad = torch.ones(2)
+    optimizer = AvaGrad([p], eps=1e30, **options)
+    with pytest.raises(WorkError, match="every squared rate is 0"):
+        for _ in range(2):
+            optimizer.step()
+    assert p.isfinite().all()
+
+
 def test_untouched_coordinates_are_no_reason_to_warn_where_eps_bounds_them():
     p = parameter(0.0, 0.0)
     optimizer = AvaGrad([p], eps=0.1)

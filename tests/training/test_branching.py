@@ -156,12 +156,12 @@ def test_an_interrupted_branch_goes_on(trunk_of, tmp_path, monkeypatch):
 
 
 def test_bad_requests_are_refused(trunk_of, tmp_path, monkeypatch):
-    with pytest.raises(RequestError, match="trunk"):
+    with pytest.raises(RequestError, match="run"):
         branch_run(RunFolder(tmp_path / "nothing"), 0, seeds=[1], folder=tmp_path / "branches")
     with pytest.raises(RequestError, match=r"keep_at.*15"):
         trunk_of(keep_at=[16])
     run = trunk_of()
-    for seeds in ([], [1, 1]):
+    for seeds in ([], [1, 1], [-1], [2**63]):
         with pytest.raises(RequestError, match="seeds"):
             branch_run(run, 0, seeds=seeds, folder=tmp_path / "branches")
     with pytest.raises(RequestError, match=r"0, 7, 15"):

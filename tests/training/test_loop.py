@@ -473,6 +473,25 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(tmp_path, monkey
         train(None, folder=tmp_path / "run", resume=True)
 
 
+def test_a_checkpoint_from_before_groups_kept_their_first_rate_goes_on(tmp_path, monkeypatch):
+    whole = train(recipe(epochs=4), folder=tmp_path / "whole")
+    train(recipe(epochs=4), folder=tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.summary_path.unlink()
+    checkpoints.discard_after(run.checkpoints, 15)
+    earlier = checkpoints.Checkpoint.state
+
+    def without_first_rates(checkpoint):
+        state = earlier(checkpoint)
+        for group in state["optimizer"]["param_groups"]:
+            del group["initial_lr"]
+        return state
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "state", without_first_rates)
+    result = train(None, folder=run.path, resume=True)
+    assert without_time(result.summary) == without_time(whole.summary)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypatch, number):
     whole = train(recipe(epochs=4), folder=tmp_path / "whole")

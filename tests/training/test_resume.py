@@ -105,7 +105,8 @@ train(recipe, folder=whole)
 kills, target = 0, 0
 while True:
     target += chance.randint(2, 6)
-    child = started(killed, killed.exists())
+    child, done = started(killed, killed.exists()), (0, 0)
+    # The rows of the attempt before may reach the target already: then this one is killed at once.
     while lines(killed) < target and not (done := os.waitpid(child, os.WNOHANG))[0]:
         time.sleep(0.0005)
     time.sleep(chance.uniform(0, 0.01))

@@ -60,10 +60,10 @@ class Budget:
             RequestError: another kind, several, a value out of range, or one that not even the
                 narrowest network meets.
         """
-        if len(given) != 1 or next(iter(given)) not in _KINDS:
-            raise invalid("budget", dict(given), f"one of {', '.join(_KINDS)} with its value")
+        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in _KINDS:
+            raise invalid("budget", given, f"one of {', '.join(_KINDS)} with its value")
         ((kind, value),) = given.items()
-        if not 0.0 < value < math.inf:
+        if not isinstance(value, int | float) or not 0.0 < value < math.inf:
             raise invalid(f"budget.{kind}", value, "a positive number")
         if kind == "latency" and value > 1:
             raise invalid("budget.latency", value, "a share; milliseconds are called latency_ms")

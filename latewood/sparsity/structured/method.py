@@ -137,6 +137,7 @@ class StructuredSparsification:
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             seed_width=seed_width,
+            seed_logit=seed_logit,
             estimator=estimator,
             temperature=temperature,
             final_temperature=final_temperature,

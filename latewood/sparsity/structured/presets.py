@@ -78,7 +78,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
         birth="kaiming",
     ),
 }
-"""By name. Of "paper" the growth logit is ours: the paper's was not found."""
+"""By name. "paper" is recalled, not checked against its text; the growth logit and the fan-in of
+newborn filters are ours."""
 
 
 def preset_having(name: str, **given: Any) -> Preset:
@@ -111,5 +112,8 @@ def checked(**given: Any) -> None:
     for name in ("penalty", "layer_penalty"):
         if given[name] is not None and not 0.0 <= given[name] < math.inf:
             raise invalid(name, given[name], "a finite number, 0 or more")
+    logit = given["seed_logit"]
+    if not isinstance(logit, int | float) or not math.isfinite(logit):
+        raise invalid("seed_logit", logit, "a finite number")
     if given["logit_lr"] is not None and not 0.0 < given["logit_lr"] < math.inf:
         raise invalid("logit_lr", given["logit_lr"], "a positive finite number, or None")
