@@ -8,20 +8,18 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import latewood
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid
 from latewood.experiments.registry import SCALES, Bench, Experiment, Results, Scale, experiments
+from latewood.training.progress import Track
 
 __all__ = ["Record", "environment", "load_records", "run_experiment", "select", "verdicts"]
-
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
 @dataclass(frozen=True)

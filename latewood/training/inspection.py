@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from latewood.errors import RequestError
 from latewood.spectra import analyze
 from latewood.spectra.analyze import COLUMNS
 from latewood.spectra.matrices.resolve import Conv, Lora, Split
+from latewood.training.progress import Track
 from latewood.training.tables import Row
 
 __all__ = ["COLUMNS", "inspect_checkpoint"]
-
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
 def inspect_checkpoint(

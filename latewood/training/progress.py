@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Advance", "duration", "one_line_warnings", "progress", "track"]
+__all__ = ["Advance", "Track", "duration", "one_line_warnings", "progress", "track"]
 
 PATIENCE = 2.0
 """Seconds of silence before anything is shown."""
@@ -22,6 +22,9 @@ LINE_EVERY = 10.0
 
 Advance = Callable[..., None]
 """``advance(steps=1, note="")``: that many steps are done; the note is shown beside them."""
+
+Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
+"""``track(items, title, total)``: yields the items and shows how many are done."""
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from latewood.sparsity.slimming.files import repeat_edits
 from latewood.sparsity.slimming.timing import least_times
 from latewood.training import checkpoints, components
 from latewood.training.measure import file_bytes, macs, nonzero_count, parameter_count
+from latewood.training.progress import Track
 from latewood.training.randomness import caller_unchanged
 from latewood.training.recipe import environment, load_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
@@ -33,8 +34,6 @@ MODES: Final[tuple[Mode, ...]] = ("auto", "slim", "csr", "dense")
 _MODEL: Final = "model"
 _REPORT: Final = "slim.json"
 _FORMAT: Final = "latewood slim run 1"
-
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
