@@ -101,17 +101,16 @@ def train(
             group.on_main(lambda: run.require_free(overwrite=overwrite))
         session = open_session(recipe, run, group, _task(recipe, group))
         try:
-            _start(session, resume=resume, overwrite=overwrite)
-            with (
-                interrupts() as stop,
-                progress(
+            # Noted from the first file on, so that no signal leaves a run without a checkpoint.
+            with interrupts() as stop:
+                _start(session, resume=resume, overwrite=overwrite)
+                with progress(
                     run.name,
                     session.total_steps,
                     done=session.step,
                     show=_shown(show_progress, group),
-                ) as tick,
-            ):
-                train_steps(session, observers(tick), lambda: stop.requested)
+                ) as tick:
+                    train_steps(session, observers(tick), lambda: stop.requested)
             return _finish(session)
         except KeyboardInterrupt:
             on = f"go on with --resume {run.path}" if run.exists else "nothing had been written yet"

@@ -512,6 +512,17 @@ def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypat
     assert mine == other
 
 
+def test_a_signal_while_the_run_starts_leaves_a_checkpoint(tmp_path, monkeypatch):
+    def begin_and_stop(session):
+        observers.begin(session)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("latewood.training.loop.begin", begin_and_stop)
+    with pytest.raises(Interrupted, match="stopped after step 1 of"):
+        train(recipe(), folder=tmp_path / "run")
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [1]
+
+
 def test_a_run_works_outside_the_main_thread(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(train(recipe(), folder=tmp_path / "r")))
