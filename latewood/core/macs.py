@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from latewood.core.modes import evaluated, unfused
+
 __all__ = ["device_of", "macs", "on_device", "undisturbed"]
 
 
@@ -28,13 +30,8 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     """
     counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
     # The fused attention of evaluation mode is one operator without a formula.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with undisturbed(model), counter:
-            model(*on_device(model, example_inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with undisturbed(model), unfused(), counter:
+        model(*on_device(model, example_inputs))
     return int(counter.get_total_flops()) // 2
 
 
@@ -42,20 +39,15 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; modes and random generators are put back afterwards."""
     device = device_of(model)
-    modes = [(module, module.training) for module in model.modules()]
     with (
+        evaluated(model),
         torch.no_grad(),
         torch.random.fork_rng(
             devices=[] if device.type in ("cpu", "meta") else [device],
             device_type="cuda" if device.type in ("cpu", "meta") else device.type,
         ),
     ):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

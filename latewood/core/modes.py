@@ -1,13 +1,14 @@
-"""Evaluation mode for a while, with every module's own mode restored."""
+"""Modes for a while: evaluation, and attention in single steps; all is put back afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
-__all__ = ["evaluated"]
+__all__ = ["evaluated", "unfused"]
 
 
 @contextmanager
@@ -18,9 +19,20 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         model: any module.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Has torch's attention layers compute in steps that can be watched, not in one operator."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

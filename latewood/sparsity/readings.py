@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import recalibrate_batch_norm
+from latewood.core.modes import evaluated
 from latewood.sparsity.continuous import ContinuousSparsification
 
 __all__ = ["Readings", "readings"]
@@ -63,7 +64,6 @@ def readings(
     """
     batches = list(batches)
     with method.hard() as model:
-        modes = {module: module.training for module in model.modules()}
         norms = [
             buffer
             for module in model.modules()
@@ -72,22 +72,16 @@ def readings(
         ]
         before = [buffer.clone() for buffer in norms]
         try:
-            model.eval()
-            hard = recalibrated = score(model)
-            if batches and recalibrate_batch_norm(model, batches, forward):
-                recalibrated = score(model)
+            with evaluated(model):
+                hard = recalibrated = score(model)
+                if batches and recalibrate_batch_norm(model, batches, forward):
+                    recalibrated = score(model)
         finally:
             with torch.no_grad():
                 for buffer, value in zip(norms, before, strict=True):
                     buffer.copy_(value)
-            for module, training in modes.items():
-                module.training = training
-    try:
-        model.eval()
+    with evaluated(model):
         soft = score(model)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     undecided = method.metrics()["undecided"]
     # Not ">", which a score of nan would pass.
     if not abs(soft - hard) <= tolerance or undecided > _MOST_UNDECIDED:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from latewood.core.batch_norm import recalibrate_batch_norm
+from latewood.core.modes import evaluated
 from latewood.training.data import Batch, Dataset, batches
 from latewood.training.randomness import derive
 from latewood.training.session import Session
@@ -39,9 +40,7 @@ def evaluate(
     names: list[str] = []
     rows: list[torch.Tensor] = []
     taken: list[float] = []
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluated(model):
         shares = batches(
             dataset,
             batch_size=recipe.batch_size,
@@ -59,9 +58,6 @@ def evaluate(
             names = names or list(scores)
             rows.append(torch.stack([scores[name].detach() for name in names]))
             taken.append(weight * in_batch / processes.count)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     # Summed in double on the CPU: not every accelerator has it.
     means_of_batches = torch.stack(rows).cpu().double()
     share = torch.tensor(taken, dtype=torch.float64)[:, None]

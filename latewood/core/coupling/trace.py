@@ -18,11 +18,11 @@ from latewood.core.coupling.layers import LAYER_RULES
 from latewood.core.coupling.moves import MOVE_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.sequences import SEQUENCE_RULES
-from latewood.core.modes import evaluated
+from latewood.core.modes import evaluated, unfused
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
-__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels", "unfused"]
+__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
 _RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
 
@@ -151,17 +151,6 @@ def _call_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def unfused() -> Iterator[None]:
-    """Has torch's attention layers compute in steps that can be watched, not in one operator."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:

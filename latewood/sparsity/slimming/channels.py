@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,8 +81,12 @@ def thin(model: nn.Module, example_inputs: Examples, limits: Limits) -> dict[str
 
 def _wanted(plan: ChannelPlan, keep: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
     """Channels to keep by group, checked; groups that are not named keep all."""
+    if not isinstance(keep, Mapping):
+        raise invalid("keep", keep, "a dict of the channels to keep by the name of their group")
     found: dict[str, set[int]] = {}
     for name, listed in keep.items():
+        if not isinstance(listed, Iterable):
+            raise invalid(f"keep[{name!r}]", listed, "a list of channels")
         group, indices = plan[name], list(listed)
         fits = all(type(each) is int and 0 <= each < group.width for each in indices)
         if not indices or not fits or len(set(indices)) < len(indices):

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.calls import argument_names, tensors_in
-from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model, unfused
-from latewood.core.modes import evaluated
+from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.modes import evaluated, unfused
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.sparsity.slimming.comparing import Examples

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.calls import tensors_in
-from latewood.core.coupling.trace import layer_tensors, run_model, unfused
-from latewood.core.modes import evaluated
+from latewood.core.coupling.trace import layer_tensors, run_model
+from latewood.core.modes import evaluated, unfused
 
 __all__ = ["Dependence", "Operation", "Reads", "watch"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = ["load_slim", "repeat_edits", "save_edits", "save_slim"]
 
 _FORMAT = "latewood slim module 2"
 _EDITS = "latewood edits 1"
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def save_slim(
@@ -46,16 +48,20 @@ def save_slim(
         arguments: its keyword arguments: scalars, lists, dicts.
 
     Raises:
-        RequestError: the model did not come from ``slim``, or the factory has another form.
+        RequestError: the model did not come from ``slim``, or the factory or its arguments have
+            another form.
         WorkError: the files cannot be written.
     """
     recipe = slim_recipe(model)
-    if factory is not None and not all(factory.partition(":")[::2]):
-        raise invalid("factory", factory, 'the form "module:function"')
+    if factory is not None:
+        _check_factory(factory)
+    named = {} if arguments is None else arguments
+    if not isinstance(named, dict) or not all(isinstance(each, str) for each in named):
+        raise invalid("arguments", arguments, "a dict of keyword arguments")
     content = {
         "format": _FORMAT,
         "factory": factory,
-        "arguments": arguments or {},
+        "arguments": named,
         "edits": [packed(edit) for edit in recipe.edits],
         "examples": recipe.examples,
         "state": dict(model.state_dict()),
@@ -91,7 +97,7 @@ def load_slim(
         raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
     if make_model is None:
         make_model = _factory(content["factory"], trust)
-    model = make_model(**content["arguments"]).eval()
+    model = _made(make_model, content["arguments"]).eval()
     edits, examples = [unpacked(each) for each in content["edits"]], content["examples"]
     with torch.no_grad():
         model.to(_floating(content["state"]))
@@ -150,6 +156,23 @@ def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module
     return model
 
 
+def _check_factory(name: object) -> None:
+    if not isinstance(name, str) or not _FACTORY.fullmatch(name):
+        raise invalid("factory", name, 'the form "module:function"')
+
+
+def _made(make_model: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model = make_model(**arguments)
+    except TypeError as error:
+        raise invalid(
+            "arguments", arguments, f"those of the full model's factory ({error})"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise invalid("make_model", type(model).__name__, "a factory that returns a module")
+    return model
+
+
 def _factory(name: str | None, trust: bool) -> Callable[..., nn.Module]:
     if name is None:
         raise invalid("make_model", None, "the full model's factory, since the file names none")
@@ -158,6 +181,7 @@ def _factory(name: str | None, trust: bool) -> Callable[..., nn.Module]:
             f"make_model: got None; expected the full model's factory, or trust=True to import and "
             f"call {name!r}, which the file names"
         )
+    _check_factory(name)
     module, _, function = name.partition(":")
     try:
         found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from latewood.core.coupling.trace import run_model, unfused
-from latewood.core.modes import evaluated
+from latewood.core.coupling.trace import run_model
+from latewood.core.modes import evaluated, unfused
 from latewood.errors import invalid
 from latewood.sparsity.slimming.comparing import Examples
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from latewood.core.coupling.trace import layer_tensors, run_model, unfused
-from latewood.core.modes import evaluated
+from latewood.core.coupling.trace import layer_tensors, run_model
+from latewood.core.modes import evaluated, unfused
 from latewood.sparsity.slimming.comparing import Examples
 from latewood.sparsity.slimming.dependence import Dependence
 from latewood.sparsity.slimming.rules import RULES

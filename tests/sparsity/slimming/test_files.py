@@ -114,6 +114,23 @@ def test_what_a_file_names_is_only_called_when_trusted(saved, tmp_path):
         load_slim(tmp_path / "other", trust=True)
 
 
+@pytest.mark.parametrize("factory", [3, "models.mlp", ".a:b", "a:", "a:b:c", ":b"])
+def test_a_factory_of_another_form_is_refused_before_anything_is_written(saved, tmp_path, factory):
+    with pytest.raises(RequestError, match=r"factory: got .*module:function"):
+        save_slim(saved[0], tmp_path / "other", factory=factory)
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_arguments_that_the_factory_does_not_take_are_named(saved, tmp_path):
+    with pytest.raises(RequestError, match=r"arguments: got .*in_features"):
+        load_slim(saved[2], lambda channels: models.mlp(in_features=6))
+    with pytest.raises(RequestError, match=r"make_model: got 'int'; expected .* module"):
+        load_slim(saved[2], lambda **_: 3)
+    for wrong in (3, ["hidden"], {1: 2}):
+        with pytest.raises(RequestError, match="arguments: got"):
+            save_slim(saved[0], tmp_path / "other", arguments=wrong)
+
+
 def test_another_model_is_refused(saved):
     def deeper(**arguments):
         return models.mlp(**{**arguments, "hidden": [16, 12, 12]})
@@ -136,7 +153,5 @@ def test_other_files_are_refused(saved, tmp_path):
     save_state(tmp_path / "plain", {"step": 3})
     with pytest.raises(WorkError, match="not a slim module"):
         load_slim(tmp_path / "plain", models.mlp)
-    with pytest.raises(RequestError, match="module:function"):
-        save_slim(saved[0], tmp_path / "other", factory="models.mlp")
     with pytest.raises(RequestError, match="slim"):
         save_slim(models.mlp(in_features=2), tmp_path / "other")

@@ -295,6 +295,8 @@ def test_a_slim_module_trains(zoo, off):
     ("keep", "message"),
     [
         ({"linear9": [0]}, "linear9"),
+        ([0], "keep: got .*a dict"),
+        ({"linear1": 3}, "keep.'linear1'.: got 3; expected a list"),
         ({"linear1": []}, "at least one"),
         ({"linear1": [0, 0]}, "distinct"),
         ({"linear1": [0, 16]}, "0 to 15"),
