@@ -25,14 +25,34 @@ def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < results.mean("density") <= 1
     assert results.mean("dense") > 0.5
     assert results.mean("one shot") > 0.5
-    dense = experiment.RunFolder(tmp_path / "dense")
+    assert results.mean("gradual") > 0.5
+    assert 0 < results.mean("undecided") <= 1
+    dense = experiment.RunFolder(tmp_path / "dense-0")
     recipe = experiment.parse_recipe(small)
-    assert experiment._one_shot(recipe, dense, 0.01) < results.mean("one shot") - 0.2
+    few = experiment._one_shot(recipe, *experiment._built(recipe), dense, 10)
+    assert few < results.mean("one shot") - 0.2
+    gradual = experiment.RunFolder(tmp_path / "gradual-0")
+    kept, total = experiment._kept(experiment._built(recipe)[1], gradual)
+    assert kept / total == pytest.approx(results.mean("density"), abs=1 / total)
     again = experiment.run("full", Bench(tmp_path))
     assert again == results
 
 
+def test_the_recipes_of_both_scales_are_recipes() -> None:
+    for changes in experiment.CHANGES.values():
+        recipe = experiment.parse_recipe(experiment.RECIPE | changes)
+        assert recipe.optimizer == experiment.RECIPE["optimizer"]
+    steps = experiment.PART["task"]["limit_train"] // experiment.PART["batch_size"]
+    assert experiment.PART["evaluate_every"] == experiment.PART["epochs"] * steps
+
+
 def test_claims_can_fail() -> None:
-    broken = {"dense": [0.9], "recalibrated": [0.1], "density": [0.9], "one shot": [0.8]}
+    broken = {
+        "dense": [0.9],
+        "recalibrated": [0.1],
+        "density": [0.9],
+        "one shot": [0.8],
+        "gradual": [0.8],
+    }
     claims = experiment.EXPERIMENT.claims
     assert not any(claim.holds(Results(broken)) for claim in claims)
