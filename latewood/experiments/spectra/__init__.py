@@ -7,6 +7,7 @@ sources:
 - C2, rank minimisation; C3, truncation; C4, alignment of neighbours; C9, early stability of top
   vectors: ``rank-and-stability``.
 - C5, rank under weight decay; C6, alignment; C7, truncation: ``weight-decay``.
+- C2 to C7 in a recurrent network and in a Transformer: ``sequence-spectra``.
 - C8, random labels: ``random-labels``, and where it turns round: ``random-labels-far``.
 - C10, tickets: ``ticket-directions``.
 - C11, barriers and agreement; C12, other trunks; C13, perturbation: ``mode-connectivity``.
