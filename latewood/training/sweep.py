@@ -253,11 +253,21 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
     keys = list(dict.fromkeys(key for point in points for key in settings(point)))
     study = rate_eps_study(filled, keys, headline, higher_is_better=higher)
     if summaries[order[0]]:
-        notes = study.lines() if study else ()
         write_sweep_page(
-            filled, keys, headline, runs[order[0]][1], folder / "sweep.html", notes=notes
+            filled,
+            keys,
+            headline,
+            runs[order[0]][1],
+            folder / "sweep.html",
+            methods=[_methods(folder, points[i]) for i in order],
+            notes=study.lines() if study else (),
         )
     return SweepResult(filled, headline, folder, study)
+
+
+def _methods(folder: Path, point: Point) -> str:
+    sections = load_recipe(folder / RECIPE_NAME, point).methods
+    return " and ".join(section["name"] for section in sections)
 
 
 def _rank(value: Any, higher: bool) -> tuple[bool, float]:

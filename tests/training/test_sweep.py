@@ -12,7 +12,7 @@ import pytest
 from latewood.errors import Interrupted, RequestError
 from latewood.training import sweep as module
 from latewood.training.sweep import SweepResult, sweep
-from latewood.training.sweep_page import heat_map
+from latewood.training.sweep_page import density_curve, heat_map
 
 RECIPE = """
 task = "digits"
@@ -186,3 +186,68 @@ def test_heat_map_has_its_values_in_place() -> None:
     assert (trace["y"], trace["x"]) == (["0.01", "0.1"], ["a", "b&lt;i&gt;"])
     assert trace["z"] == [[0.8, None], [None, 0.9]]
     assert heat_map(rows, ["lr"], "accuracy") is None
+    sections = [{**row, "name": [{"name": row["name"]}]} for row in rows]
+    figure = heat_map(sections, ["lr", "name"], "accuracy")
+    assert figure is not None
+    assert figure.data[0]["z"] == [[0.8, None], [None, 0.9]]
+
+
+def test_a_sweep_over_ways_to_prune_draws_quality_over_density(
+    recipe: Path, tmp_path: Path
+) -> None:
+    gradual = 'methods=[{name="gradual_magnitude_pruning", density=DENSITY}]'
+    points = [
+        (gradual.replace("DENSITY", density), f"seed={seed}")
+        for density in ("0.1", "0.5")
+        for seed in (0, 1)
+    ]
+    result = _run(recipe, tmp_path / "s", {"seed": [0]}, points=points)
+    assert [row["status"] for row in result.rows] == ["done"] * 5
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert "Accuracy against density: gradual magnitude pruning." in page
+    assert '"name":"dense"' in page
+
+
+def test_each_method_is_a_line_of_means_over_the_seeds() -> None:
+    def row(accuracy: float | None, density: float | None, **more: Any) -> dict[str, Any]:
+        return {"accuracy": accuracy, "density": density, **more}
+
+    rows = [
+        row(0.99, 1.0, lr=0.1, seed=0),
+        row(0.98, 1.0, lr=0.3, seed=0),
+        row(0.9, 0.2, lr=0.1, seed=0),
+        row(0.8, 0.4, lr=0.1, seed=1),
+        row(0.7, 0.1, lr=0.3, seed=0),
+        row(0.6, 0.1, lr=0.1, seed=0),
+        row(0.5, 1.0, lr=0.1, seed=0),
+        row(None, None, lr=0.1, seed=2),
+    ]
+    methods = ["", "", "soft_masks", "soft_masks", "soft_masks", "by<i>", "smaller", "by<i>"]
+    figure = density_curve(rows, ["lr", "seed"], "accuracy", methods)
+    assert figure is not None
+    found = {trace["name"]: trace for trace in figure.data if "name" in trace}
+    assert set(found) == {"soft masks", "by&lt;i&gt;", "dense"}
+    assert found["dense"]["y"] == [0.99, 0.99]
+    soft = found["soft masks"]
+    assert soft["x"] == pytest.approx([0.1, 0.3])
+    assert soft["y"] == pytest.approx([0.7, 0.85])
+    assert "lr 0.3" in soft["customdata"][0] and "seed" not in soft["customdata"][0]
+    assert soft["error_y"]["arrayminus"][0] == 0 < soft["error_y"]["arrayminus"][1]
+
+
+@pytest.mark.parametrize(
+    ("densities", "methods", "drawn"),
+    [
+        ((0.1, 0.1), ("m", "m"), False),
+        ((0.1, 0.2), ("m", "m"), True),
+        ((0.1, 1.0), ("m", ""), True),
+        ((1.0, 1.0), ("m", ""), False),
+        ((1.0, 1.0), ("", ""), False),
+        ((None, 0.1), ("m", "m"), False),
+    ],
+)
+def test_nothing_is_drawn_over_one_density(
+    densities: tuple[float | None, ...], methods: tuple[str, ...], drawn: bool
+) -> None:
+    rows = [{"accuracy": 0.9, "density": d, "lr": i} for i, d in enumerate(densities)]
+    assert (density_curve(rows, ["lr"], "accuracy", methods) is not None) == drawn

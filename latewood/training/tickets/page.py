@@ -6,23 +6,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from latewood.core.statistics import half_width, mean
+from latewood.core.statistics import mean
 from latewood.training.report import Figure, Group, Section
+from latewood.training.report.density_curves import (
+    CurvePoint,
+    curve_layout,
+    curve_trace,
+    density_figure,
+    with_interval,
+)
 from latewood.training.report.report import write_page
 from latewood.training.report.result import Result, Tile
 from latewood.training.report.words import (
     DASH,
-    SPACE,
     count_text,
     is_share,
     label,
     number,
     percent,
-    plot_text,
     reading,
 )
 from latewood.training.tickets.table import TicketTable
@@ -45,41 +49,18 @@ WORDS: Mapping[str, str] = {
 }
 """What the page calls each method of a table."""
 
-_SYMBOLS = (
-    "circle",
-    "square",
-    "diamond",
-    "cross",
-    "x",
-    "triangle-up",
-    "star",
-    "triangle-down",
-    "pentagon",
-    "hexagon",
-)
-
-
-_HUES = 8
-"""Colours of the page; a method beyond them repeats one with a dotted line."""
-
 
 @dataclass(frozen=True)
-class _Point:
-    """The mean of one network over its seeds.
+class _Point(CurvePoint):
+    """One network of the table.
 
     Args:
-        density: mean fraction of the weights kept.
         epochs: spent before its own training.
-        values: the headline of each seed.
-        densities: of each seed.
         words: its settings.
     """
 
-    density: float
-    epochs: float
-    values: list[float]
-    densities: list[float]
-    words: str
+    epochs: float = 0.0
+    words: str = ""
 
 
 def write_tickets_page(table: TicketTable, path: Path) -> Path:
@@ -125,13 +106,13 @@ def _curves(table: TicketTable) -> dict[str, list[_Point]]:
             continue
         settings = [] if logit is None else [f"initial logit {logit:g}"]
         settings += [] if number_of_round is None else [f"round {number_of_round}"]
-        densities = [float(row["density"]) for row in known]
+        epochs, words = float(known[0]["search_epochs"]), ", ".join(settings)
         point = _Point(
-            density=mean(densities),
-            epochs=float(known[0]["search_epochs"]),
             values=[float(row[table.headline]) for row in known],
-            densities=densities,
-            words=", ".join(settings),
+            densities=[float(row["density"]) for row in known],
+            lines=(f"{number(epochs)} search epochs", words),
+            epochs=epochs,
+            words=words,
         )
         curves.setdefault(method, []).append(point)
     return curves
@@ -172,26 +153,9 @@ def _sparse(curves: Mapping[str, Sequence[_Point]]) -> dict[str, Sequence[_Point
 
 
 def _over_density(table: TicketTable, curves: Mapping[str, Sequence[_Point]], title: str) -> Figure:
-    data: list[dict[str, Any]] = []
-    sparse = _sparse(curves)
-    for place, (method, points) in enumerate(sparse.items()):
-        ordered = sorted(points, key=lambda point: point.density)
-        if any(len(point.values) > 1 for point in ordered):
-            data.append(_single_seeds(method, ordered, place))
-        across = [point.density for point in ordered]
-        data.append(_trace(table, method, ordered, place, across, joined=True))
-    if "dense" in curves and sparse:
-        everywhere = [point.density for points in sparse.values() for point in points]
-        data.append(_dense_line(table, curves["dense"][0], [min(everywhere), 1.0]))
-    axis = {"type": "log", "title": {"text": "density"}, "tickformat": "~%", "dtick": "D2"}
-    return Figure(
-        title=title,
-        data=data,
-        layout=_layout(table) | {"xaxis": axis},
-        height=440,
-        size="full",
-        description=f"{title}: {', '.join(sparse)}.",
-    )
+    named = {WORDS.get(name, label(name)): points for name, points in _sparse(curves).items()}
+    dense = curves["dense"][0] if "dense" in curves else None
+    return density_figure(title, table.headline, named, dense=dense)
 
 
 def _over_cost(table: TicketTable, curves: Mapping[str, Sequence[_Point]]) -> Figure:
@@ -200,119 +164,18 @@ def _over_cost(table: TicketTable, curves: Mapping[str, Sequence[_Point]]) -> Fi
         ordered = sorted(points, key=lambda point: point.epochs)
         across = [point.epochs for point in ordered]
         joined = method.startswith("iterative")
-        data.append(_trace(table, method, ordered, place, across, joined=joined))
+        name = WORDS.get(method, label(method))
+        data.append(curve_trace(table.headline, name, ordered, place, across, joined=joined))
     title = f"{label(table.headline).capitalize()} against the cost of the search"
     return Figure(
         title=title,
         subtitle="networks of different densities; see under the pointer",
         data=data,
-        layout=_layout(table) | {"xaxis": {"title": {"text": "search epochs"}}},
+        layout=curve_layout(table.headline) | {"xaxis": {"title": {"text": "search epochs"}}},
         height=380,
         size="full",
         description=f"{title}: {', '.join(_sparse(curves))}.",
     )
-
-
-def _layout(table: TicketTable) -> dict[str, Any]:
-    return {
-        "hovermode": "closest",
-        "showlegend": True,
-        "yaxis": {"tickformat": ".0%" if is_share(table.headline) else ""},
-        "margin": {"t": 28},
-    }
-
-
-def _trace(
-    table: TicketTable,
-    method: str,
-    points: Sequence[_Point],
-    place: int,
-    across: Sequence[float],
-    *,
-    joined: bool,
-) -> dict[str, Any]:
-    colour = f"run {place}"
-    return {
-        "type": "scatter",
-        "mode": "lines+markers" if joined and len(points) > 1 else "markers",
-        "name": plot_text(WORDS.get(method, label(method))),
-        "legendgroup": method,
-        "x": list(across),
-        "y": [mean(point.values) for point in points],
-        "error_y": _intervals(table, points) | {"color": colour},
-        "line": {"color": colour, "width": 2, "dash": "solid" if place < _HUES else "dot"},
-        "marker": {"color": colour, "size": 9, "symbol": _SYMBOLS[place % len(_SYMBOLS)]},
-        "customdata": [_under_pointer(table, point) for point in points],
-        "hovertemplate": "%{customdata}",
-    }
-
-
-def _intervals(table: TicketTable, points: Sequence[_Point]) -> dict[str, Any]:
-    """95 % intervals, cut at 0 and 1 where the measure is a share."""
-    up, down = [], []
-    for point in points:
-        centre, width = mean(point.values), half_width(point.values)
-        width = width if math.isfinite(width) else 0.0
-        within = is_share(table.headline) and 0 <= centre <= 1
-        up.append(min(width, 1 - centre) if within else width)
-        down.append(min(width, centre) if within else width)
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": up,
-        "arrayminus": down,
-        "thickness": 1.2,
-        "width": 3,
-    }
-
-
-def _single_seeds(method: str, points: Sequence[_Point], place: int) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [density for point in points for density in point.densities],
-        "y": [value for point in points for value in point.values],
-        "legendgroup": method,
-        "showlegend": False,
-        "hoverinfo": "skip",
-        "opacity": 0.3,
-        "marker": {
-            "color": f"run {place}",
-            "size": 5,
-            "symbol": _SYMBOLS[place % len(_SYMBOLS)],
-        },
-    }
-
-
-def _dense_line(table: TicketTable, point: _Point, across: Sequence[float]) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": WORDS["dense"],
-        "x": list(across),
-        "y": [mean(point.values)] * len(across),
-        "line": {"color": "muted", "width": 1.6, "dash": "dash"},
-        "customdata": [_under_pointer(table, point)] * len(across),
-        "hovertemplate": "%{customdata}",
-    }
-
-
-def _under_pointer(table: TicketTable, point: _Point) -> str:
-    lines = [
-        _with_width(table.headline, point.values),
-        f"{percent(point.density)} of the weights",
-        f"{number(point.epochs)} search epochs",
-    ]
-    return "<br>".join(plot_text(line) for line in (*lines, point.words) if line)
-
-
-def _with_width(name: str, values: Sequence[float]) -> str:
-    width = half_width(values)
-    if not math.isfinite(width):
-        return reading(name, mean(values))
-    if is_share(name):
-        return f"{100 * mean(values):.2f} ± {100 * width:.2f}{SPACE}%"
-    return f"{number(mean(values))} ± {number(width, 2)}"
 
 
 def _soft_notes(table: TicketTable) -> list[str]:
@@ -345,7 +208,7 @@ def _html_table(table: TicketTable) -> Markup:
             DASH if number_of_round is None else number(number_of_round),
             count_text(group[0]["search_epochs"]),
             percent(mean([row["density"] for row in group])),
-            _with_width(table.headline, values) if values else DASH,
+            with_interval(table.headline, values) if values else DASH,
             len(group),
         )
         line = Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
