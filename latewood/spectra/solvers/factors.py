@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +72,10 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
     kind = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     wide = matrix.shape[-2] < matrix.shape[-1]
     # LAPACK is several times slower on a wide matrix than on its transpose.
-    tall = (matrix.mT if wide else matrix).detach().double()
+    tall = (matrix.mT if wide else matrix).detach()
     rank = tall.shape[-1]
     count = rank if k is None else min(k, rank)
-    finite = _finite(tall)
-    if not bool(finite.all()):
-        tall = torch.where(finite[..., None, None], tall, 0.0)
-    found = _solved(tall, count, exact=kind == torch.float64)
+    found, finite = _solved(tall, count)
     noise = tall.shape[-2] * torch.finfo(kind).eps if kind == torch.float64 else 1.2e-7
     undefined = found.values[..., None, :count] <= noise * found.values[..., None, :1]
     lost = ~finite[..., None]
@@ -93,24 +89,30 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
     return Factors(values.to(kind), left, right, errors, found.method)
 
 
-def _finite(tall: Tensor) -> Tensor:
+def _solved(tall: Tensor, count: int) -> tuple[Solved, Tensor]:
+    """The solution, and which matrices are finite, where that is worth finding out."""
+    gram = tall.dtype != torch.float64 and tall.shape[-1] >= GRAM_RANK and tall.numel() > 0
+    everything = torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
+    if gram and (found := by_gram(tall, count)) is not None:
+        return found, everything
+    double = tall.double()
     # Sums of float32 do not overflow in float64; those of float64 may, and are looked at again.
-    if bool(tall.sum().isfinite()):
-        return torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
-    return tall.isfinite().flatten(-2).all(-1)
+    if not bool(double.sum().isfinite()):
+        finite = double.isfinite().flatten(-2).all(-1)
+        double = torch.where(finite[..., None, None], double, 0.0)
+        if gram and (found := by_gram(double, count)) is not None:
+            return found, finite
+    else:
+        finite = everything
+    return _by_any_svd(double, count), finite
 
 
-def _solved(tall: Tensor, count: int, *, exact: bool) -> Solved:
-    solvers: list[Callable[[Tensor, int], Solved | None]] = [_by_svd, _by_svd_on_cpu]
-    if not exact and tall.shape[-1] >= GRAM_RANK and tall.numel():
-        solvers.insert(0, by_gram)
-    for solver in solvers:
+def _by_any_svd(tall: Tensor, count: int) -> Solved:
+    for solver in (_by_svd, _by_svd_on_cpu):
         try:
-            found = solver(tall, count)
+            return solver(tall, count)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
-        if found is not None:
-            return found
     *batch, rows, rank = tall.shape
     sides = tall.new_full((*batch, rows, count), torch.nan)
     values = tall.new_full((*batch, rank), torch.nan)

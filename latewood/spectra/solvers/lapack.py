@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["LapackError", "blas_threads", "lower_product", "symmetric_spectrum"]
+__all__ = [
+    "LapackError",
+    "add_lower_product",
+    "blas_threads",
+    "symmetric_spectrum",
+    "write_product",
+]
 
 Array = NDArray[np.float64]
 
 # One letter per argument: c for a text, i for integers, d for numbers in float64.
 _ARGUMENTS = {
     "dsyrk": "cciiddiddi",
+    "dgemm": "cciiiddididdi",
     "dsytrd": "cididdddii",
     "dsterf": "iddi",
     "dstemr": "cciddddiiiddiiiidiiii",
@@ -36,15 +43,13 @@ class LapackError(RuntimeError):
     """A routine of LAPACK that is not there, or that did not converge."""
 
 
-def lower_product(stored: Array, *, transposed: bool) -> Array:
-    r"""The lower triangle of :math:`X^T X`, or of :math:`X X^T`, with half the multiplications.
+def add_lower_product(result: Array, stored: Array, *, transposed: bool) -> None:
+    r"""Adds the lower triangle of :math:`X^T X`, with half of a product's multiplications.
 
     Args:
-        stored: (rows, columns), C-contiguous.
-        transposed: whether X is ``stored.T``, so that the product is ``stored @ stored.T``.
-
-    Returns:
-        (n, n) in Fortran's order; entries above the diagonal are not to be read.
+        result: (n, n) in Fortran's order; entries above the diagonal are left alone.
+        stored: C-contiguous; X, or its transpose.
+        transposed: whether X is ``stored.T``.
 
     Raises:
         LapackError: scipy was built in a way that hides the routine.
@@ -52,11 +57,30 @@ def lower_product(stored: Array, *, transposed: bool) -> Array:
     # What is C-contiguous here is its transpose to Fortran.
     columns, rows = stored.shape[::-1]
     size, depth = (rows, columns) if transposed else (columns, rows)
-    result = np.empty((size, size), order="F")
     operation = b"T" if transposed else b"N"
     lead = max(1, columns)
-    _call("dsyrk", b"L", operation, size, depth, 1.0, stored, lead, 0.0, result, max(1, size))
-    return result
+    _call("dsyrk", b"L", operation, size, depth, 1.0, stored, lead, 1.0, result, max(1, size))
+
+
+def write_product(result: Array, stored: Array, vectors: Array, *, transposed: bool) -> None:
+    r"""Writes :math:`X V` into some rows of a matrix.
+
+    Args:
+        result: (m, k), rows of a matrix in Fortran's order.
+        stored: C-contiguous; X (m, n), or its transpose.
+        vectors: V, (n, k) in Fortran's order.
+        transposed: whether X is ``stored.T``.
+
+    Raises:
+        LapackError: scipy was built in a way that hides the routine.
+    """
+    (rows, count), size = result.shape, len(vectors)
+    operation = b"N" if transposed else b"T"
+    lead, stride = max(1, stored.shape[1]), max(rows, result.strides[1] // result.itemsize)
+    _call(
+        *("dgemm", operation, b"N", rows, count, size, 1.0, stored, lead, vectors, size),
+        *(0.0, result, stride),
+    )
 
 
 def symmetric_spectrum(lower: Array, count: int) -> tuple[Array, Array]:
@@ -144,7 +168,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 @cache
 def _routine(name: str) -> Callable[..., None]:
-    module = cython_blas if name == "dsyrk" else cython_lapack
+    module = cython_blas if name in ("dsyrk", "dgemm") else cython_lapack
     capsule = module.__pyx_capi__.get(name)
     text = b"" if capsule is None else _CAPSULE_NAME(capsule)
     match = re.search(r"\((.*)\)", text.decode())

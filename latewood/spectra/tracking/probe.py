@@ -68,7 +68,8 @@ class SpectralProbe:
         folder: where one Parquet file per look goes; None keeps no singular values.
         kind: the definition of the effective rank, see ``effective_rank``.
         vectors: pairs of singular vectors that each file keeps per matrix, from which
-            ``agreement_over_time`` works without checkpoints; 0 keeps none.
+            ``agreement_over_time`` works without checkpoints; 0 keeps none. Without a folder they
+            are made for ``pairs`` and ``full_every`` only.
         half: whether they are kept in half precision.
         pairs: consecutive layers whose alignment each look measures; "auto" for
             ``infer_pairs(model)``; None for none.
@@ -155,7 +156,9 @@ class SpectralProbe:
         self._worker = worker
         self._beside: bool | None = None
         self._background: Background[_Look] = Background(queue, policy)
-        self._measurer = Measurer(vectors, half=half, tolerance=tolerance)
+        # Values alone are much cheaper, and metrics are made of them.
+        kept = self.folder is not None or pairs is not None or full_every > 1
+        self._measurer = Measurer(vectors if kept else 0, half=half, tolerance=tolerance)
         self._looks = 0
         self._cadence = Cadence(
             every, steps_per_epoch=steps_per_epoch, total_steps=total_steps, budget=budget

@@ -93,3 +93,29 @@ def test_bad_arguments_are_refused():
         factors(torch.ones(3, 3, dtype=torch.complex64))
     with pytest.raises(RequestError, match="k: got -1"):
         factors(torch.ones(3, 3), -1)
+
+
+@pytest.mark.parametrize("shape", [(40, 130), (130, 40), (2, 40, 130)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_panels_change_nothing(gaussian, monkeypatch, shape, dtype):
+    matrix = gaussian(*shape).to(dtype)
+    whole = factors(matrix, 4)
+    monkeypatch.setattr("latewood.spectra.solvers.gram._PANEL", 700)  # 17 rows of 130
+    found = factors(matrix, 4)
+    assert found.method == whole.method == "gram"
+    exact = torch.linalg.svdvals(matrix.double())
+    assert torch.allclose(found.values.double(), exact, rtol=1e-6)
+    for ours, theirs in ((found.left, whole.left), (found.right, whole.right)):
+        assert torch.allclose((ours * theirs).sum(-2).abs(), torch.ones(4), atol=1e-6)
+    scaled = found.left * found.values[..., None, :4]
+    assert torch.allclose(matrix.float() @ found.right, scaled, atol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_not_finite_is_seen_in_a_large_matrix_too(gaussian, lost):
+    batch = gaussian(2, 40, 90, dtype=torch.float32)
+    batch[1, 33, 7] = lost
+    found = factors(batch, 3)
+    assert found.method == "gram"
+    assert found.values[1].isnan().all()
+    assert torch.equal(found.values[0], factors(batch[0], 3).values)

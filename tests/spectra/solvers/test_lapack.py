@@ -8,9 +8,10 @@ from threadpoolctl import threadpool_info
 from latewood.spectra.solvers import lapack
 from latewood.spectra.solvers.lapack import (
     LapackError,
+    add_lower_product,
     blas_threads,
-    lower_product,
     symmetric_spectrum,
+    write_product,
 )
 
 
@@ -19,8 +20,16 @@ from latewood.spectra.solvers.lapack import (
 def test_against_numpy(shape, transposed):
     tall = np.random.default_rng(0).standard_normal(shape)
     stored = np.ascontiguousarray(tall.T if transposed else tall)
-    lower = lower_product(stored, transposed=transposed)
+    lower = np.zeros((shape[1], shape[1]), order="F")
+    for _ in range(2):
+        add_lower_product(lower, stored, transposed=transposed)
+    lower /= 2
     assert np.allclose(np.tril(lower), np.tril(tall.T @ tall), atol=1e-12)
+    vectors = np.random.default_rng(1).standard_normal((shape[1], 3)).copy(order="F")
+    products = np.zeros((shape[0] + 2, 3), order="F")
+    write_product(products[1:-1], stored, vectors, transposed=transposed)
+    assert np.allclose(products[1:-1], tall @ vectors, atol=1e-12)
+    assert not products[[0, -1]].any()
     values = np.linalg.eigvalsh(tall.T @ tall)[::-1]
     for count in {0, 1, shape[1] // 2, shape[1]}:
         found, vectors = symmetric_spectrum(lower.copy(order="F"), count)
@@ -44,7 +53,7 @@ def test_without_the_routines_the_other_solver_serves(monkeypatch):
     def missing(*arguments, **options):
         raise LapackError("dsyrk: this scipy offers nothing")
 
-    monkeypatch.setattr("latewood.spectra.solvers.gram.lower_product", missing)
+    monkeypatch.setattr("latewood.spectra.solvers.gram.add_lower_product", missing)
     matrix = torch.randn(50, 70, generator=torch.Generator().manual_seed(0))
     found = factors(matrix, 3)
     assert found.method == "svd"

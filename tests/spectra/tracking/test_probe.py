@@ -127,6 +127,21 @@ def test_ranks_do_not_depend_on_what_is_kept(net, tmp_path):
     assert kept == pytest.approx(plain, abs=1e-6)
 
 
+def test_vectors_that_nobody_reads_are_not_made(net, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(matrix, k):
+        asked.append(k)
+        return factors(matrix, k)
+
+    monkeypatch.setattr("latewood.spectra.tracking.look.factors", counted)
+    SpectralProbe(net, every=1).observe(0)
+    assert set(asked) == {0}
+    asked.clear()
+    SpectralProbe(net, every=1, folder=tmp_path, vectors=3).observe(0)
+    assert set(asked) == {3}
+
+
 def test_epoch_is_the_end_of_each(net):
     probe = SpectralProbe(net, every="epoch", steps_per_epoch=4, include=("head",))
     assert [step for step in range(13) if probe.observe(step)] == [0, 4, 8, 12]
