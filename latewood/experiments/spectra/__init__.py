@@ -3,7 +3,8 @@
 Which experiment asks for which of the paper's headline results, by their number in the claims'
 sources:
 
-- C1, grokking and the collapse of ranks: ``grokking``, ``grokking-paper``.
+- C1, grokking and the collapse of ranks: ``grokking``, ``grokking-paper``; over which ranks the
+  embedding's alignment climbs: ``grokking-alignment``.
 - C2, rank minimisation; C3, truncation; C4, alignment of neighbours; C9, early stability of top
   vectors: ``rank-and-stability``.
 - C5, rank under weight decay; C6, alignment; C7, truncation: ``weight-decay``.
