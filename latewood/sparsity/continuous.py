@@ -23,6 +23,7 @@ from latewood.sparsity.places import maskable
 __all__ = ["ContinuousSparsification"]
 
 _LARGEST_LOGIT: Final = 16.0
+_MOST_NAMES_SHOWN: Final = 8
 _MOST_UNDECIDED: Final = 0.01
 
 
@@ -278,8 +279,10 @@ class ContinuousSparsification:
             return
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
+            shown = ", ".join(empty[:_MOST_NAMES_SHOWN])
+            hidden = len(empty) - _MOST_NAMES_SHOWN
             warnings.warn(
-                f"{', '.join(empty)}: no logit is above 0; the largest one of each is kept, "
+                f"{shown}{f' and {hidden} more' if hidden > 0 else ''}: no logit is above 0; the largest one of each is kept, "
                 "because a layer without weights makes the network constant",
                 UserWarning,
                 stacklevel=2,

@@ -399,6 +399,13 @@ def test_a_layer_never_loses_all_its_weights():
     assert kept.sum() == 1 and kept[7]
 
 
+def test_of_many_empty_layers_some_are_named():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    method = finish(ContinuousSparsification(model, total_steps=3, initial_logit=-0.5))
+    with pytest.warns(UserWarning, match=r"^0\.weight, .*7\.weight and 3 more: no logit is"):
+        method.harden()
+
+
 # Finalizing
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from latewood.sparsity import ContinuousSparsification
 from latewood.training import components
@@ -17,6 +18,7 @@ SMALLER = {
     "cifar10-mobilenet-cs": ("model.width=0.125",),
     "cifar10-resnet50-cs": ("model.width=0.0625",),
     "shakespeare-lstm1500-cs": ("model.hidden=12",),
+    "foreground-deeplab-cs": ("model.width=0.0625", "model.channels=8"),
 }
 
 
@@ -38,3 +40,19 @@ def test_builds_its_network_under_masks(name):
     assert len(masked) >= 4
     assert not any("norm" in each or "bias" in each or "embedding" in each for each in masked)
     assert method.metrics()["temperature"] == 1.0
+
+
+def test_segmentation_keeps_shortcuts_and_last_layer_whole():
+    recipe = load_recipe(FOLDER / "foreground-deeplab-cs.toml", SMALLER["foreground-deeplab-cs"])
+    model = components.build("model", recipe.model, "model")
+    weights = {name for name, value in model.named_parameters() if value.ndim == 4}
+    (section,) = recipe.methods
+    method = components.build(
+        "method", section, "methods.0", model=model, total_steps=4, steps_per_epoch=2
+    )
+    masked = method.masks()
+    assert {"backbone.conv1.weight", "pyramid.far.2.0.weight", "last.0.weight"} <= set(masked)
+    shortcuts = {f"backbone.layer{stage}.0.downsample.0.weight" for stage in (1, 2, 3, 4)}
+    assert weights - set(masked) == {"head.weight", *shortcuts}
+    images = torch.randn(2, 3, 32, 32)
+    assert model(images).shape == (2, 1, 32, 32)
