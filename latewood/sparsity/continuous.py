@@ -280,9 +280,10 @@ class ContinuousSparsification:
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
             shown = ", ".join(empty[:_MOST_NAMES_SHOWN])
-            hidden = len(empty) - _MOST_NAMES_SHOWN
+            if (hidden := len(empty) - _MOST_NAMES_SHOWN) > 0:
+                shown += f" and {hidden} more"
             warnings.warn(
-                f"{shown}{f' and {hidden} more' if hidden > 0 else ''}: no logit is above 0; the largest one of each is kept, "
+                f"{shown}: no logit is above 0; the largest one of each is kept, "
                 "because a layer without weights makes the network constant",
                 UserWarning,
                 stacklevel=2,
