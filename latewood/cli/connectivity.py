@@ -54,6 +54,7 @@ def connect(
     recipe: Path | None = None,
     points: int = 11,
     permute: Annotated[bool, Flag] = False,
+    truncate: float | None = None,
     samples: int | None = None,
     out: Path | None = None,
     csv: Path | None = None,
@@ -76,6 +77,8 @@ def connect(
         Points on the line, both ends included.
     permute
         Walk again with the second network's channels in the order closest to the first's.
+    truncate
+        Walk again between both ends truncated to this share of their singular values, such as 0.5.
     samples
         Score only so many training and validation samples; all if not given.
     out
@@ -101,6 +104,7 @@ def connect(
         recipe=None if recipe is None else load_recipe(recipe),
         points=points,
         permute=permute,
+        truncate=truncate,
         samples=samples,
     )
     print_table(found.path_rows(), title=f"From {first} to {second}")

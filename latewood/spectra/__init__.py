@@ -21,7 +21,9 @@ from latewood.spectra.connectivity.line import (
     barrier_interior,
     connect,
     endpoint_agreement,
+    endpoint_factors,
     interpolate,
+    truncated_state,
 )
 from latewood.spectra.connectivity.matching import Matching, match_channels, matched
 from latewood.spectra.connectivity.symmetries import ChannelSymmetries
@@ -99,6 +101,7 @@ __all__ = [
     "count90",
     "effective_rank",
     "endpoint_agreement",
+    "endpoint_factors",
     "factors",
     "gate_directions",
     "gini",
@@ -127,6 +130,7 @@ __all__ = [
     "tap_directions",
     "truncate_",
     "truncated",
+    "truncated_state",
     "truncation_scores",
     "value_output_alignment",
     "weight_matrices",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +13,19 @@ from torch import Tensor, nn
 
 from latewood.core import read_tensors
 from latewood.errors import RequestError, invalid
-from latewood.spectra import Agreement, Connection, connect, endpoint_agreement, matched
+from latewood.spectra import (
+    Agreement,
+    Connection,
+    agreement,
+    connect,
+    endpoint_factors,
+    matched,
+    truncated_state,
+)
 from latewood.training import checkpoints, components
 from latewood.training.checkpoints import load_into
-from latewood.training.data import Batch, Dataset, TensorDataset
-from latewood.training.evaluation import evaluate, recalibration_batches
+from latewood.training.data import Dataset, TensorDataset
+from latewood.training.evaluation import Recalibration, evaluate
 from latewood.training.processes import processes
 from latewood.training.progress import progress
 from latewood.training.randomness import caller_unchanged, derive, seed_everything
@@ -28,7 +37,8 @@ from latewood.training.task import Task
 
 __all__ = ["Connected", "connect_files"]
 
-AS_THEY_ARE, PERMUTED = "as they are", "permuted"
+AS_THEY_ARE, PERMUTED, WHOLE = "as they are", "permuted", "whole"
+UNCHANGED = (AS_THEY_ARE, WHOLE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Connected:
         lines: scores along the line, by the order of the second network's channels: "as they are",
             and "permuted" if asked for.
         agreements: of the singular vectors of each weight, likewise.
+        fraction: share of the singular values that truncated ends keep; None without them.
+        truncated: scores along the line between truncated ends, by order as well.
     """
 
     first: str
@@ -49,6 +61,15 @@ class Connected:
     task: str
     lines: dict[str, Connection]
     agreements: dict[str, dict[str, Agreement]]
+    fraction: float | None = None
+    truncated: dict[str, Connection] = field(default_factory=dict)
+
+    def walks(self) -> Iterator[tuple[str, str, Connection]]:
+        """Every line: the order of the channels, the part of the spectra, the scores."""
+        for order, line in self.lines.items():
+            yield order, WHOLE, line
+        for order, line in self.truncated.items():
+            yield order, f"top {self.fraction:g}", line
 
     def path_rows(self) -> list[Row]:
         """One row per position on the line, with the score of every kind there."""
@@ -56,23 +77,24 @@ class Connected:
         return [
             {"alpha": alpha}
             | {
-                _column(name, order): values[position]
-                for order, line in self.lines.items()
+                _column(name, order, spectra): values[position]
+                for order, spectra, line in self.walks()
                 for name, values in line.scores.items()
             }
             for position, alpha in enumerate(alphas)
         ]
 
     def barrier_rows(self) -> list[Row]:
-        """One row per score and order of the channels, with both barriers."""
+        """One row per score, order of the channels and part of the spectra, with both barriers."""
         return [
             {
                 "score": name,
                 "channels": order,
+                "spectra": spectra,
                 "barrier": line.barrier(name),
                 "between the ends": line.barrier_interior(name) if len(line.alphas) > 2 else None,
             }
-            for order, line in self.lines.items()
+            for order, spectra, line in self.walks()
             for name in line.scores
         ]
 
@@ -93,20 +115,21 @@ class Connected:
 
     def rows(self) -> list[Row]:
         """Everything as one long table."""
+        heights = [
+            _long(kind, row["score"], row["channels"], row["spectra"], row[kind])
+            for row in self.barrier_rows()
+            for kind in ("barrier", "between the ends")
+        ]
         return [
             *(
-                _long("score", name, order, alpha, value)
-                for order, line in self.lines.items()
+                _long("score", name, order, spectra, value, alpha)
+                for order, spectra, line in self.walks()
                 for name, values in line.scores.items()
                 for alpha, value in zip(line.alphas, values, strict=True)
             ),
+            *heights,
             *(
-                _long(kind, str(row["score"]), str(row["channels"]), None, row[kind])
-                for row in self.barrier_rows()
-                for kind in ("barrier", "between the ends")
-            ),
-            *(
-                _long(kind, name, order, None, value)
+                _long(kind, name, order, WHOLE, value)
                 for order, found in self.agreements.items()
                 for name, own in found.items()
                 for kind, value in (
@@ -124,6 +147,7 @@ def connect_files(
     recipe: Recipe | None = None,
     points: int = 11,
     permute: bool = False,
+    truncate: float | None = None,
     samples: int | None = None,
     show_progress: bool | None = None,
 ) -> Connected:
@@ -142,6 +166,8 @@ def connect_files(
         points: equally spaced positions, the ends included.
         permute: walk a second time with the second network's channels in the order that is closest
             to the first's.
+        truncate: walk again between both ends truncated to the top part of their spectra, this
+            share of the singular values of each matrix but the head's.
         samples: score only the first so many training samples, and as many validation samples.
         show_progress: None shows it when the work takes longer than two seconds; False never.
 
@@ -150,13 +176,16 @@ def connect_files(
 
     Raises:
         RequestError: nothing to read, no recipe, states that do not fit the model (with the
-            entries that differ), or ``permute`` for a model under transformations.
+            entries that differ), a share outside [0, 1], or ``permute`` or ``truncate`` for a
+            model under transformations.
         WorkError: a file is damaged.
     """
     if points < 2:
         raise invalid("points", points, "an integer of at least 2")
     if samples is not None and samples < 1:
         raise invalid("samples", samples, "an integer of at least 1")
+    if truncate is not None and not 0 <= truncate <= 1:
+        raise invalid("truncate", truncate, "a number from 0 to 1")
     ends = [_read(Path(path)) for path in (first, second)]
     recipe = recipe or _recipe(Path(first)) or _recipe(Path(second))
     if recipe is None:
@@ -173,36 +202,44 @@ def connect_files(
         if permute:
             example = [x.to(session.processes.device) for x in session.task.example_inputs]
             pairs[PERMUTED], _ = matched(model, one, other, example)
-        scores = _Scores(session, samples)
-        with progress("positions", points * len(pairs), show=show_progress) as advance:
+        scores, seen = _Scores(session, samples), Recalibration(session)
+        walks = len(pairs) * (1 if truncate is None else 2)
+        with progress("positions", points * walks, show=show_progress) as advance:
 
             def scored(network: nn.Module) -> dict[str, float]:
                 found = scores(network)
                 advance()
                 return found
 
-            lines = {
-                order: connect(
-                    model,
-                    one,
-                    end,
-                    scored,
-                    points=points,
-                    batches=_Calibration(session),
-                    forward=_forward(session),
+            def walk(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Connection:
+                return connect(
+                    model, start, end, scored, points=points, batches=seen, forward=seen.forward
                 )
-                for order, end in pairs.items()
-            }
-        agreements = {order: endpoint_agreement(model, one, end) for order, end in pairs.items()}
-        return Connected(str(first), str(second), session.task.name, lines, agreements)
+
+            lines = {order: walk(one, end) for order, end in pairs.items()}
+            shorter = {}
+            if truncate is not None:
+                cut = partial(truncated_state, model, fraction=truncate)
+                start = cut(one)
+                shorter = {order: walk(start, cut(end)) for order, end in pairs.items()}
+        own, agreements = endpoint_factors(model, one), {}
+        for order, end in pairs.items():
+            found = endpoint_factors(model, end)
+            agreements[order] = {name: agreement(each, found[name]) for name, each in own.items()}
+        return Connected(
+            str(first), str(second), session.task.name, lines, agreements, truncate, shorter
+        )
 
 
-def _column(name: str, order: str) -> str:
-    return name if order == AS_THEY_ARE else f"{name}, {order}"
+def _column(name: str, order: str, spectra: str = WHOLE) -> str:
+    return ", ".join([name, *(part for part in (order, spectra) if part not in UNCHANGED)])
 
 
-def _long(kind: str, name: str, order: str, alpha: float | None, value: object) -> Row:
-    return {"kind": kind, "name": name, "channels": order, "alpha": alpha, "value": value}
+def _long(
+    kind: str, name: object, order: object, spectra: object, value: object, alpha: object = None
+) -> Row:
+    about = {"kind": kind, "name": name, "channels": order, "spectra": spectra}
+    return about | {"alpha": alpha, "value": value}
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -289,24 +326,3 @@ def _first(dataset: Dataset, samples: int | None) -> Dataset:
     if samples is None or samples >= len(dataset):
         return dataset
     return TensorDataset(*dataset.gather(torch.arange(samples)))
-
-
-class _Calibration:
-    """Training batches without augmentation, the same ones at every reading."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __iter__(self) -> Iterator[Batch]:
-        return recalibration_batches(self._session)
-
-
-def _forward(session: Session) -> Callable[[nn.Module, Batch], object]:
-    noise = torch.Generator(session.processes.device)
-    seed = derive(session.recipe.seed, "recalibrate")
-
-    def forward(model: nn.Module, batch: Batch) -> object:
-        with session.processes.autocast():
-            return session.task.objective.loss(model, batch, noise.manual_seed(seed))
-
-    return forward

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latewood.training.connecting import AS_THEY_ARE, PERMUTED, Connected
+from latewood.training.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
 from latewood.training.report import Figure, Group, Section
 from latewood.training.report.report import write_page
 from latewood.training.report.result import Result, Tile
@@ -13,6 +13,9 @@ from latewood.training.report.words import is_share, number, plot_text, reading
 
 __all__ = ["write_connection_page"]
 
+_TRUNCATED = (
+    " Between dashed ends every matrix but the head's has the top part of its spectrum only."
+)
 _COLOURS = {AS_THEY_ARE: "run 0", PERMUTED: "run 1"}
 
 
@@ -34,7 +37,7 @@ def write_connection_page(found: Connected, path: Path) -> Path:
         title="On the line between them",
         lead="Each point is a network whose entries, running statistics included, are mixed from "
         "both; batch norms are measured anew at each. The dotted line joins the ends: how far the "
-        "curve rises above it is the barrier.",
+        "curve rises above it is the barrier." + (_TRUNCATED if found.truncated else ""),
         groups=[Group(figures=[_curve(found, name) for name in names])],
     )
     agreement = Section(
@@ -55,6 +58,10 @@ def _result(found: Connected) -> Result:
     if PERMUTED in found.lines:
         value = found.lines[PERMUTED].barrier("train loss")
         tiles.append(Tile(number(value), "barrier of the train loss", "channels permuted"))
+    if found.truncated:
+        value = found.truncated[AS_THEY_ARE].barrier("train loss")
+        note = f"ends truncated to {found.fraction:.0%} of their singular values"
+        tiles.append(Tile(number(value), "barrier of the train loss", note))
     headline = f"A barrier of {number(own.barrier('train loss'))} in the training loss"
     lead = f"{found.first} and {found.second}, scored on {found.task}."
     return Result(headline, lead, tuple(tiles))
@@ -63,16 +70,21 @@ def _result(found: Connected) -> Result:
 def _curve(found: Connected, name: str) -> Figure:
     data: list[dict[str, Any]] = []
     value = "%{y:.2%}" if is_share(name) else "%{y:.4~g}"
-    for order, line in found.lines.items():
+    for order, spectra, line in found.walks():
+        whole = spectra == WHOLE
         scores = line.scores[name]
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": plot_text(f"channels {order}"),
+                "name": plot_text(f"channels {order}" + ("" if whole else f", {spectra}")),
                 "x": list(line.alphas),
                 "y": list(scores),
-                "line": {"color": _COLOURS[order], "width": 2.25},
+                "line": {
+                    "color": _COLOURS[order],
+                    "width": 2.25,
+                    "dash": "solid" if whole else "dash",
+                },
                 "marker": {"color": _COLOURS[order], "size": 5},
                 "hovertemplate": f"{value}<br>position %{{x:.2f}}",
             }
@@ -94,7 +106,7 @@ def _curve(found: Connected, name: str) -> Figure:
         title=name.capitalize(),
         data=data,
         layout={
-            "showlegend": len(found.lines) > 1,
+            "showlegend": len(list(found.walks())) > 1,
             "xaxis": {"title": {"text": "position: 0 is the first network, 1 the second"}},
             "yaxis": {"tickformat": ".1%" if is_share(name) else ""},
         },

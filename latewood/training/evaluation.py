@@ -13,7 +13,7 @@ from latewood.training.data import Batch, Dataset, batches
 from latewood.training.randomness import derive
 from latewood.training.session import Session
 
-__all__ = ["evaluate", "recalibrate", "recalibration_batches"]
+__all__ = ["Recalibration", "evaluate", "recalibrate", "recalibration_batches"]
 
 
 @torch.no_grad()
@@ -68,20 +68,36 @@ def evaluate(
     return task.objective.summarise(dict(zip(names, means, strict=True)))
 
 
+class Recalibration:
+    """What batch-norm statistics are renewed on: the same batches and noise at every reading.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._noise = torch.Generator(session.processes.device)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of ``recalibration_batches``; noise begins anew."""
+        self._noise.manual_seed(derive(self._session.recipe.seed, "recalibrate"))
+        return recalibration_batches(self._session)
+
+    def forward(self, model: nn.Module, batch: Batch) -> object:
+        """Runs a model on a batch as in training, with noise that goes on from batch to batch."""
+        with self._session.processes.autocast():
+            return self._session.task.objective.loss(model, batch, self._noise)
+
+
 def recalibrate(session: Session, model: nn.Module) -> bool:
     """Renews batch-norm statistics on training batches, the same ones in every process.
 
     Returns:
         whether the model has batch norms.
     """
-    noise = torch.Generator(session.processes.device)
-    noise.manual_seed(derive(session.recipe.seed, "recalibrate"))
-
-    def forward(network: nn.Module, batch: Batch) -> object:
-        with session.processes.autocast():
-            return session.task.objective.loss(network, batch, noise)
-
-    return recalibrate_batch_norm(model, recalibration_batches(session), forward) > 0
+    seen = Recalibration(session)
+    return recalibrate_batch_norm(model, seen, seen.forward) > 0
 
 
 def recalibration_batches(session: Session) -> Iterator[Batch]:

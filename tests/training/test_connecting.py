@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch
 from latewood.cli import main
 from latewood.core import read_tensors
 from latewood.errors import RequestError
-from latewood.spectra import barrier, interpolate
+from latewood.spectra import barrier, interpolate, truncate_
 from latewood.training import checkpoints, train
 from latewood.training.connecting import _session, connect_files
-from latewood.training.evaluation import evaluate, recalibrate
+from latewood.training.data import TensorDataset
+from latewood.training.evaluation import Recalibration, evaluate, recalibrate
 from latewood.training.recipe import load_recipe
 
 RECIPE = """
@@ -107,6 +109,62 @@ def test_permuting_leaves_the_second_end_as_good(home):
     assert rows["conv1.weight"]["agreement, permuted"] > rows["conv1.weight"]["agreement"]
 
 
+def test_truncated_ends_get_a_line_of_their_own(home, call, tmp_path):
+    words = ("--truncate", 0.5, "--permute", "--points", 3, "--samples", 100)
+    page, table = tmp_path / "page.html", tmp_path / "all.json"
+    code, shown = call(
+        "connect", home / "one", home / "two", *words, "--out", page, "--json", table
+    )
+    assert code == 0, shown
+    assert "train loss, permuted, top 0.5" in shown
+    assert "ends truncated to 50% of their singular values" in page.read_text(encoding="utf-8")
+    rows = json.loads(table.read_text(encoding="utf-8"))
+    barriers = [row for row in rows if row["kind"] == "barrier" and row["name"] == "train loss"]
+    assert [(row["channels"], row["spectra"]) for row in barriers] == [
+        *(("as they are", "whole"), ("permuted", "whole")),
+        *(("as they are", "top 0.5"), ("permuted", "top 0.5")),
+    ]
+    ends = {}
+    for spectra in ("whole", "top 0.5"):
+        own = [r["value"] for r in rows if r["kind"] == "score" and r["name"] == "train loss"
+               and (r["channels"], r["spectra"]) == ("as they are", spectra)]  # fmt: skip
+        ends[spectra] = own[0]
+
+    state = read_tensors(home / "one")
+    with _session(load_recipe(home / "one" / "recipe.toml"), state) as session:
+        session.model.load_state_dict(state)
+        truncate_(session.model, fraction=0.5)
+        recalibrate(session, session.model)
+        part = TensorDataset(*session.task.train.gather(torch.arange(100)))
+        alone = evaluate(session, session.model, part)["loss"]
+    assert ends["top 0.5"] == pytest.approx(alone)
+    assert ends["whole"] != pytest.approx(alone, rel=1e-3)
+
+
+def test_noise_begins_anew_with_each_reading_not_with_each_batch(home):
+    state = read_tensors(home / "one")
+    with _session(load_recipe(home / "one" / "recipe.toml"), state) as session:
+        drawn = []
+
+        def loss(model, batch, generator):
+            drawn.append(torch.rand(1, generator=generator).item())
+
+        session = replace(session, task=replace(session.task, objective=Noisy(loss)))
+        seen = Recalibration(session)
+        for _ in range(2):
+            for batch in seen:
+                seen.forward(session.model, batch)
+    assert len(drawn) == 8 and len(set(drawn)) == 4
+    assert drawn[:4] == drawn[4:]
+
+
+class Noisy:
+    """An objective with only a loss."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+
 def test_checkpoints_and_files_are_ends_too(home, call, tmp_path):
     early = home / "one" / "checkpoints" / "step-00000010"
     found = connect_files(early, home / "one" / "model.safetensors", points=2, samples=50)
@@ -155,6 +213,7 @@ def test_architectures_that_do_not_match_are_named(home, call):
     [
         (["--points", "1"], "points"),
         (["--samples", "0"], "samples"),
+        (["--truncate", "1.5"], "truncate"),
         (["--csv", "all.txt"], "--csv"),
     ],
 )

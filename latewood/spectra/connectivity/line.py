@@ -14,9 +14,9 @@ from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.errors import invalid
 from latewood.spectra.agreement import Agreement, agreement
 from latewood.spectra.connectivity.matching import Matching, matched
-from latewood.spectra.interventions import require_readable_twice
+from latewood.spectra.interventions import Kept, require_readable_twice, truncate_
 from latewood.spectra.matrices.weights import current_matrix, spectral_parameters
-from latewood.spectra.solvers.factors import factors
+from latewood.spectra.solvers.factors import Factors, factors
 
 __all__ = [
     "Connection",
@@ -24,7 +24,9 @@ __all__ = [
     "barrier_interior",
     "connect",
     "endpoint_agreement",
+    "endpoint_factors",
     "interpolate",
+    "truncated_state",
 ]
 
 State = Mapping[str, Tensor]
@@ -133,6 +135,8 @@ def connect(
     forward: Callable[[nn.Module, tuple[Tensor, ...]], object] | None = None,
     permute: bool = False,
     example_inputs: Tensor | Sequence[Any] | dict[str, Any] | None = None,
+    truncate: float | None = None,
+    keep: Kept = "top",
 ) -> Connection:
     """Scores networks on the line between two states of a model.
 
@@ -150,13 +154,16 @@ def connect(
             the first's before walking, see ``match_channels``.
         example_inputs: what the model is called with, needed to find its channels; the inputs of
             the first of ``batches`` if left out.
+        truncate: share of the singular values in the top part of each matrix but the head's; both
+            ends keep one part only, as ``truncate_`` does, before the walk. None leaves them whole.
+        keep: which part.
 
     Returns:
         The curve of every score.
 
     Raises:
         RequestError: states that do not match, fewer than two points, batches that can be read
-            only once, or ``permute`` without anything to call the model with.
+            only once, ``permute`` without anything to call the model with, or see ``truncate_``.
 
     Source: arXiv 2408.11804, section 5.1; permutations arXiv 2209.04836.
     """
@@ -169,6 +176,10 @@ def connect(
         example = _example(example_inputs, batches, forward)
         second, matching = matched(model, first, second, example)
     walker = copy.deepcopy(model)
+    if truncate is not None:
+        first, second = (
+            truncated_state(model, end, fraction=truncate, keep=keep) for end in (first, second)
+        )
     alphas = tuple(position / (points - 1) for position in range(points))
     scores = []
     for alpha in alphas:
@@ -210,16 +221,67 @@ def endpoint_agreement(
     Source: arXiv 2408.11804, section 5.1.
     """
     _require_same_entries(model, first, second)
-    matrices = []
-    for state in (first, second):
-        network = copy.deepcopy(model)
-        network.load_state_dict(state)
-        chosen = spectral_parameters(network, include=include, exclude=exclude)
-        matrices.append({s.name: current_matrix(s.module, s.parameter_name) for s in chosen})
-    return {
-        name: agreement(factors(matrix, k), factors(matrices[1][name], k), top=top)
-        for name, matrix in matrices[0].items()
-    }
+    one, other = (
+        endpoint_factors(model, state, k=k, include=include, exclude=exclude)
+        for state in (first, second)
+    )
+    return {name: agreement(found, other[name], top=top) for name, found in one.items()}
+
+
+def endpoint_factors(
+    model: nn.Module,
+    state: State,
+    *,
+    k: int | None = 100,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> dict[str, Factors]:
+    """The singular vectors of each matrix in a state, for agreements with several others.
+
+    Args:
+        model: the network of this state; it is left as it is.
+        state: its state dict.
+        k: number of vectors; None for all.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+
+    Returns:
+        Factors by full name of the parameter, in registration order.
+
+    Raises:
+        RequestError: a glob that matches nothing, or a state that does not match.
+    """
+    _require_entries_of(model.state_dict(), state, "state", "the model")
+    network = copy.deepcopy(model)
+    network.load_state_dict(state)
+    chosen = spectral_parameters(network, include=include, exclude=exclude)
+    return {s.name: factors(current_matrix(s.module, s.parameter_name), k) for s in chosen}
+
+
+def truncated_state(
+    model: nn.Module, state: State, *, fraction: float = 0.5, keep: Kept = "top"
+) -> dict[str, Tensor]:
+    """A state of a model with one part of each matrix's spectrum only, the head's left whole.
+
+    Args:
+        model: the network of this state; it is left as it is.
+        state: its state dict; running statistics are copied as they are.
+        fraction: share of the singular values in the top part.
+        keep: which part stays, see ``truncated``.
+
+    Returns:
+        New tensors by name.
+
+    Raises:
+        RequestError: a state that does not match, or see ``truncate_``.
+
+    Source: arXiv 2408.11804, section 3.
+    """
+    _require_entries_of(model.state_dict(), state, "state", "the model")
+    network = copy.deepcopy(model)
+    network.load_state_dict(state)
+    truncate_(network, keep=keep, fraction=fraction)
+    return {name: entry.detach() for name, entry in network.state_dict().items()}
 
 
 def _require_same_entries(model: nn.Module, first: State, second: State) -> None:
