@@ -17,8 +17,9 @@ Every = int | Literal["epoch", "auto"]
 class Cadence:
     """Decides at which steps a probe looks, and measures what looking costs.
 
-    With "auto" a look is due when all looks so far and this one, if it cost twice as much as the
-    dearest of the last three, fit into ``budget`` of the wall-clock time since the first question.
+    With "auto" a look is due when all that was spent so far and this look, if it cost twice as much
+    as the dearest of the last three, fit into ``budget`` of the wall-clock time since the first
+    question.
     The first question and the last step of the training are always answered; room for the last is
     kept.
 
@@ -56,6 +57,21 @@ class Cadence:
         self.spent = 0.0
         self._start: float | None = None
         self._recent: list[float] = []
+        self._earliest = 0.0
+
+    def quiet(self, step: int, since: float) -> bool:
+        """Whether "auto" knows, without a closer look, that ``step`` is not due.
+
+        Of a short training step even the question takes a share, so it is short and counts.
+
+        Args:
+            step: number of updates.
+            since: when the question began, by ``time.perf_counter``.
+        """
+        if since >= self._earliest or step == self.total_steps:
+            return False
+        self.spent += time.perf_counter() - since
+        return True
 
     def due(self, step: int, *, busy: bool = False) -> bool:
         """Whether to look after ``step`` updates.
@@ -78,7 +94,8 @@ class Cadence:
         # Twice, since on a machine with other work a look can take longer than ever before.
         reserved = 2 if self.total_steps is None else 4
         cost = self.spent + reserved * max(self._recent)
-        return cost <= self.budget * (now - self._start)
+        self._earliest = self._start + cost / self.budget
+        return now >= self._earliest
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -88,6 +105,7 @@ class Cadence:
         seconds = time.perf_counter() - start
         self.spent += seconds
         self._recent = [*self._recent[-2:], seconds]
+        self._earliest = 0.0
 
     def charge(self, seconds: float) -> None:
         """Adds time to the cost of the last look, spent on it elsewhere."""
@@ -97,7 +115,7 @@ class Cadence:
 
     @property
     def overhead(self) -> float:
-        """Seconds that went into looking over those since the first question."""
+        """Seconds that went into looking and asking over those since the first question."""
         if self._start is None:
             return 0.0
         elapsed = time.perf_counter() - self._start

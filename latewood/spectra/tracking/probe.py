@@ -12,17 +12,18 @@ from typing import Literal
 import torch
 from torch import nn
 
-from latewood.errors import RequestError, invalid
+from latewood.errors import invalid
 from latewood.spectra.matrices.resolve import Conv, Lora, MatrixView, Split, Views
 from latewood.spectra.matrices.weights import unwrapped
 from latewood.spectra.measures import RankKind, effective_rank
-from latewood.spectra.pairs import Pair, as_pair, infer_pairs
-from latewood.spectra.sides import Side, fits, pair_sides, sides_alignment
+from latewood.spectra.pairs import Pair
+from latewood.spectra.sides import Side, sides_alignment
 from latewood.spectra.solvers.lapack import blas_threads
 from latewood.spectra.tracking.background import Background, Policy
 from latewood.spectra.tracking.cadence import Cadence, Every
 from latewood.spectra.tracking.copying import copied
-from latewood.spectra.tracking.look import Found, Measurer, Taken
+from latewood.spectra.tracking.look import Found, Measurer, Taken, rehearse_measuring
+from latewood.spectra.tracking.resolved import Resolved
 from latewood.spectra.tracking.shards import Shards
 from latewood.spectra.tracking.snapshots import (
     PairAlignment,
@@ -140,12 +141,10 @@ class SpectralProbe:
         if threads is not None and threads < 1:
             raise invalid("threads", threads, "an integer of at least 1, or None")
         self.model = unwrapped(model)
-        self.views = Views(include, exclude, split, conv, lora)
-        self.views.of(self.model)
-        self.pairs = pairs if pairs is None or pairs == "auto" else [as_pair(p) for p in pairs]
-        _check_pairs(self.model, self.pairs)
+        self._resolved = Resolved(self.model, Views(include, exclude, split, conv, lora), pairs)
         self.every = every
         self.folder = None if folder is None else Path(folder)
+        rehearse_measuring()
         if self.folder is not None:
             rehearse_writing()
         self.kind = kind
@@ -153,6 +152,8 @@ class SpectralProbe:
         self.threads = threads
         self.total_steps = total_steps
         self._shards = Shards(wanted=shard)
+        # Whether "auto" asks nobody else.
+        self._alone = every == "auto" and not shard
         self._worker = worker
         self._beside: bool | None = None
         self._background: Background[_Look] = Background(queue, policy)
@@ -198,9 +199,13 @@ class SpectralProbe:
         Raises:
             WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
+        start = time.perf_counter()
+        if self._alone and not self._background.pending and self._cadence.quiet(step, start):
+            return {}
         due = self._due(step)
         earlier = self._earlier(step, due=due)
         if not due:
+            self._cadence.spent += time.perf_counter() - start
             return earlier
         _wait_for_devices(self.model)
         with self._cadence.measured():
@@ -260,8 +265,8 @@ class SpectralProbe:
 
     def _prepared(self, step: int) -> Callable[[], _Look]:
         """Takes the weights, copied where the work is done elsewhere, and says what to do."""
-        pairs = self._sides()
-        views = {view.name: (view, True) for view in self.views.again(self.model)}
+        found, pairs = self._resolved.now()
+        views = {view.name: (view, True) for view in found}
         for sides in pairs.values():
             for side in sides:
                 views.setdefault(side.view.name, (side.view, False))
@@ -298,12 +303,6 @@ class SpectralProbe:
             return replace(look, seconds=seconds)
 
         return work
-
-    def _sides(self) -> dict[str, tuple[Side, Side]]:
-        if self.pairs is None:
-            return {}
-        chosen = infer_pairs(self.model) if self.pairs == "auto" else self.pairs
-        return {p.name: pair_sides(self.model, p) for p in chosen if _still_fits(self.model, p)}
 
     def _taken(self, now: int | None, *, wait: bool = False) -> dict[str, float]:
         """The oldest result of the worker, if there is one."""
@@ -376,21 +375,6 @@ def _alignments(
         diagonal = tuple(found.diagonal.tolist())
         results[name] = PairAlignment(diagonal, float(found.score), found.baseline)
     return results
-
-
-def _check_pairs(model: nn.Module, pairs: Sequence[Pair] | str | None) -> None:
-    for pair in pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else ():
-        if not fits(model, pair):
-            raise invalid("pairs", pair.name, "layers that fit each other, without groups")
-        pair_sides(model, pair)
-
-
-def _still_fits(model: nn.Module, pair: Pair) -> bool:
-    # Layers may grow or go during the training, which a probe must survive.
-    try:
-        return fits(model, pair)
-    except RequestError:
-        return False
 
 
 def _wait_for_devices(model: nn.Module) -> None:

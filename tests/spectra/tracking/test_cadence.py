@@ -95,6 +95,27 @@ def test_first_look_of_a_resumed_training(clock):
     assert auto.due(100)
 
 
+def test_a_quiet_question_is_right_and_counts(clock):
+    auto = Cadence("auto", budget=0.1, total_steps=90)
+    assert not auto.quiet(0, clock.now)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    assert not auto.quiet(1, clock.now)  # not before the first refusal
+    assert not auto.due(1)
+    # One second and room for four more, in a tenth of the time.
+    clock.now = 50 + 49.9
+    assert auto.quiet(2, clock.now - 0.25)
+    assert auto.spent == 1.25
+    assert not auto.quiet(90, clock.now)
+    clock.now = 50 + 50.1
+    assert not auto.quiet(3, clock.now)
+    assert not auto.due(3)  # as the question was not free
+    clock.now = 50 + 52.6
+    assert not auto.quiet(4, clock.now)
+    assert auto.due(4)
+
+
 def test_numbers_and_epochs():
     assert [step for step in range(9) if Cadence(4).due(step)] == [0, 4, 8]
     epochs = Cadence("epoch", steps_per_epoch=3)
