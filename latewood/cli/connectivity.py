@@ -78,7 +78,7 @@ def connect(
     permute
         Walk again with the second network's channels in the order closest to the first's.
     truncate
-        Walk again between both ends truncated to this share of their singular values, such as 0.5.
+        Walk again with every network truncated to this share of its singular values, such as 0.5.
     samples
         Score only so many training and validation samples; all if not given.
     out

@@ -23,7 +23,6 @@ from latewood.spectra.connectivity.line import (
     endpoint_agreement,
     endpoint_factors,
     interpolate,
-    truncated_state,
 )
 from latewood.spectra.connectivity.matching import Matching, match_channels, matched
 from latewood.spectra.connectivity.symmetries import ChannelSymmetries
@@ -130,7 +129,6 @@ __all__ = [
     "tap_directions",
     "truncate_",
     "truncated",
-    "truncated_state",
     "truncation_scores",
     "value_output_alignment",
     "weight_matrices",

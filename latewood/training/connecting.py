@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from latewood.spectra import (
     connect,
     endpoint_factors,
     matched,
-    truncated_state,
 )
 from latewood.training import checkpoints, components
 from latewood.training.checkpoints import load_into
@@ -52,8 +50,8 @@ class Connected:
         lines: scores along the line, by the order of the second network's channels: "as they are",
             and "permuted" if asked for.
         agreements: of the singular vectors of each weight, likewise.
-        fraction: share of the singular values that truncated ends keep; None without them.
-        truncated: scores along the line between truncated ends, by order as well.
+        fraction: share of the singular values that truncated networks keep; None without them.
+        truncated: scores of these along the line, by order as well.
     """
 
     first: str
@@ -166,7 +164,7 @@ def connect_files(
         points: equally spaced positions, the ends included.
         permute: walk a second time with the second network's channels in the order that is closest
             to the first's.
-        truncate: walk again between both ends truncated to the top part of their spectra, this
+        truncate: walk again with every network truncated to the top part of its spectra, this
             share of the singular values of each matrix but the head's.
         samples: score only the first so many training samples, and as many validation samples.
         show_progress: None shows it when the work takes longer than two seconds; False never.
@@ -211,23 +209,29 @@ def connect_files(
                 advance()
                 return found
 
-            def walk(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> Connection:
-                return connect(
-                    model, start, end, scored, points=points, batches=seen, forward=seen.forward
-                )
+            def walked(fraction: float | None) -> dict[str, Connection]:
+                return {
+                    order: connect(
+                        model,
+                        one,
+                        end,
+                        scored,
+                        points=points,
+                        batches=seen,
+                        forward=seen.forward,
+                        truncate=fraction,
+                    )
+                    for order, end in pairs.items()
+                }
 
-            lines = {order: walk(one, end) for order, end in pairs.items()}
-            shorter = {}
-            if truncate is not None:
-                cut = partial(truncated_state, model, fraction=truncate)
-                start = cut(one)
-                shorter = {order: walk(start, cut(end)) for order, end in pairs.items()}
+            lines = walked(None)
+            truncated = {} if truncate is None else walked(truncate)
         own, agreements = endpoint_factors(model, one), {}
         for order, end in pairs.items():
             found = endpoint_factors(model, end)
             agreements[order] = {name: agreement(each, found[name]) for name, each in own.items()}
         return Connected(
-            str(first), str(second), session.task.name, lines, agreements, truncate, shorter
+            str(first), str(second), session.task.name, lines, agreements, truncate, truncated
         )
 
 

@@ -13,9 +13,7 @@ from latewood.training.report.words import is_share, number, plot_text, reading
 
 __all__ = ["write_connection_page"]
 
-_TRUNCATED = (
-    " Between dashed ends every matrix but the head's has the top part of its spectrum only."
-)
+_TRUNCATED = " On dashed lines every matrix but the head's has the top part of its spectrum only."
 _COLOURS = {AS_THEY_ARE: "run 0", PERMUTED: "run 1"}
 
 
@@ -60,7 +58,7 @@ def _result(found: Connected) -> Result:
         tiles.append(Tile(number(value), "barrier of the train loss", "channels permuted"))
     if found.truncated:
         value = found.truncated[AS_THEY_ARE].barrier("train loss")
-        note = f"ends truncated to {found.fraction:.0%} of their singular values"
+        note = f"truncated to {found.fraction:.0%} of all singular values"
         tiles.append(Tile(number(value), "barrier of the train loss", note))
     headline = f"A barrier of {number(own.barrier('train loss'))} in the training loss"
     lead = f"{found.first} and {found.second}, scored on {found.task}."

@@ -109,7 +109,7 @@ def test_permuting_leaves_the_second_end_as_good(home):
     assert rows["conv1.weight"]["agreement, permuted"] > rows["conv1.weight"]["agreement"]
 
 
-def test_truncated_ends_get_a_line_of_their_own(home, call, tmp_path):
+def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
     words = ("--truncate", 0.5, "--permute", "--points", 3, "--samples", 100)
     page, table = tmp_path / "page.html", tmp_path / "all.json"
     code, shown = call(
@@ -117,7 +117,7 @@ def test_truncated_ends_get_a_line_of_their_own(home, call, tmp_path):
     )
     assert code == 0, shown
     assert "train loss, permuted, top 0.5" in shown
-    assert "ends truncated to 50% of their singular values" in page.read_text(encoding="utf-8")
+    assert "truncated to 50% of all singular values" in page.read_text(encoding="utf-8")
     rows = json.loads(table.read_text(encoding="utf-8"))
     barriers = [row for row in rows if row["kind"] == "barrier" and row["name"] == "train loss"]
     assert [(row["channels"], row["spectra"]) for row in barriers] == [

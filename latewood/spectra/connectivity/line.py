@@ -26,7 +26,6 @@ __all__ = [
     "endpoint_agreement",
     "endpoint_factors",
     "interpolate",
-    "truncated_state",
 ]
 
 State = Mapping[str, Tensor]
@@ -154,8 +153,9 @@ def connect(
             the first's before walking, see ``match_channels``.
         example_inputs: what the model is called with, needed to find its channels; the inputs of
             the first of ``batches`` if left out.
-        truncate: share of the singular values in the top part of each matrix but the head's; both
-            ends keep one part only, as ``truncate_`` does, before the walk. None leaves them whole.
+        truncate: share of the singular values in the top part of each matrix but the head's; every
+            network on the line keeps one part only, see ``truncate_``. None leaves them whole. For
+            the line between truncated ends, pass those as ends.
         keep: which part.
 
     Returns:
@@ -165,7 +165,8 @@ def connect(
         RequestError: states that do not match, fewer than two points, batches that can be read
             only once, ``permute`` without anything to call the model with, or see ``truncate_``.
 
-    Source: arXiv 2408.11804, section 5.1; permutations arXiv 2209.04836.
+    Source: arXiv 2408.11804, section 5.1, truncation as in its released code; permutations arXiv
+    2209.04836.
     """
     if points < 2:
         raise invalid("points", points, "an integer of at least 2")
@@ -176,14 +177,12 @@ def connect(
         example = _example(example_inputs, batches, forward)
         second, matching = matched(model, first, second, example)
     walker = copy.deepcopy(model)
-    if truncate is not None:
-        first, second = (
-            truncated_state(model, end, fraction=truncate, keep=keep) for end in (first, second)
-        )
     alphas = tuple(position / (points - 1) for position in range(points))
     scores = []
     for alpha in alphas:
         walker.load_state_dict(interpolate(first, second, alpha))
+        if truncate is not None:
+            truncate_(walker, keep=keep, fraction=truncate)
         if batches is not None:
             recalibrate_batch_norm(walker, batches, forward)
         scores.append(evaluate(walker))
@@ -256,32 +255,6 @@ def endpoint_factors(
     network.load_state_dict(state)
     chosen = spectral_parameters(network, include=include, exclude=exclude)
     return {s.name: factors(current_matrix(s.module, s.parameter_name), k) for s in chosen}
-
-
-def truncated_state(
-    model: nn.Module, state: State, *, fraction: float = 0.5, keep: Kept = "top"
-) -> dict[str, Tensor]:
-    """A state of a model with one part of each matrix's spectrum only, the head's left whole.
-
-    Args:
-        model: the network of this state; it is left as it is.
-        state: its state dict; running statistics are copied as they are.
-        fraction: share of the singular values in the top part.
-        keep: which part stays, see ``truncated``.
-
-    Returns:
-        New tensors by name.
-
-    Raises:
-        RequestError: a state that does not match, or see ``truncate_``.
-
-    Source: arXiv 2408.11804, section 3.
-    """
-    _require_entries_of(model.state_dict(), state, "state", "the model")
-    network = copy.deepcopy(model)
-    network.load_state_dict(state)
-    truncate_(network, keep=keep, fraction=fraction)
-    return {name: entry.detach() for name, entry in network.state_dict().items()}
 
 
 def _require_same_entries(model: nn.Module, first: State, second: State) -> None:

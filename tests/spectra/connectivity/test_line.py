@@ -17,7 +17,6 @@ from latewood.spectra import (
     factors,
     interpolate,
     truncated,
-    truncated_state,
 )
 
 
@@ -130,7 +129,7 @@ def test_running_statistics_are_measured_at_every_position(ends, gaussian):
 
 
 @pytest.mark.parametrize("keep", ["top", "bottom"])
-def test_truncated_ends_are_walked_between_with_statistics_measured_anew(ends, gaussian, keep):
+def test_networks_are_truncated_where_they_are_with_statistics_measured_anew(ends, gaussian, keep):
     batches = [(gaussian(32, 4, seed=seed, dtype=torch.float32),) for seed in range(2)]
     walked, model = [], network(0)
 
@@ -139,23 +138,21 @@ def test_truncated_ends_are_walked_between_with_statistics_measured_anew(ends, g
         return {"loss": 0.0}
 
     connect(model, *ends, look, points=3, batches=batches, truncate=0.5, keep=keep)
-    cut = [truncated(end["0.weight"], keep=keep) for end in ends]
-    for state, expected in zip(walked, (cut[0], (cut[0] + cut[1]) / 2, cut[1]), strict=True):
-        assert torch.allclose(state["0.weight"], expected, atol=1e-6)
+    for state, alpha in zip(walked, (0, 0.5, 1), strict=True):
+        mixed = interpolate(*ends, alpha)
+        cut = truncated(mixed["0.weight"], keep=keep)
+        assert torch.allclose(state["0.weight"], cut, atol=1e-6)
+        assert not torch.allclose(cut, mixed["0.weight"], atol=1e-2)
+        assert torch.equal(state["3.weight"], mixed["3.weight"])  # the head stays whole
         layer = nn.Linear(4, 6)
         layer.load_state_dict({"weight": state["0.weight"], "bias": state["0.bias"]})
         with torch.no_grad():
             means = torch.stack([layer(x).mean(0) for (x,) in batches]).mean(0)
         assert torch.allclose(state["1.running_mean"], means, atol=1e-5)
-    assert torch.equal(walked[0]["3.weight"], ends[0]["3.weight"])  # the head stays whole
-    assert not torch.allclose(cut[0], ends[0]["0.weight"], atol=1e-2)
-    own = truncated_state(model, ends[1], keep=keep)
-    assert torch.equal(own["0.weight"], cut[1])
-    assert torch.equal(own["1.running_mean"], ends[1]["1.running_mean"])
+    # The mean of truncated ends would have up to twice their rank.
+    assert torch.linalg.matrix_rank(walked[1]["0.weight"], atol=1e-5) == 2
     with pytest.raises(RequestError, match="fraction"):
         connect(model, *ends, look, truncate=1.5)
-    with pytest.raises(RequestError, match="state"):
-        truncated_state(model, {})
 
 
 def test_scores_by_name(ends):
