@@ -80,6 +80,11 @@ class Results:
         """``mean ± interval unit (n seeds)`` of a quantity times ``scale``."""
         return _text([scale * value for value in self.values(name)], unit, digits)
 
+    def texts(self, *names: str, scale: float = 1.0, unit: str = "", digits: int = 2) -> str:
+        """``name mean ± interval unit (n seeds)`` of several quantities, with commas between."""
+        shown = (self.text(name, scale=scale, unit=unit, digits=digits) for name in names)
+        return ", ".join(f"{name} {text}" for name, text in zip(names, shown, strict=True))
+
     def difference_text(
         self, first: str, second: str, *, scale: float = 1.0, unit: str = "", digits: int = 2
     ) -> str:

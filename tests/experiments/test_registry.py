@@ -25,6 +25,14 @@ def test_interval_is_students_t() -> None:
     assert results.mean("accuracy") == pytest.approx(numpy.mean(values), rel=1e-15)
 
 
+def test_texts_are_those_of_the_quantities() -> None:
+    results = Results({"a": [0.5, 0.7], "b": [0.1]})
+    assert results.texts("a", "b", scale=100, unit="%", digits=1) == (
+        f"a {results.text('a', scale=100, unit='%', digits=1)}, b 10.0 % (1 seed)"
+    )
+    assert results.texts("b") == "b 0.10 (1 seed)"
+
+
 def test_one_seed_has_no_interval() -> None:
     results = Results({"accuracy": [0.5]})
     assert math.isnan(results.interval("accuracy"))

@@ -172,10 +172,6 @@ def _regrets(make: Make, steps: int, seed: int) -> tuple[float, float]:
     return quarter, total
 
 
-def _figures(*names: str) -> Callable[[Results], str]:
-    return lambda results: ", ".join(f"{name} {results.text(name, digits=3)}" for name in names)
-
-
 FAILURE = register(
     Experiment(
         name="adam-failure",
@@ -188,7 +184,7 @@ FAILURE = register(
                 statement="Adam's expected iterate goes to the worst point, with momentum too.",
                 source="[P] arXiv:1908.04457, section 3; [M] size",
                 paper_figure="expected iterate does not decrease",
-                measured=_figures("Adam", "Adam, momentum 0.5"),
+                measured=lambda r: r.texts("Adam", "Adam, momentum 0.5", digits=3),
                 holds=lambda r: min(r.mean("Adam"), r.mean("Adam, momentum 0.5")) > 0.5,
             ),
             Claim(
@@ -196,7 +192,7 @@ FAILURE = register(
                 statement="Delayed Adam, AvaGrad and SGD go to the optimum at -1.",
                 source="[P] arXiv:1912.01823, abstract; [M] size",
                 paper_figure="converges",
-                measured=_figures("Delayed Adam", "AvaGrad", "SGD"),
+                measured=lambda r: r.texts("Delayed Adam", "AvaGrad", "SGD", digits=3),
                 holds=lambda r: (
                     max(r.mean("Delayed Adam"), r.mean("AvaGrad"), r.mean("SGD")) < -0.5
                 ),
@@ -217,7 +213,7 @@ SLOWNESS = register(
                 statement="Up to any K, AdaBound stays at an expected suboptimality of 1 or more.",
                 source="[P] Theorem 2",
                 paper_figure="at least 1",
-                measured=_figures("least suboptimality up to K"),
+                measured=lambda r: r.texts("least suboptimality up to K", digits=3),
                 holds=lambda r: min(r.values("least suboptimality up to K")) >= 1.0,
             ),
             Claim(
@@ -225,7 +221,7 @@ SLOWNESS = register(
                 statement="Until K its iterates are Adam's, with the released bounds as well.",
                 source="[P] Theorem 2 and Claim 1",
                 paper_figure="equal",
-                measured=_figures("distance from Adam up to K"),
+                measured=lambda r: r.texts("distance from Adam up to K", digits=3),
                 holds=lambda r: max(r.values("distance from Adam up to K")) == 0.0,
             ),
             Claim(
@@ -233,7 +229,7 @@ SLOWNESS = register(
                 statement="After K the mean iterate falls by (2 alpha delta/C)(sqrt T - sqrt K).",
                 source="[D] from the bounds of Theorem 2",
                 paper_figure="closed form",
-                measured=_figures("mean after all steps", "closed form"),
+                measured=lambda r: r.texts("mean after all steps", "closed form", digits=3),
                 holds=lambda r: abs(r.difference("mean after all steps", "closed form")) < 0.03,
             ),
             Claim(
@@ -241,7 +237,7 @@ SLOWNESS = register(
                 statement="With bounds that satisfy the condition, regret stays below Theorem 3's.",
                 source="[P] Theorem 3",
                 paper_figure="at most 1 times the bound",
-                measured=_figures("corrected: regret over bound"),
+                measured=lambda r: r.texts("corrected: regret over bound", digits=3),
                 holds=lambda r: max(r.values("corrected: regret over bound")) <= 1.0,
             ),
             Claim(
@@ -249,7 +245,7 @@ SLOWNESS = register(
                 statement="That regret grows no faster than the root of the number of steps.",
                 source="[P] Theorem 3",
                 paper_figure="exponent 0.5",
-                measured=_figures("corrected: growth exponent"),
+                measured=lambda r: r.texts("corrected: growth exponent", digits=3),
                 holds=lambda r: r.mean("corrected: growth exponent") <= 0.6,
             ),
         ),

@@ -219,12 +219,6 @@ def _dampening(scale: Scale, bench: Bench) -> Results:
     return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
 
 
-def _figures(*names: str, digits: int = 2) -> Callable[[Results], str]:
-    return lambda results: ", ".join(
-        f"{name} {results.text(name, digits=digits)}" for name in names
-    )
-
-
 DECOUPLING = register(
     Experiment(
         name="avagrad-decoupling",
@@ -237,7 +231,7 @@ DECOUPLING = register(
                 statement="Adam's best learning rate grows in proportion to eps once eps is large.",
                 source="[P] arXiv:1912.01823, abstract; [M] slope",
                 paper_figure="a diagonal band; slope 1",
-                measured=_figures("Adam: slope"),
+                measured=lambda r: r.texts("Adam: slope"),
                 holds=lambda r: 0.9 <= r.mean("Adam: slope") <= 1.1,
             ),
             Claim(
@@ -245,7 +239,7 @@ DECOUPLING = register(
                 statement="AvaGrad's best learning rate does not move with eps.",
                 source="[P] arXiv:1912.01823, abstract; [M] slope",
                 paper_figure="a vertical band; slope 0",
-                measured=_figures("AvaGrad: slope"),
+                measured=lambda r: r.texts("AvaGrad: slope"),
                 holds=lambda r: abs(r.mean("AvaGrad: slope")) <= 0.15,
             ),
             Claim(
@@ -254,7 +248,7 @@ DECOUPLING = register(
                 "Adam's by 10^4 or more.",
                 source="[M] on this task",
                 paper_figure="10 and 10^4",
-                measured=_figures("AvaGrad: spread in decades", "Adam: spread in decades"),
+                measured=lambda r: r.texts("AvaGrad: spread in decades", "Adam: spread in decades"),
                 holds=lambda r: (
                     max(r.values("AvaGrad: spread in decades")) <= 1.0 + 1e-9
                     and min(r.values("Adam: spread in decades")) >= 4.0 - 1e-9
@@ -265,7 +259,7 @@ DECOUPLING = register(
                 statement="The best of AvaGrad's matrix is as good as the best of Adam's.",
                 source="[P] arXiv:1912.01823, results; [M] on this task",
                 paper_figure="no worse",
-                measured=_figures("AvaGrad: best loss", "Adam: best loss", digits=3),
+                measured=lambda r: r.texts("AvaGrad: best loss", "Adam: best loss", digits=3),
                 holds=lambda r: r.difference("AvaGrad: best loss", "Adam: best loss") <= 0.01,
             ),
         ),
@@ -284,7 +278,9 @@ DAMPENING = register(
                 statement="AdaBound gets better the faster its bounds close in on SGD.",
                 source="[P] arXiv:1908.04457, figure 1",
                 paper_figure="accuracy rises with gamma",
-                measured=_figures("AdaBound 1e-10", "AdaBound 1e-3", "AdaBound 100", digits=4),
+                measured=lambda r: r.texts(
+                    "AdaBound 1e-10", "AdaBound 1e-3", "AdaBound 100", digits=4
+                ),
                 holds=lambda r: (
                     r.difference("AdaBound 1e-3", "AdaBound 1e-10") < 0.0
                     and r.difference("AdaBound 100", "AdaBound 1e-3") < 0.0
@@ -296,7 +292,7 @@ DAMPENING = register(
                 statement="With gamma 100 it is dampened SGD.",
                 source="[D][M] limit of large gamma",
                 paper_figure="indistinguishable",
-                measured=_figures("AdaBound 100", "dampened SGD", digits=5),
+                measured=lambda r: r.texts("AdaBound 100", "dampened SGD", digits=5),
                 holds=lambda r: abs(r.difference("AdaBound 100", "dampened SGD")) <= 5e-3,
             ),
             Claim(
@@ -305,7 +301,7 @@ DAMPENING = register(
                 source="[P] arXiv:1908.04457, section 4",
                 paper_figure="dampened SGD 94.01 %, AdaBound 93.90 %; CSGD no significant change "
                 "(CIFAR-10, WRN-28-2)",
-                measured=_figures("CSGD", "AdaBound 1e-3", digits=3),
+                measured=lambda r: r.texts("CSGD", "AdaBound 1e-3", digits=3),
                 holds=lambda r: r.difference("CSGD", "AdaBound 1e-3") <= 0.0,
             ),
         ),

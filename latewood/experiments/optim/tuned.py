@@ -173,13 +173,6 @@ def _run(recipe: Section, section: Section, seed: int, bench: Bench, key: str) -
     return float(run.summary["readings"]["trained"][key])
 
 
-def _figures(*names: str, scale: float, unit: str) -> Callable[[Results], str]:
-    def text(results: Results) -> str:
-        return ", ".join(f"{n} {results.text(n, scale=scale, unit=unit, digits=3)}" for n in names)
-
-    return text
-
-
 IMAGES = register(
     Experiment(
         name="adaptive-cifar10",
@@ -192,7 +185,7 @@ IMAGES = register(
                 statement="Adam whose eps is tuned with the rate does as well as SGD.",
                 source="[P] abstract; results table (WRN-28-10)",
                 paper_figure="96.36 % against 96.14 %",
-                measured=_figures("Adam, eps tuned", "SGD", scale=100, unit="%"),
+                measured=lambda r: r.texts("Adam, eps tuned", "SGD", scale=100, unit="%", digits=3),
                 holds=lambda r: r.difference("Adam, eps tuned", "SGD") >= -0.01,
             ),
             Claim(
@@ -200,7 +193,7 @@ IMAGES = register(
                 statement="AvaGrad does as well as SGD.",
                 source="[P] abstract; results table (WRN-28-10)",
                 paper_figure="96.20 % against 96.14 %",
-                measured=_figures("AvaGrad", "SGD", scale=100, unit="%"),
+                measured=lambda r: r.texts("AvaGrad", "SGD", scale=100, unit="%", digits=3),
                 holds=lambda r: r.difference("AvaGrad", "SGD") >= -0.01,
             ),
         ),
@@ -220,7 +213,9 @@ CHARACTERS = register(
                 statement="Adam and AvaGrad are at least as good as SGD on characters.",
                 source="[P] abstract",
                 paper_figure="figure only",
-                measured=_figures("Adam, eps 1e-8", "AvaGrad", "SGD", scale=1, unit="bits"),
+                measured=lambda r: r.texts(
+                    "Adam, eps 1e-8", "AvaGrad", "SGD", scale=1, unit="bits", digits=3
+                ),
                 holds=lambda r: (
                     max(r.difference(n, "SGD") for n in ("Adam, eps 1e-8", "AvaGrad")) <= 0.02
                 ),
@@ -230,7 +225,9 @@ CHARACTERS = register(
                 statement="AvaGrad is as good as Adam where adaptivity helps.",
                 source="[P] abstract",
                 paper_figure="figure only",
-                measured=_figures("AvaGrad", "Adam, eps 1e-8", scale=1, unit="bits"),
+                measured=lambda r: r.texts(
+                    "AvaGrad", "Adam, eps 1e-8", scale=1, unit="bits", digits=3
+                ),
                 holds=lambda r: r.difference("AvaGrad", "Adam, eps 1e-8") <= 0.05,
             ),
         ),

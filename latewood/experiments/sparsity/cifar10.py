@@ -167,10 +167,6 @@ def _accuracy(model: nn.Module, task: Task) -> float:
     return hits / len(task.validation)
 
 
-def _percent(results: Results, *names: str) -> str:
-    return ", ".join(f"{name} {results.text(name, scale=100, unit='%')}" for name in names)
-
-
 _README = (
     "[P] the authors' README, for tickets of 3 rounds, retrained; here one round, not retrained"
 )
@@ -189,7 +185,7 @@ EXPERIMENT = register(
                 "The sparse network, batch norms recalibrated, is at most 1 point behind dense.",
                 _README,
                 "ticket 91.5 to 92.0 %, dense 90 to 91 %",
-                lambda r: _percent(r, "dense", "soft", "hard", "recalibrated"),
+                lambda r: r.texts("dense", "soft", "hard", "recalibrated", scale=100, unit="%"),
                 lambda r: r.difference("dense", "recalibrated") <= 0.01,
                 scales=("cpu", "full"),
             ),
@@ -198,7 +194,7 @@ EXPERIMENT = register(
                 "It has at most 50 % of the weights.",
                 _README,
                 "20 to 30 %",
-                lambda r: _percent(r, "density", "undecided"),
+                lambda r: r.texts("density", "undecided", scale=100, unit="%"),
                 lambda r: r.mean("density") <= 0.5,
                 scales=("cpu", "full"),
             ),
@@ -207,7 +203,7 @@ EXPERIMENT = register(
                 "It is better than the dense network with as many of its largest weights.",
                 "[P] abstract: better than the state of the art in pruning",
                 "none for this comparison",
-                lambda r: _percent(r, "recalibrated", "one shot"),
+                lambda r: r.texts("recalibrated", "one shot", scale=100, unit="%"),
                 lambda r: r.difference("recalibrated", "one shot") > 0,
                 scales=("cpu", "full"),
             ),
@@ -216,7 +212,7 @@ EXPERIMENT = register(
                 "It is better than gradual magnitude pruning to its density in as many epochs.",
                 "[P] abstract: better than the state of the art in pruning",
                 "none for this comparison",
-                lambda r: _percent(r, "recalibrated", "gradual"),
+                lambda r: r.texts("recalibrated", "gradual", scale=100, unit="%"),
                 lambda r: r.difference("recalibrated", "gradual") > 0,
                 scales=("cpu", "full"),
             ),

@@ -22,6 +22,7 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
+from latewood.experiments.sparsity.searches import at_density
 from latewood.sparsity import ContinuousSparsification
 from latewood.training.tasks.digits import digits
 
@@ -252,11 +253,6 @@ def _shuffled(masks: Masks, seed: int) -> Masks:
     }
 
 
-def _percent(results: Results, *names: str) -> str:
-    parts = [f"{name} {results.text(name, scale=100, unit='%')}" for name in names]
-    return f"{', '.join(parts)}, density {results.text('density', digits=4)}"
-
-
 _EARLIER = "an earlier measurement in the same setting, mean ± standard deviation"
 
 EXPERIMENT = register(
@@ -282,7 +278,7 @@ EXPERIMENT = register(
                 "The network with the hard mask, without retraining, is within 2 points of dense.",
                 f"[V] {_EARLIER}",
                 "97.19 ± 0.44 %, dense 98.00 ± 0.40 %",
-                lambda r: _percent(r, "dense", "hard"),
+                lambda r: at_density(r, "dense", "hard"),
                 lambda r: r.difference("dense", "hard") <= 0.02,
             ),
             Claim(
@@ -300,7 +296,7 @@ EXPERIMENT = register(
                 "within 2 points of dense.",
                 f"[V] {_EARLIER}",
                 "97.70 ± 0.34 %",
-                lambda r: _percent(r, "dense", "ticket"),
+                lambda r: at_density(r, "dense", "ticket"),
                 lambda r: r.difference("dense", "ticket") <= 0.02,
             ),
             Claim(
@@ -308,7 +304,7 @@ EXPERIMENT = register(
                 "The ticket beats random masks with the same counts per layer by 15 points.",
                 f"[V] {_EARLIER}",
                 "random 50.0 ± 11.7 %",
-                lambda r: _percent(r, "ticket", "random"),
+                lambda r: at_density(r, "ticket", "random"),
                 lambda r: r.difference("ticket", "random") >= 0.15,
             ),
             Claim(
@@ -317,7 +313,7 @@ EXPERIMENT = register(
                 "magnitude pruning by 50 points.",
                 f"[R] the paper finds tickets in 1 to 5 rounds, IMP in 10 to 30; [V] {_EARLIER}",
                 "IMP 1 round 14.1 ± 4.2 %",
-                lambda r: _percent(r, "ticket", "imp 1"),
+                lambda r: at_density(r, "ticket", "imp 1"),
                 lambda r: r.difference("ticket", "imp 1") >= 0.5,
             ),
             Claim(
@@ -326,7 +322,7 @@ EXPERIMENT = register(
                 "pruning with as many epochs of fine-tuning by 50 points.",
                 f"[P] abstract: better than the state of the art in pruning; [V] {_EARLIER}",
                 "one shot 10 to 15 %",
-                lambda r: _percent(r, "hard", "one shot"),
+                lambda r: at_density(r, "hard", "one shot"),
                 lambda r: r.difference("hard", "one shot") >= 0.5,
             ),
             Claim(
@@ -336,7 +332,7 @@ EXPERIMENT = register(
                 f"[R] the paper finds tickets faster than IMP; [V] {_EARLIER}",
                 "ticket 97.70 ± 0.34 %, IMP 96.93 ± 0.30 % at density 0.0115",
                 lambda r: (
-                    f"{_percent(r, 'ticket', 'imp 20')} (imp 20: "
+                    f"{at_density(r, 'ticket', 'imp 20')} (imp 20: "
                     f"{r.text('imp 20 density', digits=4)})"
                 ),
                 lambda r: r.difference("ticket", "imp 20") >= -0.005,

@@ -8,7 +8,6 @@ and the weights settle under them. Quick and cpu scale: a perceptron on scikit-l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from latewood.experiments.registry import (
@@ -20,8 +19,9 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
+from latewood.experiments.sparsity.searches import search
 from latewood.experiments.sparsity.tickets import digits_recipe
-from latewood.training.tickets import TicketTable, search_tickets
+from latewood.training.tickets import TicketTable
 
 __all__ = ["EXPERIMENT", "SETTLED"]
 
@@ -38,14 +38,24 @@ _METHODS: Mapping[str, Mapping[str, Any]] = {"": {}, "settled ": SETTLED}
 def run(scale: Scale, bench: Bench) -> Results:
     """Trains soft to the end and settled, each beside gradual pruning to its density.
 
-    Searches that are there already are not done again.
+    Searches with the same settings that are there already are not done again.
     """
+
+    recipe = digits_recipe(EPOCHS[scale])
 
     def measure(seed: int) -> dict[str, float]:
         found: dict[str, float] = {}
         for prefix, method in _METHODS.items():
-            folder = bench.folder / f"{prefix.strip() or 'soft'}-{seed}"
-            table = _search(folder, EPOCHS[scale], seed, method)
+            table = search(
+                bench,
+                prefix.strip() or "soft",
+                recipe,
+                seed,
+                initial_logits=(-0.1,),
+                baselines=("gradual",),
+                exclude=(),
+                method=method,
+            )
             found |= {f"{prefix}{name}": value for name, value in _values(table).items()}
         return found
 
@@ -55,22 +65,6 @@ def run(scale: Scale, bench: Bench) -> Results:
         "duration": "of what was not there already",
     }
     return replicate(measure, range(SEEDS[scale]), bench, title="seeds", settings=settings)
-
-
-def _search(folder: Path, epochs: int, seed: int, method: Mapping[str, Any]) -> TicketTable:
-    if TicketTable.is_in(folder):
-        return TicketTable.load(folder)
-    return search_tickets(
-        digits_recipe(epochs),
-        folder=folder,
-        initial_logits=(-0.1,),
-        baselines=("gradual",),
-        exclude=(),
-        method=method,
-        seeds=(seed,),
-        overwrite=True,
-        show_progress=False,
-    )
 
 
 def _values(table: TicketTable) -> dict[str, float]:
@@ -86,15 +80,11 @@ def _values(table: TicketTable) -> dict[str, float]:
     }
 
 
-def _percent(results: Results, *names: str) -> str:
-    return ", ".join(f"{name} {results.text(name, scale=100, unit='%')}" for name in names)
-
-
 def _against_gradual(results: Results, prefix: str) -> str:
     names = (f"{prefix}hard", f"{prefix}gradual")
     gap = results.difference_text(*names, scale=100, unit="points")
     density = results.text(f"{prefix}density", digits=4)
-    return f"{_percent(results, *names)}, difference {gap}, density {density}"
+    return f"{results.texts(*names, scale=100, unit='%')}, difference {gap}, density {density}"
 
 
 EXPERIMENT = register(
@@ -128,7 +118,7 @@ EXPERIMENT = register(
                 "[I] the learning rate's decay freezes logits within the band of transition",
                 "none (ours)",
                 lambda r: (
-                    f"{_percent(r, 'hard', 'settled hard')}, difference "
+                    f"{r.texts('hard', 'settled hard', scale=100, unit='%')}, difference "
                     f"{r.difference_text('settled hard', 'hard', scale=100, unit='points')}"
                 ),
                 lambda r: r.difference("settled hard", "hard") >= 0.005,

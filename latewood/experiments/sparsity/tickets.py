@@ -16,8 +16,9 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
+from latewood.experiments.sparsity.searches import at_density, search
 from latewood.training.recipe import Recipe, parse_recipe
-from latewood.training.tickets import TicketTable, search_tickets
+from latewood.training.tickets import TicketTable
 
 __all__ = ["EXPERIMENT", "digits_recipe"]
 
@@ -34,41 +35,29 @@ def run(scale: Scale, bench: Bench) -> Results:
     """Measures tickets and baselines with the same seeds, data order and epochs."""
     iterative = ("iterative",) if scale == "cpu" else ()
 
+    recipe = digits_recipe(EPOCHS[scale])
+
+    def searched(name: str, seed: int, **settings: Any) -> TicketTable:
+        return search(bench, name, recipe, seed, again=True, exclude=(), **settings)
+
     def measure(seed: int) -> dict[str, float]:
-        table = search_tickets(
-            digits_recipe(EPOCHS[scale]),
-            folder=bench.folder / f"one-round-{seed}",
+        table = searched(
+            "one-round",
+            seed,
             initial_logits=(-0.1,),
             baselines=(*MATCHED[scale], *iterative, "supermask"),
             iterations=ITERATIONS,
-            exclude=(),
-            seeds=(seed,),
-            overwrite=True,
-            show_progress=False,
         )
-        rounds = search_tickets(
-            digits_recipe(EPOCHS[scale]),
-            folder=bench.folder / f"two-rounds-{seed}",
-            initial_logits=(-0.05,),
-            rounds=2,
-            exclude=(),
-            seeds=(seed,),
-            overwrite=True,
-            show_progress=False,
-        )
+        rounds = searched("two-rounds", seed, initial_logits=(-0.05,), rounds=2)
         found = _one_round(table) | _two_rounds(rounds)
         if scale == "quick":
             return found
-        formula = search_tickets(
-            digits_recipe(EPOCHS[scale]),
-            folder=bench.folder / f"unscaled-{seed}",
+        formula = searched(
+            "unscaled",
+            seed,
             initial_logits=(-0.1,),
             baselines=("shuffled", "supermask"),
             method={"scale": "none"},
-            exclude=(),
-            seeds=(seed,),
-            overwrite=True,
-            show_progress=False,
         )
         return found | _unscaled(formula)
 
@@ -156,11 +145,6 @@ def digits_recipe(epochs: int) -> Recipe:
     )
 
 
-def _percent(results: Results, *names: str) -> str:
-    parts = [f"{name} {results.text(name, scale=100, unit='%')}" for name in names]
-    return f"{', '.join(parts)}, density {results.text('density', digits=4)}"
-
-
 _EARLIER = "an earlier measurement in the same setting, mean ± standard deviation"
 
 EXPERIMENT = register(
@@ -185,7 +169,7 @@ EXPERIMENT = register(
                 "The ticket of one round, rewound and trained, is within 2 points of dense.",
                 f"[V] {_EARLIER}",
                 "97.70 ± 0.34 %, dense 98.00 ± 0.40 %",
-                lambda r: _percent(r, "dense", "ticket"),
+                lambda r: at_density(r, "dense", "ticket"),
                 lambda r: r.difference("dense", "ticket") <= 0.02,
             ),
             Claim(
@@ -194,7 +178,7 @@ EXPERIMENT = register(
                 "50 points.",
                 f"[V] {_EARLIER}",
                 "14.1 ± 4.2 %",
-                lambda r: _percent(r, "ticket", "magnitude"),
+                lambda r: at_density(r, "ticket", "magnitude"),
                 lambda r: r.difference("ticket", "magnitude") >= 0.5,
             ),
             Claim(
@@ -202,7 +186,7 @@ EXPERIMENT = register(
                 "It beats the same counts per layer at random places by 15 points.",
                 f"[V] {_EARLIER}",
                 "50.0 ± 11.7 %",
-                lambda r: _percent(r, "ticket", "shuffled"),
+                lambda r: at_density(r, "ticket", "shuffled"),
                 lambda r: r.difference("ticket", "shuffled") >= 0.15,
             ),
             Claim(
@@ -210,7 +194,7 @@ EXPERIMENT = register(
                 "It beats one-shot magnitude pruning with as long a fine-tuning by 50 points.",
                 f"[V] {_EARLIER}",
                 "10 to 15 %",
-                lambda r: _percent(r, "ticket", "one_shot"),
+                lambda r: at_density(r, "ticket", "one_shot"),
                 lambda r: r.difference("ticket", "one_shot") >= 0.5,
                 scales=("cpu",),
             ),
@@ -220,7 +204,7 @@ EXPERIMENT = register(
                 "needs no second training.",
                 f"[V] {_EARLIER}",
                 "95.80 ± 0.49 %",
-                lambda r: _percent(r, "ticket", "gradual"),
+                lambda r: at_density(r, "ticket", "gradual"),
                 lambda r: r.difference("ticket", "gradual") >= 0.01,
                 scales=("cpu",),
             ),
@@ -230,7 +214,7 @@ EXPERIMENT = register(
                 "is at least 1 point above gradual magnitude pruning.",
                 f"[P] abstract: better than the state of the art in pruning; [V] {_EARLIER}",
                 "97.19 ± 0.44 % against 95.80 ± 0.49 %",
-                lambda r: _percent(r, "hard", "gradual"),
+                lambda r: at_density(r, "hard", "gradual"),
                 lambda r: r.difference("hard", "gradual") >= 0.01,
                 scales=("cpu",),
             ),
@@ -241,7 +225,7 @@ EXPERIMENT = register(
                 f"[V] {_EARLIER}",
                 "iterative 96.93 ± 0.30 % at density 0.0115",
                 lambda r: (
-                    f"{_percent(r, 'ticket', 'iterative')} (iterative: "
+                    f"{at_density(r, 'ticket', 'iterative')} (iterative: "
                     f"{r.text('iterative density', digits=4)}), "
                     f"{r.text('iterative over ticket epochs', unit='times the epochs', digits=0)}"
                 ),

@@ -7,7 +7,6 @@ iterative magnitude pruning has 3 rounds; its 20 rounds are the full scale.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from latewood.experiments.registry import (
@@ -19,9 +18,10 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
+from latewood.experiments.sparsity.searches import at_density, search
 from latewood.experiments.sparsity.settled import SETTLED
 from latewood.training.recipe import parse_recipe
-from latewood.training.tickets import TicketTable, search_tickets
+from latewood.training.tickets import TicketTable
 
 __all__ = ["EXPERIMENT"]
 
@@ -50,19 +50,27 @@ ITERATIONS = {"cpu": 3, "full": 20}
 
 
 def run(scale: Scale, bench: Bench) -> Results:
-    """Measures tickets and baselines; searches that are there already are not done again."""
-    rounds = ITERATIONS[scale]
+    """Measures tickets and baselines; searches that are there are not done again."""
+    recipe, rounds, logits = parse_recipe(RECIPE), ITERATIONS[scale], (INITIAL_LOGIT,)
 
     def measure(seed: int) -> dict[str, float]:
         baselines = ("shuffled", "magnitude", "gradual")
-        soft = _search(bench.folder / f"soft-{seed}", seed, baselines=baselines)
-        settled = _search(
-            bench.folder / f"settled-{seed}", seed, baselines=("gradual",), method=SETTLED
+        soft = search(bench, "soft", recipe, seed, initial_logits=logits, baselines=baselines)
+        settled = search(
+            bench,
+            "settled",
+            recipe,
+            seed,
+            initial_logits=logits,
+            baselines=("gradual",),
+            method=SETTLED,
         )
         density = _row(soft, "ticket")["density"]
         # As many rounds as are wanted come to the ticket's density.
-        iterative = _search(
-            bench.folder / f"iterative-{seed}",
+        iterative = search(
+            bench,
+            "iterative",
+            recipe,
             seed,
             initial_logits=(),
             baselines=("iterative",),
@@ -79,19 +87,6 @@ def run(scale: Scale, bench: Bench) -> Results:
         "duration": "of what was not there already",
     }
     return replicate(measure, range(SEEDS), bench, title="seeds", settings=settings)
-
-
-def _search(folder: Path, seed: int, **arguments: Any) -> TicketTable:
-    if TicketTable.is_in(folder):
-        return TicketTable.load(folder)
-    options: dict[str, Any] = {"initial_logits": (INITIAL_LOGIT,), "overwrite": True}
-    return search_tickets(
-        parse_recipe(RECIPE),
-        folder=folder,
-        seeds=(seed,),
-        show_progress=False,
-        **options | arguments,
-    )
 
 
 def _row(table: TicketTable, method: str) -> Mapping[str, Any]:
@@ -125,11 +120,6 @@ def _values(soft: TicketTable, settled: TicketTable, iterative: TicketTable) -> 
     }
 
 
-def _percent(results: Results, *names: str, density: str = "density") -> str:
-    parts = [f"{name} {results.text(name, scale=100, unit='%')}" for name in names]
-    return f"{', '.join(parts)}, density {results.text(density, digits=4)}"
-
-
 _EARLIER = "one seed, in nearly the same setting"
 
 EXPERIMENT = register(
@@ -147,7 +137,7 @@ EXPERIMENT = register(
                 "random places.",
                 f"[V] {_EARLIER}",
                 "ticket 58.4 %, random 49.7 %",
-                lambda r: _percent(r, "dense", "ticket", "shuffled"),
+                lambda r: at_density(r, "dense", "ticket", "shuffled"),
                 lambda r: r.difference("ticket", "shuffled") >= 0.04,
                 scales=("cpu", "full"),
             ),
@@ -156,7 +146,7 @@ EXPERIMENT = register(
                 "It is at least 1 point above one round of magnitude pruning at equal search cost.",
                 f"[R] the paper finds tickets in 1 to 5 rounds, IMP in 10 to 30; [V] {_EARLIER}",
                 "ticket 58.4 %, magnitude 53.4 %",
-                lambda r: _percent(r, "ticket", "magnitude"),
+                lambda r: at_density(r, "ticket", "magnitude"),
                 lambda r: r.difference("ticket", "magnitude") >= 0.01,
                 scales=("cpu", "full"),
             ),
@@ -167,7 +157,7 @@ EXPERIMENT = register(
                 f"[V] {_EARLIER}",
                 "ticket 58.4 %, 3 rounds 57.7 %",
                 lambda r: (
-                    f"{_percent(r, 'ticket', 'iterative')} (iterative: "
+                    f"{at_density(r, 'ticket', 'iterative')} (iterative: "
                     f"{r.text('iterative density', digits=4)}), "
                     f"{r.text('iterative over ticket epochs', unit='times the epochs', digits=0)}"
                 ),
@@ -180,7 +170,7 @@ EXPERIMENT = register(
                 "needs no second training.",
                 "[I] the aim set for this package",
                 "none",
-                lambda r: _percent(r, "ticket", "gradual"),
+                lambda r: at_density(r, "ticket", "gradual"),
                 lambda r: r.difference("ticket", "gradual") >= 0.01,
                 scales=("cpu", "full"),
             ),
@@ -190,7 +180,7 @@ EXPERIMENT = register(
                 "recalibrated is at least 1 point above gradual magnitude pruning.",
                 "[P] abstract: better than the state of the art in pruning",
                 "none for this comparison",
-                lambda r: _percent(r, "recalibrated", "gradual"),
+                lambda r: at_density(r, "recalibrated", "gradual"),
                 lambda r: r.difference("recalibrated", "gradual") >= 0.01,
                 scales=("cpu", "full"),
             ),
@@ -200,7 +190,7 @@ EXPERIMENT = register(
                 "pruning to its density.",
                 "[I] our addition, by the same measure",
                 "none (ours)",
-                lambda r: _percent(
+                lambda r: at_density(
                     r, "settled recalibrated", "settled gradual", density="settled density"
                 ),
                 lambda r: r.difference("settled recalibrated", "settled gradual") >= 0.01,
@@ -212,7 +202,7 @@ EXPERIMENT = register(
                 "masks that stay soft, both before batch norms are recalibrated.",
                 f"[V] {_EARLIER}: with a temperature of 200 the soft-hard gap is 9.5 points",
                 "soft 56.4 %, hard 46.9 %",
-                lambda r: f"{_percent(r, 'soft', 'hard', 'settled hard')}",
+                lambda r: f"{at_density(r, 'soft', 'hard', 'settled hard')}",
                 lambda r: r.difference("settled hard", "hard") >= 0.03,
                 scales=("cpu", "full"),
             ),
@@ -222,7 +212,7 @@ EXPERIMENT = register(
                 "point, in any seed.",
                 f"[V] {_EARLIER}",
                 "hard 46.9 %, recalibrated 54.8 %",
-                lambda r: _percent(r, "hard", "recalibrated"),
+                lambda r: at_density(r, "hard", "recalibrated"),
                 lambda r: all(
                     after >= before - 0.01
                     for before, after in zip(

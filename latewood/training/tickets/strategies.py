@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.masks import Masks, keep_largest, shuffled_masks
+from latewood.errors import WorkError
 from latewood.sparsity import (
     ContinuousSparsification,
     GradualMagnitudePruning,
@@ -152,7 +153,17 @@ def one_shot(bench: Bench, start: Dense, found: Found) -> Entry:
 
 
 def gradual(bench: Bench, start: Dense, found: Found) -> Entry:
-    """Gradual magnitude pruning to the ticket's density, in one training."""
+    """Gradual magnitude pruning to the ticket's density, in one training.
+
+    Raises:
+        WorkError: the ticket kept no weight.
+    """
+    if found.kept == 0:
+        raise WorkError(
+            f"seed {bench.seed}, initial logit {found.entry['initial_logit']:g}, round "
+            f"{found.entry['round']}: the ticket kept no weight, so that gradual pruning cannot be "
+            "matched to it; a higher initial logit or more epochs keep some"
+        )
     section = {
         "name": "gradual_magnitude_pruning",
         "density": found.ticket.density,

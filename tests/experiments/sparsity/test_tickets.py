@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from latewood.experiments import Bench, Results
 from latewood.experiments.sparsity import tickets as experiment
 
-pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree")
+pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree", "ignore:.*undecided")
 
 
 def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -15,6 +17,27 @@ def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathF
     claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
     assert len(claims) >= 6
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
+
+
+def test_what_only_the_longer_scale_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "EPOCHS", {"cpu": 3})
+    monkeypatch.setattr(experiment, "SEEDS", {"cpu": 1})
+    monkeypatch.setattr(experiment, "MATCHED", {"cpu": ("shuffled", "one_shot", "gradual")})
+    monkeypatch.setattr(experiment, "ITERATIONS", 2)
+    results = experiment.run("cpu", Bench(tmp_path))
+    named = {**results.measurements, "magnitude": [0.0]}
+    assert all(claim.measured(Results(named)) for claim in experiment.EXPERIMENT.claims)
+    assert results.mean("iterative density") == pytest.approx(0.64, abs=1e-3)
+    assert results.mean("iterative over ticket epochs") == 2
+    assert results.mean("iterative over ticket seconds") > 0
+    # Without the scale another network is trained, from the same seed and to other masks.
+    assert results.values("unscaled density") != results.values("density")
+    assert results.values("unscaled hard") != results.values("hard")
+    with_scale = {name: results.mean(f"unscaled {name}") for name in ("ticket", "shuffled")}
+    assert all(0 < value <= 1 for value in with_scale.values())
+    assert results.mean("unscaled supermask density") > 0
 
 
 def test_every_claim_can_fail() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from latewood.errors import WorkError
 from latewood.sparsity import Ticket, snapshot
 from latewood.training.recipe import parse_recipe
 from latewood.training.tickets import strategies
@@ -95,3 +96,12 @@ def test_one_round_rewinds_and_one_shot_does_not(recorder, start):
         assert torch.equal(stored, values["linear1.weight"][~ticket.masks["linear1.weight"]])
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     assert {name: int(mask.sum()) for name, mask in ticket.masks.items()} == counts
+
+
+def test_nothing_is_matched_to_a_ticket_without_weights(recorder, start):
+    none = {
+        name: torch.zeros_like(value, dtype=torch.bool) for name, value in start.weights.items()
+    }
+    found = strategies.Found({"initial_logit": -0.5, "round": 1}, Ticket(none, start.early, {}))
+    with pytest.raises(WorkError, match=r"seed 0, initial logit -0\.5, round 1: .* no weight"):
+        strategies.gradual(recorder, start, found)
