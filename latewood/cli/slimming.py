@@ -27,7 +27,8 @@ def slim(
     Parameters
     ----------
     run
-        The folder of a finished run, or a checkpoint in one.
+        The folder of a finished run, or a checkpoint in a run; of a run with methods these are
+        finalized in a copy, as if the run had ended there.
     mode
         auto measures each layer and takes what is fastest: dense, compressed rows, or slim.
     out

@@ -20,6 +20,7 @@ from latewood.sparsity.slimming import Mode
 from latewood.sparsity.slimming.files import repeat_edits
 from latewood.sparsity.slimming.timing import least_times
 from latewood.training import checkpoints, components
+from latewood.training.finalizing import finalized
 from latewood.training.measure import file_bytes, macs, nonzero_count, parameter_count
 from latewood.training.progress import Track
 from latewood.training.randomness import caller_unchanged
@@ -78,7 +79,8 @@ def slim_run(
     module in a fresh process, and ``slim.json`` with the table and the choice for each layer.
 
     Args:
-        path: the folder of a finished run, or a checkpoint in one without methods.
+        path: the folder of a finished run, or a checkpoint in a run, whose methods are then
+            finalized in a copy, as if the run had ended there.
         mode: "auto", "slim", "csr" or "dense", as for ``latewood.sparsity.export``.
         out: the folder to write; the run's name with "-slim" behind it if None.
         batch: samples that the model is measured with.
@@ -180,12 +182,7 @@ def _require_free(folder: Path, *, overwrite: bool) -> None:
 
 def _loaded(run: RunFolder, weights: Path, batch: int) -> _Source:
     recipe = load_recipe(run.recipe_path, ())
-    if recipe.methods and weights.resolve() != run.model_path.resolve():
-        names = ", ".join(str(section["name"]) for section in recipe.methods)
-        raise RequestError(
-            f"RUN: got '{weights}', a checkpoint with the state of {names}, which only the end of "
-            "a run folds in; expected the folder of the finished run"
-        )
+    final = weights.resolve() == run.model_path.resolve()
     with components.importable(*recipe.folders):
         task = components.build("task", recipe.task, "task")
         section = recipe.model or {"name": task.model}
@@ -193,15 +190,26 @@ def _loaded(run: RunFolder, weights: Path, batch: int) -> _Source:
             "model", section, "model", offered=dict(task.model_arguments)
         )
         factory, arguments = _factory(section, task)
-    if (
-        weights.resolve() == run.model_path.resolve()
-        and run.edits_path.with_suffix(".json").exists()
-    ):
-        # The run itself has removed channels.
-        model = repeat_edits(model, run.edits_path)
-    checkpoints.load_into(model, read_tensors(weights), str(weights))
+    if recipe.methods and not final:
+        model = finalized(recipe, run, _checkpoint(run, weights))
+    else:
+        if final and run.edits_path.with_suffix(".json").exists():
+            # The run itself has removed channels.
+            model = repeat_edits(model, run.edits_path)
+        checkpoints.load_into(model, read_tensors(weights), str(weights))
     inputs = tuple(torch.cat([each] * batch) for each in task.example_inputs)
     return _Source(model.eval(), factory, arguments, inputs, weights, environment(recipe))
+
+
+def _checkpoint(run: RunFolder, weights: Path) -> checkpoints.Checkpoint:
+    folder = weights.resolve().parent
+    for step in checkpoints.steps(run.checkpoints):
+        if folder == run.checkpoints.resolve() / f"step-{step:08d}":
+            return checkpoints.at_step(run.checkpoints, step)
+    raise RequestError(
+        f"RUN: got '{weights}', which is no checkpoint of a run whose methods are to be finalized; "
+        f"expected a folder step-N in '{run.checkpoints}'"
+    )
 
 
 def _factory(section: dict[str, Any], task: Task) -> tuple[str, dict[str, Any]]:

@@ -15,9 +15,11 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError, WorkError
 from latewood.sparsity import CsrLinear, load_slim
 from latewood.sparsity.slimming.files import repeat_edits
-from latewood.training import models
+from latewood.training import checkpoints, models
+from latewood.training.finalizing import finalized
 from latewood.training.loop import train
 from latewood.training.recipe import load_recipe
+from latewood.training.run_folder import RunFolder
 from latewood.training.slim_run import slim_run
 
 RECIPE = """
@@ -150,8 +152,9 @@ def test_what_is_no_finished_run_is_refused(masked: Path, plain: Path, tmp_path:
         slim_run(tmp_path / "empty")
     with pytest.raises(RequestError, match="holds no weights"):
         slim_run(plain / "checkpoints")
-    with pytest.raises(RequestError, match="continuous_sparsification"):
-        slim_run(masked / "checkpoints" / "step-00000003")
+    shutil.copy(masked / "model.safetensors", masked / "other.safetensors")
+    with pytest.raises(RequestError, match="no checkpoint of a run whose methods"):
+        slim_run(masked / "other.safetensors")
     with pytest.raises(RequestError, match="auto, slim, csr, dense"):
         slim_run(plain, mode="masked")
     with pytest.raises(RequestError, match="batch"):
@@ -176,6 +179,24 @@ def test_nothing_is_overwritten_unasked(plain: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_under_masks_is_finalized_in_a_copy(masked: Path, tmp_path: Path) -> None:
+    before = {each: each.stat().st_mtime_ns for each in masked.rglob("*")}
+    (masked / "summary.json").unlink()
+    path = masked / "checkpoints" / "step-00000003"
+    done = slim_run(path, mode="dense", out=tmp_path / "out")
+    stored = read_tensors(path / "model.safetensors")
+    again = load_slim(done.folder / "model", trust=True).state_dict()
+    weight = "linear1.parametrizations.weight"
+    assert again.keys() == models.mlp(**ARGUMENTS).state_dict().keys()
+    kept = stored[f"{weight}.0.mask_logits"] > 0
+    assert torch.equal(again["linear1.weight"] != 0, kept)
+    assert not torch.equal(again["linear1.weight"], stored[f"{weight}.original"])
+    assert {each: each.stat().st_mtime_ns for each in masked.rglob("*")}.items() <= before.items()
+    (path / "state.json").write_text("{}")
+    with pytest.raises(WorkError, match="corrupted"):
+        slim_run(path, out=tmp_path / "other")
+
+
 GROWING = """
 task = "digits"
 model = {name = "convnet", channels = [8, 8, 8]}
@@ -187,6 +208,13 @@ optimizer = {name = "sgd", lr = 0.05}
 name = "structured_sparsification"
 budget = {macs = 0.3}
 """
+
+GROWING_KEPT = GROWING.replace(
+    "epochs = 3", "epochs = 3\ncheckpoint_every = 6\nkeep_checkpoints = 9"
+)
+RECIPE_WITH_NORMS = (RECIPE + METHOD).replace(
+    '{name = "mlp", hidden = [24, 12]}', '{name = "convnet", channels = [8, 8, 8]}'
+)
 
 
 def test_a_run_that_removed_channels_itself(tmp_path: Path) -> None:
@@ -205,3 +233,19 @@ def test_a_run_that_removed_channels_itself(tmp_path: Path) -> None:
     torch.testing.assert_close(again(images), own(images))
     with pytest.raises(WorkError, match="not the edits"):
         repeat_edits(models.convnet(), done.folder / "model")
+
+
+@pytest.mark.parametrize("text", [RECIPE + METHOD, RECIPE_WITH_NORMS, GROWING_KEPT])
+def test_the_last_checkpoint_gives_what_the_run_ended_with(tmp_path: Path, text: str) -> None:
+    run = trained(tmp_path, text)
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    recipe = load_recipe(run / "recipe.toml")
+    step = int(last.name.removeprefix("step-"))
+    model = finalized(recipe, RunFolder(run), checkpoints.at_step(run / "checkpoints", step))
+    ended = read_tensors(run / "model.safetensors")
+    assert model.state_dict().keys() == ended.keys()
+    assert all(torch.equal(model.state_dict()[name], each) for name, each in ended.items())
+    middle = sorted((run / "checkpoints").iterdir())[0]
+    done = slim_run(middle, mode="slim", out=tmp_path / "out")
+    again = load_slim(done.folder / "model", trust=True)
+    assert again(torch.rand(2, 1, 8, 8)).isfinite().all()
