@@ -28,6 +28,7 @@ class Cadence:
         steps_per_epoch: needed for "epoch".
         total_steps: last step of the training, for "auto"; None if nobody knows.
         budget: share of the time, in (0, 1), for "auto".
+        last: how many usual looks that of the last step costs.
 
     Raises:
         RequestError: a value that is not allowed, or "epoch" without its length.
@@ -40,6 +41,7 @@ class Cadence:
         steps_per_epoch: int | None = None,
         total_steps: int | None = None,
         budget: float = 0.03,
+        last: int = 1,
     ) -> None:
         if every not in ("epoch", "auto") and (not isinstance(every, int) or every < 1):
             raise invalid("every", every, 'an integer of at least 1, "epoch" or "auto"')
@@ -54,6 +56,7 @@ class Cadence:
         self.period = steps_per_epoch if every == "epoch" else every
         self.total_steps = total_steps
         self.budget = budget
+        self.last = last
         self.spent = 0.0
         self._start: float | None = None
         self._recent: list[float] = []
@@ -92,7 +95,7 @@ class Cadence:
         if not self._recent:
             return True
         # Twice, since on a machine with other work a look can take longer than ever before.
-        reserved = 2 if self.total_steps is None else 4
+        reserved = 2 if self.total_steps is None else 2 + 2 * self.last
         cost = self.spent + reserved * max(self._recent)
         self._earliest = self._start + cost / self.budget
         return now >= self._earliest

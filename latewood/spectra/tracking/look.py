@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,18 +64,20 @@ class Measurer:
         self.tolerance = tolerance
         self._followers: dict[str, Follower] = {}
 
-    def measure(self, taken: Sequence[Taken], *, full: bool, follow: bool) -> list[Found]:
+    def measure(
+        self, taken: Sequence[Taken], names: Collection[str], *, full: bool, follow: bool
+    ) -> list[Found]:
         """The spectra of some matrices.
 
         Args:
             taken: the matrices.
+            names: of all that there are; what is no longer among them is forgotten.
             full: whether all singular values are wanted, or the leading ones do.
             follow: whether later looks may want the leading ones only.
 
         Returns:
             One for each.
         """
-        names = {each.name for each in taken}
         self._followers = {n: f for n, f in self._followers.items() if n in names}
         return [self._one(each, full=full, follow=follow) for each in taken]
 

@@ -80,6 +80,8 @@ class SpectralProbe:
         full_every: every how many looks all singular values are computed; those between follow the
             first ``vectors`` from the last look, each certified by its residual or computed anew.
             1 is exact. The first look and that of ``total_steps`` are always full.
+        parts: looks that share the matrices: each takes the next part of them, and of the pairs, so
+            that no step waits for all. The first look and that of ``total_steps`` take everything.
         tolerance: largest residual of a followed vector, as a share of the largest value.
         worker: whether a thread beside the training does the linear algebra; "auto" does so where
             it is cheaper: with weights on a GPU, or cores that torch's threads leave free.
@@ -117,6 +119,7 @@ class SpectralProbe:
         conv: Conv = "flatten",
         lora: Lora = "factors",
         full_every: int = 1,
+        parts: int = 1,
         tolerance: float = 1e-3,
         worker: bool | Literal["auto"] = False,
         queue: int = 1,
@@ -132,8 +135,9 @@ class SpectralProbe:
         if vectors < 0 or (vectors == 0 and (pairs is not None or full_every != 1)):
             least = "at least 0" if vectors < 0 else "at least 1 with pairs or full_every"
             raise invalid("vectors", vectors, f"an integer of {least}")
-        if full_every < 1:
-            raise invalid("full_every", full_every, "an integer of at least 1")
+        for name, count in (("full_every", full_every), ("parts", parts)):
+            if count < 1:
+                raise invalid(name, count, "an integer of at least 1")
         if not 0 < tolerance < 1:
             raise invalid("tolerance", tolerance, "a number between 0 and 1")
         if worker not in (True, False, "auto"):
@@ -149,6 +153,7 @@ class SpectralProbe:
             rehearse_writing()
         self.kind = kind
         self.full_every = full_every
+        self.parts = parts
         self.threads = threads
         self.total_steps = total_steps
         self._shards = Shards(wanted=shard)
@@ -162,7 +167,11 @@ class SpectralProbe:
         self._measurer = Measurer(vectors if kept else 0, half=half, tolerance=tolerance)
         self._looks = 0
         self._cadence = Cadence(
-            every, steps_per_epoch=steps_per_epoch, total_steps=total_steps, budget=budget
+            every,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            budget=budget,
+            last=parts,
         )
 
     @property
@@ -265,15 +274,12 @@ class SpectralProbe:
 
     def _prepared(self, step: int) -> Callable[[], _Look]:
         """Takes the weights, copied where the work is done elsewhere, and says what to do."""
-        found, pairs = self._resolved.now()
-        views = {view.name: (view, True) for view in found}
-        for sides in pairs.values():
-            for side in sides:
-                views.setdefault(side.view.name, (side.view, False))
+        whole = self._looks == 0 or step == self.total_steps
+        share = self._resolved.share(None if whole else self._looks, self.parts)
         background = self._in_background()
         taken: list[tuple[MatrixView, bool]] = []
         matrices = []
-        for place, (view, kept) in enumerate(views.values()):
+        for place, (view, kept) in enumerate(share.views.values()):
             # Read by all, since a sharded weight is gathered from all; one matrix at a time.
             matrix = view.read()
             if self._shards.mine(place):
@@ -284,7 +290,7 @@ class SpectralProbe:
             Taken(view.name, matrix, str(view.dtype).removeprefix("torch."), kept)
             for (view, kept), matrix in zip(taken, copies, strict=True)
         ]
-        full = self._looks % self.full_every == 0 or step == self.total_steps
+        full = whole or self._looks // self.parts % self.full_every == 0
         self._looks += 1
         threads = self.threads or (1 if background else torch.get_num_threads())
         shared = self._shards.active
@@ -293,9 +299,11 @@ class SpectralProbe:
             start, processor = time.perf_counter(), time.thread_time()
             with torch.no_grad(), blas_threads(threads):
                 ready()
-                found = self._measurer.measure(own, full=full, follow=self.full_every > 1)
+                follow = self.full_every > 1
+                found = self._measurer.measure(own, share.names, full=full, follow=follow)
                 # Of a shared look no process has all matrices yet.
-                look = _Look(step, pairs, found, {} if shared else _alignments(found, pairs), 0.0)
+                lines = {} if shared else _alignments(found, share.pairs)
+                look = _Look(step, share.pairs, found, lines, 0.0)
             if not shared:
                 self._write(look)
             spent = time.perf_counter() - start if threads > 1 else 0.0

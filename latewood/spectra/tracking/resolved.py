@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
@@ -12,7 +13,24 @@ from latewood.spectra.matrices.resolve import MatrixView, Views
 from latewood.spectra.pairs import Pair, as_pair, infer_pairs
 from latewood.spectra.sides import Side, fits, pair_sides
 
-__all__ = ["Resolved"]
+__all__ = ["Resolved", "Share"]
+
+Sides = dict[str, tuple[Side, Side]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one look takes.
+
+    Args:
+        views: by name, each with whether its spectrum is kept; others only serve alignments.
+        pairs: the sides by the name of the pair.
+        names: of all views, also those that other looks take.
+    """
+
+    views: dict[str, tuple[MatrixView, bool]]
+    pairs: Sides
+    names: frozenset[str]
 
 
 class Resolved:
@@ -42,9 +60,24 @@ class Resolved:
         if isinstance(self.pairs, list):
             _require_fitting(model, self.pairs)
         self._layout: tuple[list[nn.Module], list[object]] | None = None
-        self._found: tuple[list[MatrixView], dict[str, tuple[Side, Side]]] = ([], {})
+        self._found: tuple[list[MatrixView], Sides] = ([], {})
 
-    def now(self) -> tuple[list[MatrixView], dict[str, tuple[Side, Side]]]:
+    def share(self, look: int | None, parts: int) -> Share:
+        """The next of so many parts of what there is now.
+
+        Args:
+            look: number of the look; None for one that takes everything.
+            parts: how many looks take turns.
+        """
+        found, pairs = self.now()
+        names = frozenset(_by_name(found, pairs))
+        if look is not None:
+            parts = min(parts, len(found) or 1)
+            turn = look % parts
+            found, pairs = found[turn::parts], dict([*pairs.items()][turn::parts])
+        return Share(_by_name(found, pairs), pairs, names)
+
+    def now(self) -> tuple[list[MatrixView], Sides]:
         """The matrices, and the sides by the names of the pairs, without what has gone."""
         layers = list(self.model.modules())
         weights: list[object] = [(p.shape, p.dtype) for p in self.model.parameters()]
@@ -53,11 +86,20 @@ class Resolved:
             self._found = self.views.again(self.model), self._sides()
         return self._found
 
-    def _sides(self) -> dict[str, tuple[Side, Side]]:
+    def _sides(self) -> Sides:
         if self.pairs is None:
             return {}
         chosen = self.pairs if isinstance(self.pairs, list) else infer_pairs(self.model)
         return {p.name: pair_sides(self.model, p) for p in chosen if _still_fits(self.model, p)}
+
+
+def _by_name(
+    found: Sequence[MatrixView], pairs: Mapping[str, tuple[Side, Side]]
+) -> dict[str, tuple[MatrixView, bool]]:
+    views = {view.name: (view, True) for view in found}
+    for side in (side for both in pairs.values() for side in both):
+        views.setdefault(side.view.name, (side.view, False))
+    return views
 
 
 def _same(before: Sequence[nn.Module], after: Sequence[nn.Module]) -> bool:

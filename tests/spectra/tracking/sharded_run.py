@@ -107,7 +107,7 @@ def auto_is_agreed(rank, folder):
 def an_error_reaches_all(rank, folder):
     probe = SpectralProbe(network(), every=1, shard=True)
     if rank == 1:
-        probe._measurer.measure = lambda taken, **options: 1 / 0
+        probe._measurer.measure = lambda *taken, **options: 1 / 0
     try:
         probe.observe(0)
     except WorkError as error:

@@ -61,6 +61,18 @@ def test_auto_keeps_room_for_the_last_step(clock, steps):
     assert max(shares[1:]) <= 0.1 + 1e-9
 
 
+@pytest.mark.parametrize("steps", range(600, 640, 7))
+def test_room_for_a_last_look_that_costs_several(clock, steps):
+    auto = Cadence("auto", budget=0.1, total_steps=steps, last=5)
+
+    def cost(step):
+        return 2.0 if step in (0, steps) else 0.2
+
+    seen, shares = observed(clock, auto, steps, step_seconds=0.5, cost=cost)
+    assert len(seen) > 20
+    assert max(shares[1:]) <= 0.1 + 1e-9
+
+
 def test_auto_expects_twice_the_dearest_of_the_last_three(clock):
     # Looks of uneven cost must not slip over the budget by the cheap ones among them.
     auto = Cadence("auto", budget=0.1)

@@ -224,6 +224,7 @@ def test_bad_arguments_are_refused(net):
         {"vectors": 0, "pairs": "auto"},
         {"vectors": 0, "full_every": 2},
         {"full_every": 0},
+        {"parts": 0},
         {"tolerance": 0},
         {"worker": "always"},
         {"queue": 0},

@@ -180,6 +180,36 @@ def test_full_and_followed_looks(tmp_path):
     assert spectra[0][0].left.shape == (100, 6)
 
 
+def test_parts_take_turns(tmp_path):
+    model = nn.Sequential(*(nn.Linear(40, 40) for _ in range(5)))
+    whole = SpectralProbe(model, every=1, pairs="auto").observe(0)
+    spectral = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto", parts=2, total_steps=6)
+    said = walk(spectral, model, 7)
+    assert {key: said[0][key] for key in whole} == whole
+    layers = [[s.name[0] for s in read_snapshot(snapshot_path(tmp_path, t))] for t in range(7)]
+    odd, even = ["1", "3"], ["0", "2", "4"]
+    assert layers == [list("01234"), odd, even, odd, even, odd, list("01234")]
+    pairs = [[name[0] for name in read_alignments(snapshot_path(tmp_path, t))] for t in range(7)]
+    assert pairs == [list("0123"), odd, ["0", "2"], odd, ["0", "2"], odd, list("0123")]
+    few = SpectralProbe(model, every=1, parts=9)
+    assert all(len(each) == (5 if t == 0 else 1) for t, each in enumerate(walk(few, model, 6)))
+
+
+def test_what_takes_turns_is_followed_from_its_own_last_look(tmp_path):
+    model = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight += 1
+    spectral = SpectralProbe(
+        model, every=1, folder=tmp_path, vectors=1, parts=2, full_every=2, tolerance=0.01
+    )
+    walk(spectral, model, 5)
+    spectra = [read_snapshot(snapshot_path(tmp_path, step)) for step in range(5)]
+    methods = [{s.method for s in each} for each in spectra]
+    # The first look and the first round are whole, the second follows, the third is whole again.
+    assert methods == [{"gram"}, {"gram"}, {"warm"}, {"warm"}, {"gram"}]
+
+
 def test_alignments_are_those_of_the_model(tmp_path):
     model = network()
     said = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto").observe(0)
