@@ -27,15 +27,18 @@ from latewood.spectra.connectivity.line import (
 from latewood.spectra.connectivity.matching import Matching, match_channels, matched
 from latewood.spectra.connectivity.symmetries import ChannelSymmetries
 from latewood.spectra.interventions import (
-    apply_masks_,
-    magnitude_masks,
     perturb_,
     perturbed,
-    random_masks,
     truncate_,
     truncated,
     truncation_scores,
     weight_matrices,
+)
+from latewood.spectra.masking import (
+    apply_masks_,
+    magnitude_masks,
+    random_masks,
+    reinitialize_,
 )
 from latewood.spectra.matrices.operator import convolution_values
 from latewood.spectra.matrices.resolve import MatrixView, Views
@@ -121,6 +124,7 @@ __all__ = [
     "random_masks",
     "read_alignments",
     "read_snapshot",
+    "reinitialize_",
     "singular_values",
     "snapshot_path",
     "snapshot_paths",

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latewood.core.batch_norm import recalibrate_batch_norm
-from latewood.core.masks import bernoulli_masks as random_masks
-from latewood.core.masks import keep_largest, kept_count
 from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
 from latewood.spectra.matrices.views import matrix_parameter, parameter_matrix
@@ -21,12 +19,15 @@ from latewood.spectra.matrices.weights import spectral_parameters
 from latewood.spectra.solvers.factors import factors
 
 __all__ = [
+    "Batches",
+    "Forward",
     "Kept",
-    "apply_masks_",
-    "magnitude_masks",
+    "chosen_weights",
     "perturb_",
     "perturbed",
-    "random_masks",
+    "remeasure",
+    "replace_weights",
+    "require_readable_twice",
     "truncate_",
     "truncated",
     "truncation_scores",
@@ -129,7 +130,7 @@ def weight_matrices(
     Raises:
         RequestError: a glob that matches nothing, or a weight under a transformation.
     """
-    chosen = _chosen(model, include, exclude, skip_last)
+    chosen = chosen_weights(model, include, exclude, skip_last)
     return {each.name: each.stored.detach() for each in chosen}
 
 
@@ -171,8 +172,8 @@ def truncate_(
         part = truncated(parameter_matrix(module, name, weight), keep=keep, fraction=fraction)
         return matrix_parameter(module, name, part, weight.shape)
 
-    chosen = _chosen(model, include, exclude, skip_last)
-    return _replace(model, {each: cut(each) for each in chosen}, batches, forward)
+    chosen = chosen_weights(model, include, exclude, skip_last)
+    return replace_weights(model, {each: cut(each) for each in chosen}, batches, forward)
 
 
 def truncation_scores(
@@ -212,7 +213,7 @@ def truncation_scores(
     require_readable_twice(batches)
     parts: tuple[Kept, Kept] = ("top", "bottom")
     full = model if batches is None else copy.deepcopy(model)
-    _recalibrate(full, batches, forward)
+    remeasure(full, batches, forward)
     scores = {"full": dict(evaluate(full))}
     for keep in parts:
         part = copy.deepcopy(model)
@@ -264,71 +265,12 @@ def perturb_(
     Source: arXiv 2408.11804, section 5.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = _chosen(model, include, exclude, skip_last)
+    chosen = chosen_weights(model, include, exclude, skip_last)
     changed = {
         each: perturbed(each.stored, strength, generator=generator, preserve_norm=preserve_norm)
         for each in chosen
     }
-    return _replace(model, changed, batches, forward)
-
-
-def magnitude_masks(weights: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
-    """Masks that keep the largest entries of all weights together, exactly int(keep * count).
-
-    Args:
-        weights: tensors by name, see ``weight_matrices``.
-        keep: share of all entries to keep, in [0, 1].
-
-    Returns:
-        Boolean masks by name; of equal entries see ``core.masks.keep_largest``.
-
-    Raises:
-        RequestError: a share outside [0, 1], no weight, or one that is not finite.
-
-    Source: arXiv 2408.11804, section 5.2, one global threshold.
-    """
-    if not 0 <= keep <= 1:
-        raise invalid("keep", keep, "a number from 0 to 1")
-    if not weights:
-        raise invalid("weights", {}, "at least one weight")
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise invalid("weights", name, "weights without NaN or Inf")
-    # Counted over all layers together, and rounded down.
-    total = sum(weight.numel() for weight in weights.values())
-    return keep_largest(weights, kept_count(total, keep, rounding="down"))
-
-
-@torch.no_grad()
-def apply_masks_(
-    model: nn.Module,
-    masks: Mapping[str, Tensor],
-    *,
-    batches: Batches | None = None,
-    forward: Forward | None = None,
-) -> None:
-    """Sets the weights of a model outside their masks to zero, in place.
-
-    Args:
-        model: any module.
-        masks: boolean masks by full name of the parameter.
-        batches: see ``truncate_``.
-        forward: see ``truncate_``.
-
-    Raises:
-        RequestError: a name that is no matrix of the model, or a mask of another shape.
-    """
-    known = {each.name: each for each in spectral_parameters(model)}
-    for name, mask in masks.items():
-        if name not in known:
-            raise invalid("masks", name, f"one of {', '.join(known)}")
-        if mask.shape != known[name].stored.shape:
-            expected = f"the shape {tuple(known[name].stored.shape)} of {name}"
-            raise invalid("masks", tuple(mask.shape), expected)
-    for name, mask in masks.items():
-        # Not a product: a NaN under the mask must not stay.
-        known[name].stored.masked_fill_(~mask.to(known[name].stored.device), 0.0)
-    _recalibrate(model, batches, forward)
+    return replace_weights(model, changed, batches, forward)
 
 
 def require_readable_twice(batches: Batches | None) -> None:
@@ -341,9 +283,20 @@ def require_readable_twice(batches: Batches | None) -> None:
         raise invalid("batches", type(batches).__name__, "a list or a data loader, read repeatedly")
 
 
-def _chosen(
+def chosen_weights(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], skip_last: bool
 ) -> list[Selected]:
+    """The weight matrices that an intervention changes.
+
+    Args:
+        model: any module without transformations on these weights.
+        include: globs on layer or parameter names to cover.
+        exclude: globs on layer or parameter names to leave out.
+        skip_last: leave out the last matrix of the model, its output head.
+
+    Raises:
+        RequestError: a glob that matches nothing, or a weight under a transformation.
+    """
     chosen = spectral_parameters(model, include=include, exclude=exclude)
     if skip_last:
         last = spectral_parameters(model)[-1].name
@@ -357,19 +310,25 @@ def _chosen(
     return chosen
 
 
-def _replace(
+def replace_weights(
     model: nn.Module,
     values: Mapping[Selected, Tensor],
     batches: Batches | None,
     forward: Forward | None,
 ) -> list[str]:
+    """Puts other values into weights, then measures batch norms anew.
+
+    Returns:
+        The names of the changed parameters.
+    """
     with torch.no_grad():
         for selected, value in values.items():
             selected.stored.copy_(value)
-    _recalibrate(model, batches, forward)
+    remeasure(model, batches, forward)
     return [selected.name for selected in values]
 
 
-def _recalibrate(model: nn.Module, batches: Batches | None, forward: Forward | None) -> None:
+def remeasure(model: nn.Module, batches: Batches | None, forward: Forward | None) -> None:
+    """Measures a model's batch norms anew, unless there is nothing to do so on."""
     if batches is not None:
         recalibrate_batch_norm(model, batches, forward)

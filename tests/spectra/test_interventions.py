@@ -16,6 +16,7 @@ from latewood.spectra import (
     perturb_,
     perturbed,
     random_masks,
+    reinitialize_,
     truncate_,
     truncated,
     truncation_scores,
@@ -182,6 +183,33 @@ def test_random_masks_have_the_density_of_each_layer(gaussian):
         assert both == pytest.approx(density**2, abs=0.02)
     assert all(torch.equal(control[n], random_masks(masks, seed=0)[n]) for n in masks)
     assert not torch.equal(control["a"], random_masks(masks, seed=1)["a"])
+
+
+def test_weights_are_drawn_anew_and_nothing_else(net, batches):
+    before = copy.deepcopy(net.state_dict())
+    state = torch.get_rng_state()
+    names = reinitialize_(net, seed=3, batches=batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert names == ["0.weight", "3.weight", "5.weight"]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in names and "running" not in name
+                                                    and "tracked" not in name)  # fmt: skip
+    for name in names:
+        weight = net.get_parameter(name)
+        bound = 1 / math.sqrt(weight[0].numel())
+        assert weight.abs().max() < bound
+        assert weight.double().square().mean().item() == pytest.approx(bound**2 / 3, rel=0.25)
+    seen = torch.cat([net[0](x).transpose(0, 1).flatten(1) for (x,) in batches], dim=1)
+    assert torch.allclose(net[1].running_mean, seen.mean(1), atol=1e-5)
+    again = copy.deepcopy(net)
+    reinitialize_(again, seed=3)
+    assert torch.equal(again[5].weight, net[5].weight)
+    reinitialize_(again, seed=4, include=("5",))
+    assert torch.equal(again[3].weight, net[3].weight)
+    assert not torch.equal(again[5].weight, net[5].weight)
+    parametrize.register_parametrization(net[3], "weight", nn.Identity())
+    with pytest.raises(RequestError, match=r"3\.weight is under a transformation"):
+        reinitialize_(net, seed=0)
 
 
 def test_masks_are_applied_to_the_model(net, batches):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latewood.core.schedules import cosine
 from latewood.experiments.spectra.digits import Digits, fit, load, network, scores, steps_per_epoch
-from latewood.spectra import branch, connect, endpoint_agreement
+from latewood.spectra import Connection, branch, connect, endpoint_agreement
 
 __all__ = ["EPOCHS", "Pair", "State", "Training", "Trunks"]
 
@@ -104,23 +104,32 @@ class Trunks:
 
     def pair(self, first: State, second: State, *, permute: bool = False) -> Pair:
         """Walks from one end to the other."""
-        model = network(seed=0)
-        train = self.data.train
-        line = connect(
-            model,
-            first,
-            second,
-            lambda net: scores(net, train),
-            permute=permute,
-            example_inputs=train.tensors[0][:1],
-        )
-        found = endpoint_agreement(model, first, second)
+        line = self._walk(first, second, permute=permute)
+        found = endpoint_agreement(network(seed=0), first, second)
         values = [each.score.item() for each in found.values()]
         return Pair(
             line.barrier(),
             line.barrier("error"),
             sum(values) / len(values),
             sum(values[:-1]) / (len(values) - 1),
+        )
+
+    def top_barrier(self, first: State, second: State) -> float:
+        """That of the loss, with every network on the line cut to the top half of its spectra."""
+        return self._walk(first, second, truncate=0.5).barrier()
+
+    def _walk(
+        self, first: State, second: State, *, permute: bool = False, truncate: float | None = None
+    ) -> Connection:
+        train = self.data.train
+        return connect(
+            network(seed=0),
+            first,
+            second,
+            lambda net: scores(net, train),
+            permute=permute,
+            example_inputs=train.tensors[0][:1],
+            truncate=truncate,
         )
 
     def _grow(self, trunk: int) -> dict[int, Training]:

@@ -10,7 +10,7 @@ from latewood.experiments.spectra import connectivity, tickets
 from latewood.experiments.spectra.trunks import Trunks
 
 
-@pytest.mark.parametrize(("experiment", "count"), [(connectivity, 5), (tickets, 3)])
+@pytest.mark.parametrize(("experiment", "count"), [(connectivity, 6), (tickets, 4)])
 def test_every_claim_of_the_quick_scale_holds(experiment, count, tmp_path) -> None:
     results = experiment.run("quick", Bench(tmp_path))
     claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
@@ -25,6 +25,7 @@ def test_every_claim_of_connectivity_can_fail() -> None:
             "rank correlation": [-0.9, 0.1],
             "barrier/0": [0.0, 0.0],
             "barrier/10": [0.0, 1.0],
+            "top barrier/10": [0.5, 1.0],
             "agreement/0": [0.9, 0.9],
             "agreement/10": [0.9, 0.1],
             "strangers, lowest barrier": [1.0, 0.0],
@@ -44,7 +45,7 @@ def test_every_claim_of_tickets_can_fail() -> None:
     broken = Results(
         {
             f"{kind} {kept} {quantity}": [0.5]
-            for kind in ("largest", "random")
+            for kind in ("largest", "random", "redrawn")
             for kept in ("0.05", "0.2")
             for quantity in ("loss", "mask/1", "mask/2", "way/1", "way/2")
         }
