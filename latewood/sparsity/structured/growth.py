@@ -13,7 +13,6 @@ __all__ = [
     "flow",
     "growth_logit",
     "growth_ratio",
-    "moved_logit",
     "penalty_weight",
     "temperatures",
 ]
@@ -31,22 +30,6 @@ def flow(z: float) -> float:
         z: temperature times logit.
     """
     return 2.0 * math.sinh(z) + 2.0 * z
-
-
-def moved_logit(logit: float, *, weight: float, temperature: float, time: float) -> float:
-    """Where the penalty alone carries a logit: s with F(beta s) = F(beta s0) - lambda beta^2 tau.
-
-    Args:
-        logit: (s0) where it starts.
-        weight: (lambda) of the penalty; negative lets it grow.
-        temperature: (beta) constant meanwhile, positive.
-        time: (tau) the sum of the learning rates, times 1 / (1 - momentum) with momentum.
-
-    Returns:
-        The logit then.
-    """
-    target = flow(temperature * logit) - weight * temperature**2 * time
-    return _inverse_flow(target) / temperature
 
 
 def growth_logit(*, weight: float, time: float) -> float:

@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -50,14 +51,15 @@ class Surface:
             values = values.cummax(axis).values
         return cls(marks, values)
 
+    @cached_property
+    def _rows(self) -> Any:
+        """The values as plain numbers, nested: the selection asks thousands of times."""
+        return self.values.tolist()
+
     def at(self, *widths: float) -> float:
         """The value at some widths, those beyond the marks taken as the outermost."""
-        value = self.values
-        for marks, width in zip(self.marks, widths, strict=True):
-            low, share = _between(marks, width)
-            high = min(low + 1, len(marks) - 1)
-            value = value[low] * (1.0 - share) + value[high] * share
-        return float(value)
+        pairs = zip(self.marks, widths, strict=True)
+        return _interpolated(self._rows, [_between(marks, width) for marks, width in pairs])
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,17 @@ def _clock(device: torch.device) -> Callable[[], float]:
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def _interpolated(rows: Any, places: Sequence[tuple[int, float]]) -> float:
+    """The value at a place of nested rows, linear along each axis."""
+    if not places:
+        return float(rows)
+    (low, share), *rest = places
+    value = _interpolated(rows[low], rest)
+    return (
+        value if share == 0.0 else value * (1 - share) + share * _interpolated(rows[low + 1], rest)
+    )
 
 
 def _between(marks: Sequence[float], width: float) -> tuple[int, float]:

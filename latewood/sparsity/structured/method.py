@@ -17,9 +17,10 @@ from latewood.sparsity.structured.anatomy import Anatomy
 from latewood.sparsity.structured.birth import Birth
 from latewood.sparsity.structured.budget import Budget
 from latewood.sparsity.structured.clocks import Clocks
+from latewood.sparsity.structured.controller import Controller
 from latewood.sparsity.structured.costs import multiply_accumulates
 from latewood.sparsity.structured.gates import Estimator, Gate
-from latewood.sparsity.structured.growth import growth_ratio, penalty_weight
+from latewood.sparsity.structured.growth import growth_ratio
 from latewood.sparsity.structured.presets import checked, preset_having
 from latewood.sparsity.structured.rates import (
     ADAPTIVE_LR,
@@ -76,6 +77,8 @@ class StructuredSparsification:
             ``growth_time`` (``growth.growth_logit``).
         growth_time: as a share of the run.
         freeze: share of the run after which the structures are fixed; 1 leaves it to ``finalize``.
+        floor: least width of a group at the freeze, as a share of its width in a network of the
+            budget whose groups are all narrowed alike; the rest goes by the logits.
         capped: keep also the samples during training within the budget.
         logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
             0.01 for those like Adam, whose steps are of the size of the learning rate.
@@ -115,6 +118,7 @@ class StructuredSparsification:
         growth_logit: float | None = None,
         growth_time: float | None = None,
         freeze: float | None = None,
+        floor: float | None = None,
         capped: bool | None = None,
         logit_lr: float | None = None,
         logit_decay: float | None = None,
@@ -129,6 +133,7 @@ class StructuredSparsification:
             growth_logit=growth_logit,
             growth_time=growth_time,
             freeze=freeze,
+            floor=floor,
             capped=capped,
             logit_decay=logit_decay,
             birth=birth,
@@ -150,7 +155,6 @@ class StructuredSparsification:
         self.epochs = math.ceil(total_steps / steps_per_epoch)
         self.settings = settings
         self.logit_lr = logit_lr
-        self._bases = (penalty, penalty if layer_penalty is None else layer_penalty)
         self._seed_width, self._seed_logit = seed_width, seed_logit
         self._model = model
         self._examples = _as_sequence(example_inputs)
@@ -170,10 +174,14 @@ class StructuredSparsification:
             ratio=growth_ratio(final_temperature, self.epochs),
             shared=temperature == "global",
         )
-        self._weights = (0.0, 0.0)
+        self._controller = Controller(
+            (penalty, penalty if layer_penalty is None else layer_penalty),
+            normalised=settings.normalised,
+        )
         self._step = 0
         self._ready = -1
         self._spent = 0.0
+        self._step_macs = 0.0
         self._finished = False
 
     @property
@@ -221,16 +229,7 @@ class StructuredSparsification:
             RequestError: after ``finalize``.
         """
         self._require_unfinished("penalty")
-        gates, layer_gate = self._anatomy.gates, self._anatomy.layer_gate
-        total = gates[0].logits.new_zeros(())
-        if self.frozen:
-            return total
-        for number, gate in enumerate(gates):
-            if self._anatomy.visible(number):
-                total = total + self._weights[0] * gate.chances().sum()
-        if layer_gate is not None:
-            total = total + self._weights[1] * layer_gate.chances().sum()
-        return total
+        return self._controller.penalty(self._anatomy)
 
     def restructure(self, optimizer: Optimizer) -> bool:
         """Makes the network of the coming epoch; call it before the first step of each.
@@ -261,9 +260,11 @@ class StructuredSparsification:
             return False
         if self.epoch >= self.freeze_epoch and not first:
             self._freeze(optimizer)
-            return True
-        changed = self._plant(optimizer) if first else self._sample(optimizer)
-        self._clocks.show(self.epoch)
+            changed = True
+        else:
+            changed = self._plant(optimizer) if first else self._sample(optimizer)
+            self._clocks.show(self.epoch)
+        self._step_macs = self._macs_now()
         return changed
 
     def step(self) -> None:
@@ -277,7 +278,7 @@ class StructuredSparsification:
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
             )
-        self._spent += self._macs.at(self._anatomy.widths, self._anatomy.blocks.tolist())
+        self._spent += self._step_macs
         self._step += 1
 
     def finalize(self) -> nn.Module:
@@ -323,8 +324,8 @@ class StructuredSparsification:
             "budget/used": cost / self.budget.limit,
             "budget/share": cost / self.budget.full,
             "parameters": self.budget.parameters.at(widths, blocks),
-            "macs": self._macs.at(widths, blocks),
-            "penalty_weight": 0.0 if self.frozen else self._weights[0],
+            "macs": self._macs_now(),
+            "penalty_weight": 0.0 if self.frozen else self._controller.weights[0],
             "undecided": self._undecided(),
             "training/macs": self._spent,
             "training/share": self._spent / (steps * full),
@@ -339,7 +340,7 @@ class StructuredSparsification:
             "ready": self._ready,
             "spent": self._spent,
             "budget": self.budget.table(),
-            "weights": self._weights,
+            "weights": self._controller.weights,
             "clocks": list(self._clocks.ages),
             "logits": [gate.logits.detach().clone() for gate in self._gates],
             "anatomy": self._anatomy.state(),
@@ -365,7 +366,7 @@ class StructuredSparsification:
         self._check(state)
         self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
         self._step, self._ready = state["step"], state["ready"]
-        self._spent, self._weights = state["spent"], tuple(state["weights"])
+        self._spent, self._controller.weights = state["spent"], tuple(state["weights"])
         self._clocks.restore(state["clocks"])
         self._anatomy.load(state["anatomy"])
         with torch.no_grad():
@@ -373,6 +374,7 @@ class StructuredSparsification:
                 gate.logits.copy_(logits)
         self._generator.set_state(state["generator"])
         self._clocks.show(self.epoch)
+        self._step_macs = self._macs_now()
 
     def _plant(self, optimizer: Optimizer) -> bool:
         """Cuts the model down to the seed and sets the logits by the optimizer's rate."""
@@ -381,7 +383,7 @@ class StructuredSparsification:
             each[: self._seed_width] = True
         blocks = torch.zeros_like(self._anatomy.blocks)
         changed = self._anatomy.become(present, blocks, optimizer, remember=False)
-        self._set_weights(present, blocks)
+        self._controller.follow(self.budget, present, blocks)
         off = self._growth_logits(optimizer)
         with torch.no_grad():
             for gate, each in zip(self._anatomy.gates, present, strict=True):
@@ -403,7 +405,7 @@ class StructuredSparsification:
         scores, block_scores = self._scores()
         present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
         # The penalty follows the sample as drawn: behind the cap it would never be too large.
-        self._set_weights(present, blocks)
+        self._controller.follow(self.budget, present, blocks)
         if self.settings.capped:
             cost, limit = self.budget.cost, self.budget.limit
             present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
@@ -419,7 +421,9 @@ class StructuredSparsification:
         """Fixes the structures of the largest logits within the budget; folds the factors."""
         anatomy = self._anatomy
         scores, layers = self._scores()
-        present, blocks = largest_within(scores, layers, self.budget.cost, self.budget.limit)
+        present, blocks = largest_within(
+            scores, layers, self.budget.cost, self.budget.limit, floor=self.settings.floor
+        )
         anatomy.become(present, blocks, optimizer)
         anatomy.fold(optimizer)
         for gate in self._gates:
@@ -437,20 +441,12 @@ class StructuredSparsification:
             group["lr"] = group["initial_lr"] = ADAPTIVE_LR
         if self.settings.growth_logit is not None:
             return (self.settings.growth_logit,) * 2
-        return starting_logits(group, self._weights, self.settings.growth_time * self.total_steps)
-
-    def _set_weights(self, present: Sequence[Tensor], blocks: Tensor) -> None:
-        share = self.budget.cost.at([int(each.sum()) for each in present], blocks.tolist())
-        first, second = (
-            penalty_weight(
-                base,
-                sparsity=1.0 - share / self.budget.full,
-                wanted=1.0 - self.budget.limit / self.budget.full,
-                normalised=self.settings.normalised,
-            )
-            for base in self._bases
+        return starting_logits(
+            group, self._controller.weights, self.settings.growth_time * self.total_steps
         )
-        self._weights = (first, second)
+
+    def _macs_now(self) -> float:
+        return self._macs.at(self._anatomy.widths, self._anatomy.blocks.tolist())
 
     def _undecided(self) -> float:
         if self.frozen:

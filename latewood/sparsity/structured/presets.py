@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from latewood.errors import invalid
+from latewood.sparsity.course import require_count
 from latewood.sparsity.structured.birth import Birth
 
 __all__ = ["PRESETS", "Preset", "checked", "preset_having"]
@@ -22,6 +23,8 @@ class Preset:
         growth_logit: where absent structures start; None follows ``growth_time``.
         growth_time: share of the run in which the penalty alone carries them to 0.
         freeze: share of the run after which the structures are fixed.
+        floor: least width of a group then, over that of a network of the budget whose groups are
+            all narrowed alike.
         capped: keep every sample within the budget.
         logit_decay: weight decay of the logits.
         birth: scale of newly born weights.
@@ -34,6 +37,7 @@ class Preset:
     growth_logit: float | None
     growth_time: float
     freeze: float
+    floor: float
     capped: bool
     logit_decay: float
     birth: Birth
@@ -45,6 +49,8 @@ class Preset:
             raise invalid("growth_time", self.growth_time, "a share of the run, above 0 to 1")
         if not 0.0 < self.freeze <= 1.0:
             raise invalid("freeze", self.freeze, "a share of the run, above 0 to 1")
+        if not 0.0 <= self.floor <= 1.0:
+            raise invalid("floor", self.floor, "a share of a width, from 0 to 1")
         if not 0.0 <= self.logit_decay < math.inf:
             raise invalid("logit_decay", self.logit_decay, "a finite number, 0 or more")
         if self.birth not in ("initial", "kaiming"):
@@ -62,6 +68,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         # An early freeze leaves the weights most of the schedule at their final widths.
         growth_time=0.05,
         freeze=0.15,
+        floor=0.0,
         capped=True,
         logit_decay=0.0,
         # Learning rates are tuned to the scale of a model's own initial values; torch's are smaller
@@ -73,6 +80,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         growth_logit=-3.0,
         growth_time=0.1,
         freeze=1.0,
+        floor=0.0,
         capped=False,
         logit_decay=1e-6,
         birth="kaiming",
@@ -100,9 +108,7 @@ def checked(**given: Any) -> None:
         RequestError: one is.
     """
     for name in ("total_steps", "steps_per_epoch", "seed_width"):
-        value = given[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise invalid(name, value, "a whole number, 1 or more")
+        require_count(name, given[name])
     if given["estimator"] not in ("soft", "ste"):
         raise invalid("estimator", given["estimator"], "'soft' or 'ste'")
     if given["temperature"] not in ("per_structure", "global"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ __all__ = ["capped", "floored", "largest_within"]
 
 _GOOD_USE = 0.995
 _MOST_TRADED = 3
+_HALVINGS = 40
 
 
 def floored(sampled: Tensor, scores: Tensor) -> Tensor:
@@ -75,19 +77,27 @@ def capped(
 
 
 def largest_within(
-    scores: Sequence[Tensor], block_scores: Tensor, cost: Cost, limit: float
+    scores: Sequence[Tensor],
+    block_scores: Tensor,
+    cost: Cost,
+    limit: float,
+    *,
+    floor: float = 0.0,
 ) -> tuple[list[Tensor], Tensor]:
     """The structures of the largest scores whose network costs at most so much.
 
     Blocks first: those of positive score, fewer if not even their narrowest form fits, more if all
-    channels of the others leave budget. Then channels by score, each that still fits; at last a few
-    channels are traded between groups where that uses the budget better.
+    channels of the others leave budget. Then each group's best channels up to its floor, then those
+    of all groups by score, each that still fits; at last a few channels are traded between groups
+    where that uses the budget better.
 
     Args:
         scores: of the channels of each group.
         block_scores: of the blocks, (blocks,).
         cost: of a network.
         limit: what it may cost.
+        floor: least width of a group, as a share of its width in the widest network within the
+            limit whose groups are all narrowed alike; in [0, 1]. One channel stays in any case.
 
     Returns:
         For each group bool (width,), and bool (blocks,).
@@ -110,17 +120,18 @@ def largest_within(
     if smallest > limit:
         raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
     ranks = [each.argsort(descending=True, stable=True) for each in scores]
-    widths = list(narrowest)
+    least = _floors(widest, blocks, cost, limit, floor)
+    widths = list(least)
     ranked = sorted(
         (-float(scores[group][channel]), group)
         for group, rank in enumerate(ranks)
-        for channel in rank[1:].tolist()
+        for channel in rank[least[group] :].tolist()
     )
     for _, group in ranked:
         widths[group] += 1
         if cost.at(widths, blocks) > limit:
             widths[group] -= 1
-    widths = _traded(widths, widest, blocks, cost, limit)
+    widths = _traded(widths, least, widest, blocks, cost, limit)
     chosen = []
     for width, rank in zip(widths, ranks, strict=True):
         kept = torch.zeros(len(rank), dtype=torch.bool)
@@ -129,24 +140,48 @@ def largest_within(
     return chosen, torch.tensor(blocks, dtype=torch.bool)
 
 
+def _floors(
+    widest: Sequence[int], blocks: list[bool], cost: Cost, limit: float, floor: float
+) -> list[int]:
+    """The least width of each group, at least 1, below that of groups narrowed alike."""
+
+    def narrowed(share: float) -> list[int]:
+        return [max(1, int(share * width)) for width in widest]
+
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if cost.at(narrowed(middle), blocks) <= limit:
+            low = middle
+        else:
+            high = middle
+    return narrowed(floor * low)
+
+
 def _traded(
-    widths: list[int], widest: list[int], blocks: list[bool], cost: Cost, limit: float
+    widths: list[int],
+    least: Sequence[int],
+    widest: Sequence[int],
+    blocks: list[bool],
+    cost: Cost,
+    limit: float,
 ) -> list[int]:
     """Widths with some channels of one group traded for some of another, if too much was unused."""
     best, used = widths, cost.at(widths, blocks)
-    for less in range(_MOST_TRADED + 1):
-        for more in range(1, _MOST_TRADED + 1):
-            for giving in range(len(widths)):
-                for taking in range(len(widths)):
-                    if used >= _GOOD_USE * limit or giving == taking:
-                        continue
-                    tried = list(widths)
-                    tried[giving] -= less
-                    tried[taking] += more
-                    if tried[giving] < 1 or tried[taking] > widest[taking]:
-                        continue
-                    if used < (now := cost.at(tried, blocks)) <= limit:
-                        best, used = tried, now
+    numbers = range(len(widths))
+    amounts = itertools.product(range(_MOST_TRADED + 1), range(1, _MOST_TRADED + 1))
+    for (less, more), giving, taking in itertools.product(amounts, numbers, numbers):
+        if used >= _GOOD_USE * limit:
+            break
+        if giving == taking:
+            continue
+        tried = list(widths)
+        tried[giving] -= less
+        tried[taking] += more
+        if tried[giving] < least[giving] or tried[taking] > widest[taking]:
+            continue
+        if used < (now := cost.at(tried, blocks)) <= limit:
+            best, used = tried, now
     return best
 
 

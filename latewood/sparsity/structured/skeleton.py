@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,8 @@ class Skeleton:
                 )
         self.plan: ChannelPlan = trace_channels(model, example_inputs)
         blocks = removable_blocks(model, self.plan, example_inputs) if layers else ()
-        groups = [group for group in self.plan.free if group.width > 1 and _readable(model, group)]
+        readers = _Readers(model, found)
+        groups = [group for group in self.plan.free if group.width > 1 and readers.allow(group)]
         names = [*(group.name for group in groups), *(block.name for block in blocks)]
         for pattern in exclude:
             if not fnmatch.filter(names, pattern):
@@ -172,11 +173,18 @@ class Skeleton:
         return blocks.pop() if len(blocks) == 1 else None
 
 
-def _readable(model: nn.Module, group: ChannelGroup) -> bool:
-    """Whether the channels' readers can be scaled: they do nothing else, and are not tied."""
-    readers = {(member.tensor, member.axis) for member in group.having("consumer")}
-    others = {(member.tensor, member.axis) for member in group.members if member.role != "consumer"}
-    used = places(model)
-    found = dict(layer_tensors(model))
-    tied = any(len(used[id(getattr(*found[name]))]) > 1 for name, _ in readers)
-    return bool(readers) and not readers & others and not tied
+class _Readers:
+    """Which groups' readers can be scaled: they do nothing else, and are not tied."""
+
+    def __init__(self, model: nn.Module, found: Mapping[str, tuple[nn.Module, str]]) -> None:
+        used = places(model)
+        self._tied = {
+            name for name, place in found.items() if len(used.get(id(getattr(*place)), ())) > 1
+        }
+
+    def allow(self, group: ChannelGroup) -> bool:
+        """Whether all readers of a group's channels can be scaled, and there are any."""
+        readers = {(each.tensor, each.axis) for each in group.having("consumer")}
+        others = {(each.tensor, each.axis) for each in group.members if each.role != "consumer"}
+        tied = any(name in self._tied for name, _ in readers)
+        return bool(readers) and not readers & others and not tied

@@ -46,6 +46,8 @@ def build(model=None, inputs=INPUTS, **options):
         ({"growth_logit": float("nan")}, "growth_logit: got nan"),
         ({"growth_time": 0.0}, "growth_time: got 0.0"),
         ({"freeze": 1.5}, "freeze: got 1.5"),
+        ({"floor": 1.5}, "floor: got 1.5"),
+        ({"floor": float("nan")}, "floor: got nan"),
         ({"logit_lr": 0.0}, "logit_lr: got 0.0"),
         ({"logit_decay": -1.0}, "logit_decay: got -1.0"),
         ({"birth": "he"}, "birth: got 'he'"),

@@ -7,7 +7,6 @@ from latewood.sparsity.structured.growth import (
     flow,
     growth_logit,
     growth_ratio,
-    moved_logit,
     penalty_weight,
 )
 
@@ -35,17 +34,18 @@ def test_the_flow_is_the_specs():
         (0.3, 0.01, 10.0, 20.0, 0.130654881862),
     ],
 )
-def test_where_the_penalty_carries_a_logit(logit, weight, temperature, time, moved):
-    found = moved_logit(logit, weight=weight, temperature=temperature, time=time)
-    assert found == pytest.approx(moved, abs=5e-13)
+def test_the_flow_falls_evenly_while_the_penalty_carries_a_logit(
+    logit, weight, temperature, time, moved
+):
+    fallen = flow(temperature * logit) - flow(temperature * moved)
+    assert fallen == pytest.approx(weight * temperature**2 * time, abs=1e-10)
 
 
 @pytest.mark.parametrize(("a", "steps"), [(2, 45), (3, 104), (4, 250), (5, 634), (6, 1662)])
 def test_growth_takes_as_long_as_asked(a, steps):
     # Learning rate 0.1 with momentum 0.9 moves by 1 a step.
     assert growth_logit(weight=-0.25, time=steps) == pytest.approx(-a, abs=6e-3)
-    found = moved_logit(-float(a), weight=-0.25, temperature=1.0, time=flow(a) / 0.25)
-    assert found == pytest.approx(0, abs=1e-9)
+    assert growth_logit(weight=-0.25, time=flow(a) / 0.25) == pytest.approx(-a, abs=1e-12)
 
 
 def test_the_ratio_of_the_clocks():

@@ -78,6 +78,33 @@ def test_a_wide_budget_is_met_within_one_percent():
         assert used >= 0.99 * share * full or share < 0.1
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.0, 1.0), st.floats(0.02, 1.0), st.integers(0, 2**31))
+def test_no_group_is_narrower_than_its_floor(floor, share, seed):
+    sizes = [24, 32, 40]
+    noise = torch.Generator().manual_seed(seed)
+    # Logits of one group far above the others': without a floor it would take all of the budget.
+    scores = [torch.rand(size, generator=noise) + 9 * (size == 24) for size in sizes]
+    limit = share * Chain().at(sizes, [])
+    alike = max(
+        (
+            [max(1, int(part / 1000 * size)) for size in sizes]
+            for part in range(1001)
+            if Chain().at([max(1, int(part / 1000 * size)) for size in sizes], []) <= limit
+        ),
+        key=sum,
+    )
+    chosen, _ = largest_within(scores, torch.zeros(0), Chain(), limit, floor=floor)
+    widths = [int(each.sum()) for each in chosen]
+    assert Chain().at(widths, []) <= limit
+    for width, even, each, score in zip(widths, alike, chosen, scores, strict=True):
+        assert width >= max(1, int(floor * even) - 1)
+        assert each.all() or score[each].min() >= score[~each].max()
+    if floor == 0:
+        plain, _ = largest_within(scores, torch.zeros(0), Chain(), limit)
+        assert all(torch.equal(a, b) for a, b in zip(plain, chosen, strict=True))
+
+
 def test_blocks_come_in_where_channels_alone_do_not_use_the_budget():
     scores, blocks = [torch.zeros(3)], torch.tensor([-1.0, -2.0])
     full = Chain().at([3], [True, True])
