@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
             _print_snapshot(name, model, Path(folder), rounds)
         _print_accuracy()
         _print_size(models["VGG-16"], Path(folder))
+        _print_parts(models["VGG-16"], rounds)
         _print_tracking(Path(folder), seconds)
     torch.set_num_threads(before)
 
@@ -163,11 +164,30 @@ def _print_size(model: nn.Module, folder: Path) -> None:
     )
 
 
+def _print_parts(model: nn.Module, rounds: int) -> None:
+    """The longest that one step waits where looks take turns with the matrices."""
+    rows = []
+    for parts in (1, 2, 4, 8):
+        probe = SpectralProbe(model, every=1, parts=parts)
+        probe.observe(0)
+        turns: dict[str, Callable[[], object]] = {
+            f"{turn}": partial(probe.observe, 1) for turn in range(parts)
+        }
+        best = _least_cpu_seconds(turns, rounds)
+        rows.append([str(parts), f"{1e3 * max(best.values()):.0f}"])
+    print_table("The dearest look at VGG-16, in the loop", ["parts", "CPU milliseconds"], rows)
+
+
 def _print_tracking(folder: Path, seconds: float) -> None:
     """The share of the wall-clock time that a probe at "auto" takes in three trainings."""
     images = partial(torch.randn, 128, 3, 32, 32)
     tokens = torch.randint(65, (16, 64))
+    digits, answers = torch.randn(32, 64), torch.randint(10, (32,))
     cases: dict[str, tuple[nn.Module, Callable[[nn.Module], Tensor]]] = {
+        "MLP 64-32-10, batch 32": (
+            mlp(in_features=64, hidden=(32,)),
+            lambda model: F.cross_entropy(model(digits), answers),
+        ),
         "MLP 3072-256-256-256-10, batch 128": (
             mlp(in_features=3072, hidden=(256, 256, 256)),
             lambda model: F.cross_entropy(model(images()), torch.randint(10, (128,))),
@@ -185,9 +205,9 @@ def _print_tracking(folder: Path, seconds: float) -> None:
     for name, (model, loss) in cases.items():
         for worker in (False, True):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-            place = folder / f"{name.split()[0]} {worker}"
+            place = folder / f"{name.split(',')[0]} {worker}"
             probe = SpectralProbe(model, every="auto", folder=place, worker=worker)
-            spent, step = 0.0, 0
+            spent, step, second = 0.0, 0, ""
             start = time.perf_counter()
             while time.perf_counter() - start < seconds:
                 before = time.perf_counter()
@@ -197,14 +217,20 @@ def _print_tracking(folder: Path, seconds: float) -> None:
                 loss(model).backward()
                 optimizer.step()
                 step += 1
+                if not second and (now := time.perf_counter() - start) >= 1:
+                    second = f"{100 * spent / now:.2f} %"
             total = time.perf_counter() - start
             probe.finish()
             shares = [f"{100 * share:.2f} %" for share in (spent / total, probe.overhead)]
             where = "in a worker" if worker else "in the loop"
-            rows.append([name, where, str(step), str(len(snapshot_paths(place))), *shares])
+            looks = str(len(snapshot_paths(place)))
+            rows.append([name, where, str(step), looks, second, *shares])
     print_table(
         f'Tracking at every="auto" with a budget of 3 %, {seconds:.0f} s of training each',
-        ["training", "looks", "steps", "snapshots", "time in observe", "with the worker's time"],
+        [
+            *("training", "looks", "steps", "snapshots", "in observe, first second"),
+            *("in observe", "with the worker's time"),
+        ],
         rows,
     )
     print_table(
