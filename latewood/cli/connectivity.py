@@ -16,6 +16,7 @@ def branch(
     *,
     at: int,
     seeds: Annotated[Sequence[int], Many] = (1, 2, 3),
+    perturb: float = 0.0,
     out: Path | None = None,
 ) -> None:
     """Train a run to its end again from one of its checkpoints, with the data in other orders.
@@ -31,15 +32,19 @@ def branch(
         The step of the checkpoint: optimizer steps before the split.
     seeds
         Of the order of the data after the split, one branch each; 1 2 3 if not given.
+    perturb
+        Move every weight matrix at the split, by a random step of this length relative to it.
     out
-        Folder of the branches; branches/step-AT in the run's folder if not given.
+        Folder of the branches; branches/step-AT in the run's folder if not given, with
+        -perturbed-LENGTH behind it where they are.
     """
     from latewood.training.branching import branch_run
     from latewood.training.run_folder import RunFolder
     from latewood.training.tables import print_table
 
-    folder = out or run / "branches" / f"step-{at}"
-    done = branch_run(RunFolder(run), at, seeds=seeds, folder=folder)
+    apart = f"-perturbed-{perturb:g}" if perturb else ""
+    folder = out or run / "branches" / f"step-{at}{apart}"
+    done = branch_run(RunFolder(run), at, seeds=seeds, folder=folder, perturb=perturb)
     rows = [{"branch": each.folder.name, **each.summary["readings"]["trained"]} for each in done]
     print_table(rows, title=f"Branches of {run} from step {at}")
     print(f"branches: {folder}")

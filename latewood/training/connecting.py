@@ -33,7 +33,7 @@ from latewood.training.session import Session, open_session
 from latewood.training.tables import Row
 from latewood.training.task import Task
 
-__all__ = ["Connected", "connect_files"]
+__all__ = ["Connected", "connect_files", "model_session"]
 
 AS_THEY_ARE, PERMUTED, WHOLE = "as they are", "permuted", "whole"
 UNCHANGED = (AS_THEY_ARE, WHOLE)
@@ -190,7 +190,7 @@ def connect_files(
         raise RequestError(
             f"recipe: missing; expected one, as neither '{first}' nor '{second}' is part of a run"
         )
-    with _session(recipe, ends[0]) as session:
+    with model_session(recipe, ends[0]) as session:
         model = session.model
         for path, state in zip((first, second), ends, strict=True):
             load_into(model, state, str(path))
@@ -270,8 +270,16 @@ def _recipe(path: Path) -> Recipe | None:
 
 
 @contextmanager
-def _session(recipe: Recipe, state: Mapping[str, Tensor]) -> Iterator[Session]:
-    """The recipe's task and model; with its methods only where the state was saved with them."""
+def model_session(recipe: Recipe, state: Mapping[str, Tensor]) -> Iterator[Session]:
+    """The recipe's task and model; with its methods only where the state was saved with them.
+
+    Args:
+        recipe: of a run in one process.
+        state: that the model is to hold; it is not loaded.
+
+    Raises:
+        RequestError: the recipe does not fit, or there are several processes.
+    """
     plain = recipe.model_copy(update={"methods": [], "probes": [], "trackers": []})
     with (
         caller_unchanged(cuda=recipe.device not in ("cpu", "mps")),
@@ -281,7 +289,7 @@ def _session(recipe: Recipe, state: Mapping[str, Tensor]) -> Iterator[Session]:
         ) as group,
     ):
         if group.count > 1:
-            raise RequestError("connect: got several processes of a launcher; expected one")
+            raise RequestError("processes: got several of a launcher; expected one")
         seed_everything(derive(recipe.seed, "task"), group.device)
         task = components.build("task", recipe.task, "task")
         if not isinstance(task, Task):

@@ -132,6 +132,38 @@ def test_where_the_order_does_not_matter_branches_are_the_same_bits(trunk_of, tm
     assert same(final(one.folder), final(run))
 
 
+def test_a_perturbed_branch_starts_beside_the_trunk(trunk_of, tmp_path):
+    run = trunk_of(recalibration_batches=5)
+    moved = branch_run(run, 7, seeds=[4, 5], folder=tmp_path / "moved", perturb=0.5)
+    trunk = checkpoints.at_step(run.checkpoints, 7)
+    starts = [checkpoints.at_step(each.folder.checkpoints, 7) for each in moved]
+    own, (one, other) = trunk.model_state(), (start.model_state() for start in starts)
+    changed = {name for name in own if not torch.equal(own[name], one[name])}
+    statistics = {f"2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert changed == {"1.weight"} | statistics
+    before, after = own["1.weight"].flatten(), one["1.weight"].flatten()
+    assert after.norm().item() == pytest.approx(before.norm().item(), rel=1e-5)
+    # 1 / sqrt(1 + 0.5^2), and a little, as 128 entries are few.
+    assert torch.cosine_similarity(before, after, dim=0).item() == pytest.approx(0.894, abs=0.05)
+    assert not torch.equal(one["1.weight"], other["1.weight"])
+    kept, taken = (
+        s.state()["optimizer"]["state"][0]["momentum_buffer"] for s in (trunk, starts[0])
+    )
+    assert torch.equal(kept, taken)
+    assert not same(final(moved[0].folder), final(moved[1].folder))
+    (plain,) = branch_run(run, 7, seeds=[4], folder=tmp_path / "plain", perturb=0.0)
+    assert same(checkpoints.at_step(plain.folder.checkpoints, 7).model_state(), own)
+    (finished,) = branch_run(run, 7, seeds=[4], folder=tmp_path / "moved", perturb=0.5)
+    assert finished.model is None
+    for strength in (0.0, 1.0):
+        with pytest.raises(RequestError, match="from step 7"):
+            branch_run(run, 7, seeds=[4], folder=tmp_path / "moved", perturb=strength)
+    for strength in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(RequestError, match="perturb"):
+            branch_run(run, 7, seeds=[4], folder=tmp_path / "none", perturb=strength)
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_interrupted_branch_goes_on(trunk_of, tmp_path, monkeypatch):
     run = trunk_of(checkpoint_every=2)
     (whole,) = branch_run(run, 7, seeds=[4], folder=tmp_path / "whole")

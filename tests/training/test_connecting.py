@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import barrier, interpolate, truncate_
 from latewood.training import checkpoints, train
-from latewood.training.connecting import _session, connect_files
+from latewood.training.connecting import connect_files, model_session
 from latewood.training.data import TensorDataset
 from latewood.training.evaluation import Recalibration, evaluate, recalibrate
 from latewood.training.recipe import load_recipe
@@ -85,7 +87,7 @@ def test_the_ends_are_the_runs_with_batch_norms_measured_anew(home):
     assert all(torch.equal(state[name], value) for name, value in run.model.state_dict().items())
 
     middle = interpolate(state, read_tensors(home / "two"), 0.5)
-    with _session(load_recipe(home / "one" / "recipe.toml"), state) as session:
+    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
         for position, values in ((0, state), (1, middle)):
             session.model.load_state_dict(values)
             stale = evaluate(session, session.model, session.task.train)
@@ -131,7 +133,7 @@ def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
         ends[spectra] = own[0]
 
     state = read_tensors(home / "one")
-    with _session(load_recipe(home / "one" / "recipe.toml"), state) as session:
+    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
         session.model.load_state_dict(state)
         truncate_(session.model, fraction=0.5)
         recalibrate(session, session.model)
@@ -143,7 +145,7 @@ def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
 
 def test_noise_begins_anew_with_each_reading_not_with_each_batch(home):
     state = read_tensors(home / "one")
-    with _session(load_recipe(home / "one" / "recipe.toml"), state) as session:
+    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
         drawn = []
 
         def loss(model, batch, generator):
@@ -241,5 +243,40 @@ def test_the_branch_command_trains_what_is_missing(home, call):
     assert (folder / "order-4" / "summary.json").stat().st_mtime_ns == before
     near = connect_files(folder / "order-4", folder / "order-5", points=3)
     assert near.task == "digits"
+    code, shown = call("branch", home / "two", "--at", 10, "--seeds", 4, "--perturb", 2.5)
+    assert code == 0, shown
+    far = connect_files(folder / "order-4", f"{folder}-perturbed-2.5/order-4", points=3)
+    shared = [
+        next(iter(found.agreements["as they are"].values())).score.item() for found in (near, far)
+    ]
+    assert shared[0] > shared[1]
     code, shown = call("branch", home / "two", "--at", 7)
     assert code == 2 and "0, 10, 30" in shown
+
+
+def test_the_documented_protocol_runs_in_small(home, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "connectivity.md").read_text(encoding="utf-8")
+    blocks = page.partition("## The paper's protocol")[2].split("```sh\n")[1:]
+    lines = [line for block in blocks for line in block.partition("```")[0].splitlines()]
+    first, *rest = [shlex.split(line)[1:] for line in lines]
+    recipe = str(home / "small.toml")
+    words = {"recipes/cifar10-vgg16.toml": recipe, "1760": "20"}
+
+    def small(command, trunk="0"):
+        # Two branches, at the end of the first epoch of 20 steps.
+        swapped = [words.get(word, word.replace("1760", "20")) for word in command if word != "5"]
+        return [word.replace("seed=0", f"seed={trunk}").replace("vgg-0", f"vgg-{trunk}")
+                for word in swapped]  # fmt: skip
+
+    # The other trunk has a branch of the same order.
+    ready = [small(first), small(first, "1"), small(rest[0], "1"), *map(small, rest)]
+    assert len(ready) == 8
+    shorter = ["--set", "steps=30", "keep_at=[]"]
+    for command in ready:
+        code, shown = call(*command, *(shorter if command[0] == "train" else ()))
+        assert code == 0, (command, shown)
+    kept = {int(each.name[5:]) for each in Path("runs/vgg-0/checkpoints").iterdir()}
+    assert kept >= {0, 4, 8, 12, 16, 20}
+    table = Path("runs/vgg-0/step-20-orders-3-4.csv").read_text(encoding="utf-8")
+    assert "barrier,train loss,as they are,top 0.5" in table

@@ -142,7 +142,7 @@ def setting(network: str, scale: Scale, bench: Bench) -> Setting:
         task, per_look, early = shakespeare(folder=str(text), context=32), 30, 60
     elif network == "LSTM":
         length = {"task": "spoken_digits", "epochs": 12, "batch_size": 64}
-        # Half an epoch, and two of them.
+        # About half an epoch, and two of them.
         task, per_look, early = spoken_digits(), 21, 84
     else:
         given = {"name": "shakespeare", "context": 64}
@@ -166,7 +166,7 @@ def follow(chosen: Setting, *, decay: float, seed: int, bench: Bench) -> Followe
     optimizer = chosen.recipe["optimizer"] | {"weight_decay": decay}
     recipe = chosen.recipe | {"optimizer": optimizer, "seed": seed}
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        run = train(parse_recipe(recipe), folder=Path(folder) / "run")
+        run = train(parse_recipe(recipe), folder=Path(folder) / "run", show_progress=False)
         return _read(run, chosen.task)
 
 
