@@ -111,37 +111,55 @@ def density_curve(
     """The headline over density, one line per method; None if the runs do not differ in density.
 
     Runs that differ in their seed alone are one point. Runs without a method are the dense network,
-    the first of them, which is the best, if there are several. Those with a method that kept all
-    weights of what it left, such as a smaller network, have no place on the axis.
+    the first of them, which is the best, if there are several. Networks that a method made smaller
+    and left dense have no place on the axis.
     """
-    seeded: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
-    for row, method in zip(rows, methods, strict=False):
-        if _finite(row.get(headline)) and _finite(row.get("density")):
-            own = tuple(f"{key} {cell(row.get(key))}" for key in keys if key not in _SEEDS)
-            seeded.setdefault((method, own), []).append(row)
     curves: dict[str, list[CurvePoint]] = {}
-    for (method, own), group in seeded.items():
-        values, densities = (
-            [float(str(row[name])) for row in group] for name in (headline, "density")
-        )
-        if not method or min(densities) < 1.0:
-            curves.setdefault(method, []).append(CurvePoint(values, densities, own))
-    dense = curves.pop("", [None])[0]
-    found = {point.density for points in curves.values() for point in points}
-    if len(found) + (dense is not None) < 2 or not found:
+    for (method, own), group in _seeded(rows, keys, headline, methods).items():
+        values, densities = _numbers(group, headline), _numbers(group, "density")
+        curves.setdefault(method, []).append(CurvePoint(values, densities, own))
+    if len({point.density for points in curves.values() for point in points}) < 2:
         return None
+    dense = curves.pop("", [None])[0]
     named = {label(method): points for method, points in curves.items()}
     title = f"{label(headline).capitalize()} against density"
-    return density_figure(title, headline, named, dense=dense)
+    return density_figure(title, headline, named, dense=dense) if named else None
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _seeded(
+    rows: Sequence[Row], keys: Sequence[str], headline: str, methods: Sequence[str]
+) -> dict[tuple[str, tuple[str, ...]], list[Row]]:
+    """The rows with a density to show, by method and by all settings but the seed."""
+    largest = max(_numbers(rows, "parameters"), default=0.0)
+    found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row, method in zip(rows, methods, strict=False):
+        density = _numbers([row], "density")
+        smaller = any(count < largest for count in _numbers([row], "parameters"))
+        if density and _numbers([row], headline) and not (method and smaller and density == [1.0]):
+            own = tuple(f"{key} {_shown(row.get(key))}" for key in keys if key not in _SEEDS)
+            found.setdefault((method, own), []).append(row)
+    return found
+
+
+def _numbers(rows: Sequence[Row], name: str) -> list[float]:
+    """The finite numbers of a column."""
+    values = (row.get(name) for row in rows)
+    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
 def _setting(value: object) -> object:
     # A whole section is a list or a table, which no dict takes as a key.
-    return str(value) if isinstance(value, list | dict) else value
+    return _shown(value) if isinstance(value, list | dict) else value
+
+
+def _shown(value: object) -> str:
+    """A setting as people say it, whole sections too: their name first, then their arguments."""
+    if isinstance(value, list):
+        return ", ".join(_shown(each) for each in value) or "none"
+    if isinstance(value, dict):
+        rest = (f"{key} {_shown(each)}" for key, each in value.items() if key != "name")
+        return " ".join([label(str(value.get("name", ""))), *rest]).strip()
+    return cell(value)
 
 
 def _order(value: object) -> tuple[bool, float, str]:
@@ -153,8 +171,8 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Markup:
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in columns)
     body = Markup("").join(
         Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-            cell(row.get(columns[0])),
-            Markup("").join(Markup("<td>{}</td>").format(cell(row.get(c))) for c in columns[1:]),
+            _shown(row.get(columns[0])),
+            Markup("").join(Markup("<td>{}</td>").format(_shown(row.get(c))) for c in columns[1:]),
         )
         for row in rows
     )

@@ -186,9 +186,10 @@ def test_heat_map_has_its_values_in_place() -> None:
     assert (trace["y"], trace["x"]) == (["0.01", "0.1"], ["a", "b&lt;i&gt;"])
     assert trace["z"] == [[0.8, None], [None, 0.9]]
     assert heat_map(rows, ["lr"], "accuracy") is None
-    sections = [{**row, "name": [{"name": row["name"]}]} for row in rows]
+    sections = [{**row, "name": [{"name": row["name"], "rate": 0.5}]} for row in rows]
     figure = heat_map(sections, ["lr", "name"], "accuracy")
     assert figure is not None
+    assert figure.data[0]["x"] == ["a rate 0.5", "b&lt;i&gt; rate 0.5"]
     assert figure.data[0]["z"] == [[0.8, None], [None, 0.9]]
 
 
@@ -206,6 +207,7 @@ def test_a_sweep_over_ways_to_prune_draws_quality_over_density(
     page = (tmp_path / "s" / "sweep.html").read_text()
     assert "Accuracy against density: gradual magnitude pruning." in page
     assert '"name":"dense"' in page
+    assert "gradual magnitude pruning density 0.5" in page
 
 
 def test_each_method_is_a_line_of_means_over_the_seeds() -> None:
@@ -219,15 +221,18 @@ def test_each_method_is_a_line_of_means_over_the_seeds() -> None:
         row(0.8, 0.4, lr=0.1, seed=1),
         row(0.7, 0.1, lr=0.3, seed=0),
         row(0.6, 0.1, lr=0.1, seed=0),
-        row(0.5, 1.0, lr=0.1, seed=0),
+        row(0.5, 1.0, lr=0.1, seed=0, parameters=80),
+        row(0.4, 1.0, lr=0.3, seed=0, parameters=90),
         row(None, None, lr=0.1, seed=2),
     ]
-    methods = ["", "", "soft_masks", "soft_masks", "soft_masks", "by<i>", "smaller", "by<i>"]
+    methods = ["", "", "soft_masks", "soft_masks", "soft_masks", "by<i>"]
+    methods += ["smaller", "by<i>", "by<i>"]
     figure = density_curve(rows, ["lr", "seed"], "accuracy", methods)
     assert figure is not None
     found = {trace["name"]: trace for trace in figure.data if "name" in trace}
     assert set(found) == {"soft masks", "by&lt;i&gt;", "dense"}
     assert found["dense"]["y"] == [0.99, 0.99]
+    assert sorted(found["by&lt;i&gt;"]["x"]) == [0.1, 1.0], "all weights kept is a density too"
     soft = found["soft masks"]
     assert soft["x"] == pytest.approx([0.1, 0.3])
     assert soft["y"] == pytest.approx([0.7, 0.85])
@@ -241,7 +246,7 @@ def test_each_method_is_a_line_of_means_over_the_seeds() -> None:
         ((0.1, 0.1), ("m", "m"), False),
         ((0.1, 0.2), ("m", "m"), True),
         ((0.1, 1.0), ("m", ""), True),
-        ((1.0, 1.0), ("m", ""), False),
+        ((1.0, 1.0), ("m", "m"), False),
         ((1.0, 1.0), ("", ""), False),
         ((None, 0.1), ("m", "m"), False),
     ],
