@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -90,6 +90,10 @@ class Budget:
                 f"least {least:.6g}, one channel in each group"
             )
         return cls(kind, value, min(limit, full), full, cost, count)
+
+    def times(self, factor: float) -> Budget:
+        """So many times the limit, up to the full model's cost."""
+        return replace(self, limit=min(factor * self.limit, self.full))
 
     def table(self) -> list[Tensor] | None:
         """What was measured; None for a cost that is counted."""

@@ -21,7 +21,7 @@ from latewood.sparsity.structured.controller import Controller
 from latewood.sparsity.structured.costs import multiply_accumulates
 from latewood.sparsity.structured.gates import Estimator, Gate
 from latewood.sparsity.structured.growth import growth_ratio
-from latewood.sparsity.structured.presets import checked, preset_having
+from latewood.sparsity.structured.presets import Ranking, checked, preset_having
 from latewood.sparsity.structured.rates import (
     ADAPTIVE_LR,
     PLAIN_LR,
@@ -29,6 +29,7 @@ from latewood.sparsity.structured.rates import (
     logit_group,
     starting_logits,
 )
+from latewood.sparsity.structured.saliency import saliencies
 from latewood.sparsity.structured.selection import capped, floored, largest_within
 from latewood.sparsity.structured.skeleton import Skeleton
 
@@ -44,10 +45,11 @@ class StructuredSparsification:
 
     ``lambda1 sum sigmoid(beta s of channels) + lambda2 sum sigmoid(beta s of blocks)``
 
-    whose weight is negative while the network is smaller than the budget and positive while it is
-    larger (``growth.penalty_weight``). The temperature beta = gamma ** t of a structure rises with
-    the epochs t in which it was there. At the freeze the structures of the largest logits that fit
-    the budget are fixed, the factors are folded into the weights, and the weights alone train on.
+    whose weight is negative while the network is smaller than it shall become and positive while it
+    is larger (``growth.penalty_weight``). The temperature beta = gamma ** t of a structure rises
+    with the epochs t in which it was there. At the freeze the blocks of the largest logits and the
+    channels of the largest weights that fit the budget are fixed, the factors are folded into the
+    weights, and the weights alone train on.
 
     What is absent is cut out of the parameters, the buffers and the optimizer's state at the start
     of an epoch, so it costs no computation; channels are remembered on the CPU and cost none of the
@@ -77,9 +79,13 @@ class StructuredSparsification:
             ``growth_time`` (``growth.growth_logit``).
         growth_time: as a share of the run.
         freeze: share of the run after which the structures are fixed; 1 leaves it to ``finalize``.
+        ranking: what channels are chosen by at the freeze: "norms" of all weights that make and
+            read them (``saliency.saliencies``), or "logits".
         floor: least width of a group at the freeze, as a share of its width in a network of the
-            budget whose groups are all narrowed alike; the rest goes by the logits.
-        capped: keep also the samples during training within the budget.
+            budget whose groups are all narrowed alike; the rest goes by the ranking.
+        overshoot: how many times the budget the network grows to before the freeze, up to the full
+            one; 1 grows to the budget, so that the freeze has little to choose from.
+        capped: keep also the samples before the freeze within the budget times ``overshoot``.
         logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
             0.01 for those like Adam, whose steps are of the size of the learning rate.
         logit_decay: weight decay of the logits, which drags them towards 0, undecided.
@@ -95,7 +101,8 @@ class StructuredSparsification:
 
     Source: Yuan, Savarese, Maire, "Growing Efficient Deep Networks by Structured Continuous
     Sparsification", ICLR 2021 (arXiv 2007.15353). The closed form, the normalised penalty, the
-    capped samples, the freeze, the selection under the budget and the scale at birth are ours.
+    capped samples, the overshoot, the freeze, the selection under the budget and the scale at birth
+    are ours.
     """
 
     def __init__(
@@ -118,7 +125,9 @@ class StructuredSparsification:
         growth_logit: float | None = None,
         growth_time: float | None = None,
         freeze: float | None = None,
+        ranking: Ranking | None = None,
         floor: float | None = None,
+        overshoot: float | None = None,
         capped: bool | None = None,
         logit_lr: float | None = None,
         logit_decay: float | None = None,
@@ -133,7 +142,9 @@ class StructuredSparsification:
             growth_logit=growth_logit,
             growth_time=growth_time,
             freeze=freeze,
+            ranking=ranking,
             floor=floor,
+            overshoot=overshoot,
             capped=capped,
             logit_decay=logit_decay,
             birth=birth,
@@ -188,6 +199,10 @@ class StructuredSparsification:
     def _gates(self) -> list[Gate]:
         layer_gate = self._anatomy.layer_gate
         return [*self._anatomy.gates, *([layer_gate] if layer_gate is not None else [])]
+
+    @property
+    def _growing(self) -> Budget:
+        return self.budget.times(self.settings.overshoot)
 
     @property
     def epoch(self) -> int:
@@ -383,7 +398,7 @@ class StructuredSparsification:
             each[: self._seed_width] = True
         blocks = torch.zeros_like(self._anatomy.blocks)
         changed = self._anatomy.become(present, blocks, optimizer, remember=False)
-        self._controller.follow(self.budget, present, blocks)
+        self._controller.follow(self._growing, present, blocks)
         off = self._growth_logits(optimizer)
         with torch.no_grad():
             for gate, each in zip(self._anatomy.gates, present, strict=True):
@@ -405,9 +420,9 @@ class StructuredSparsification:
         scores, block_scores = self._scores()
         present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
         # The penalty follows the sample as drawn: behind the cap it would never be too large.
-        self._controller.follow(self.budget, present, blocks)
+        self._controller.follow(self._growing, present, blocks)
         if self.settings.capped:
-            cost, limit = self.budget.cost, self.budget.limit
+            cost, limit = self._growing.cost, self._growing.limit
             present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
         changed = anatomy.become(present, blocks, optimizer)
         for group, there in enumerate(anatomy.present):
@@ -418,9 +433,11 @@ class StructuredSparsification:
         return changed
 
     def _freeze(self, optimizer: Optimizer | None) -> None:
-        """Fixes the structures of the largest logits within the budget; folds the factors."""
+        """Fixes the structures of the largest scores within the budget; folds the factors."""
         anatomy = self._anatomy
         scores, layers = self._scores()
+        if self.settings.ranking == "norms":
+            scores = saliencies(anatomy.skeleton, anatomy.gates, anatomy.present)
         present, blocks = largest_within(
             scores, layers, self.budget.cost, self.budget.limit, floor=self.settings.floor
         )
