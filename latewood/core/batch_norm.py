@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from latewood.core.modes import evaluated
 from latewood.errors import invalid
 
 __all__ = ["recalibrate_batch_norm"]
@@ -43,18 +44,16 @@ def recalibrate_batch_norm(
     ]
     if not layers:
         return 0
-    modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
     before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     measured = False
     try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-            layer.momentum = None
-            layer.reset_running_stats()
-        seen = 0
-        with torch.no_grad():
+        with evaluated(model), torch.no_grad():
+            for layer in layers:
+                layer.train()
+                layer.momentum = None
+                layer.reset_running_stats()
+            seen = 0
             for batch in batches:
                 if forward is None:
                     model(batch[0])
@@ -70,6 +69,4 @@ def recalibrate_batch_norm(
             if not measured:
                 for buffer, value in zip(layer.buffers(), buffers, strict=True):
                     buffer.copy_(value)
-        for module, training in modes.items():
-            module.training = training
     return len(layers)
