@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from latewood.spectra.solvers.errors import rounding_errors, svd_errors
 from latewood.spectra.solvers.gram import GRAM_RANK, by_gram
 from latewood.spectra.solvers.solved import Method, Solved
 
-__all__ = ["Factors", "factors"]
+__all__ = ["Factors", "factors", "factors_together"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Factors:
         """(..., m, n), the shape of the matrix."""
         return (*self.left.shape[:-1], self.right.shape[-2])
 
+    def of(self, index: int) -> Factors:
+        """Those of one matrix of a batch."""
+        return Factors(
+            self.values[index],
+            self.left[index],
+            self.right[index],
+            None if self.errors is None else self.errors[index],
+            self.method,
+        )
+
 
 def factors(matrix: Tensor, k: int | None = None) -> Factors:
     r"""The singular values of a matrix, or of each of a batch, with the first k pairs of vectors.
@@ -69,14 +80,56 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
         raise invalid("matrix", given, "a real tensor of at least two dimensions")
     if k is not None and k < 0:
         raise invalid("k", k, "an integer of at least 0, or None for all")
-    kind = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    wide = matrix.shape[-2] < matrix.shape[-1]
+    tall, count = _tall(matrix), _count(matrix, k)
+    return _packed(matrix, *_solved(tall, count))
+
+
+def factors_together(matrices: Sequence[Tensor], k: int | None = None) -> list[Factors] | None:
+    """What ``factors`` gives for each of several small matrices, asked for at once.
+
+    Args:
+        matrices: (m, n) of one shape and dtype, on one device.
+        k: see ``factors``.
+
+    Returns:
+        One for each; None where one solver does not serve all.
+    """
+    stacked = torch.stack(list(matrices))
+    tall, count = _tall(stacked), _count(stacked, k)
+    if _suits_gram(tall):
+        found = by_gram(tall, count)
+        if found is None:
+            return None
+        whole = _packed(stacked, found, _all_finite(tall))
+    else:
+        whole = _packed(stacked, *_solved(tall, count))
+    return [whole.of(index) for index in range(len(matrices))]
+
+
+def _tall(matrix: Tensor) -> Tensor:
     # LAPACK is several times slower on a wide matrix than on its transpose.
-    tall = (matrix.mT if wide else matrix).detach()
-    rank = tall.shape[-1]
-    count = rank if k is None else min(k, rank)
-    found, finite = _solved(tall, count)
-    noise = tall.shape[-2] * torch.finfo(kind).eps if kind == torch.float64 else 1.2e-7
+    return (matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix).detach()
+
+
+def _count(matrix: Tensor, k: int | None) -> int:
+    rank = min(matrix.shape[-2:])
+    return rank if k is None else min(k, rank)
+
+
+def _suits_gram(tall: Tensor) -> bool:
+    return tall.dtype != torch.float64 and tall.shape[-1] >= GRAM_RANK and tall.numel() > 0
+
+
+def _all_finite(tall: Tensor) -> Tensor:
+    return torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
+
+
+def _packed(matrix: Tensor, found: Solved, finite: Tensor) -> Factors:
+    """The solution of a matrix's tall side as its factors, with what is undefined marked."""
+    kind = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    count = found.flat_side.shape[-1]
+    longer = max(matrix.shape[-2:])
+    noise = longer * torch.finfo(kind).eps if kind == torch.float64 else 1.2e-7
     undefined = found.values[..., None, :count] <= noise * found.values[..., None, :1]
     lost = ~finite[..., None]
     values = torch.where(lost, torch.nan, found.values)
@@ -85,16 +138,16 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
         torch.where(lost[..., None], torch.nan, torch.where(undefined, 0.0, side)).to(kind)
         for side in (found.tall_side, found.flat_side)
     ]
+    wide = matrix.shape[-2] < matrix.shape[-1]
     left, right = reversed(sides) if wide else sides
     return Factors(values.to(kind), left, right, errors, found.method)
 
 
 def _solved(tall: Tensor, count: int) -> tuple[Solved, Tensor]:
     """The solution, and which matrices are finite, where that is worth finding out."""
-    gram = tall.dtype != torch.float64 and tall.shape[-1] >= GRAM_RANK and tall.numel() > 0
-    everything = torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
+    gram, finite = _suits_gram(tall), _all_finite(tall)
     if gram and (found := by_gram(tall, count)) is not None:
-        return found, everything
+        return found, finite
     double = tall.double()
     # Sums of float32 do not overflow in float64; those of float64 may, and are looked at again.
     if not bool(double.sum().isfinite()):
@@ -102,8 +155,6 @@ def _solved(tall: Tensor, count: int) -> tuple[Solved, Tensor]:
         double = torch.where(finite[..., None, None], double, 0.0)
         if gram and (found := by_gram(double, count)) is not None:
             return found, finite
-    else:
-        finite = everything
     return _by_any_svd(double, count), finite
 
 

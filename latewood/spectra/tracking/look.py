@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latewood.spectra.solvers.factors import Factors, factors
+from latewood.spectra.solvers.factors import Factors, factors, factors_together
 from latewood.spectra.solvers.gram import GRAM_RANK
 from latewood.spectra.solvers.lapack import blas_threads
 from latewood.spectra.solvers.warm import EXTRA, Follower
 from latewood.spectra.tracking.snapshots import Spectrum
 
 __all__ = ["Found", "Measurer", "Taken", "rehearse_measuring"]
+
+# Entries up to which a matrix is decomposed together with others of its shape.
+_SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,32 @@ class Measurer:
             One for each.
         """
         self._followers = {n: f for n, f in self._followers.items() if n in names}
-        return [self._one(each, full=full, follow=follow) for each in taken]
+        solved = self._together([each for each in taken if not (follow and self._worth(each))])
+        results = []
+        for each in taken:
+            found = solved.get(each.name) or self._factors(each, full=full, follow=follow)
+            results.append(self._found(each, found))
+        return results
 
-    def _one(self, taken: Taken, *, full: bool, follow: bool) -> Found:
-        found = self._factors(taken, full=full, follow=follow)
+    def _together(self, taken: Sequence[Taken]) -> dict[str, Factors]:
+        """Small matrices of one shape at once, as each alone costs more to ask for than to solve.
+
+        Where one of them needs a slower solver than the others, none is here.
+        """
+        groups: dict[object, list[Taken]] = {}
+        for each in taken:
+            matrix = each.matrix
+            if matrix.ndim == 2 and matrix.numel() <= _SMALL and matrix.is_floating_point():
+                groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(each)
+        solved: dict[str, Factors] = {}
+        for group in groups.values():
+            if len(group) > 1:
+                found = factors_together([each.matrix for each in group], self.vectors)
+                names = (each.name for each in group)
+                solved |= zip(names, found, strict=True) if found else {}
+        return solved
+
+    def _found(self, taken: Taken, found: Factors) -> Found:
         left, right = (self._kept(side) if self.vectors else None for side in _sides(found))
         assert found.errors is not None
         spectrum = Spectrum(
@@ -98,9 +123,7 @@ class Measurer:
         return Found(spectrum, found if self.vectors else None, taken.kept)
 
     def _factors(self, taken: Taken, *, full: bool, follow: bool) -> Factors:
-        plain = taken.matrix.ndim == 2 and taken.matrix.device.type == "cpu"
-        worth = plain and follow and 4 * (self.vectors + EXTRA) <= min(taken.matrix.shape)
-        if not worth:
+        if not (follow and self._worth(taken)):
             return factors(taken.matrix, self.vectors)
         new = Follower(self.vectors, tolerance=self.tolerance)
         follower = self._followers.setdefault(taken.name, new)
@@ -110,6 +133,11 @@ class Measurer:
         follower.restart(exact)
         left, right = (side[..., : self.vectors] for side in _sides(exact))
         return Factors(exact.values, left, right, exact.errors, exact.method)
+
+    def _worth(self, taken: Taken) -> bool:
+        """Whether following a matrix would be cheaper than to decompose it."""
+        plain = taken.matrix.ndim == 2 and taken.matrix.device.type == "cpu"
+        return plain and 4 * (self.vectors + EXTRA) <= min(taken.matrix.shape)
 
     def _kept(self, side: Tensor) -> Tensor:
         return side.to("cpu", self.stored)

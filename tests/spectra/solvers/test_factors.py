@@ -5,6 +5,7 @@ import torch
 
 from latewood.errors import RequestError
 from latewood.spectra import factors, singular_values
+from latewood.spectra.solvers.factors import factors_together
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7), (60, 40), (40, 60), (3, 40, 60), (1, 9), (9, 1)])
@@ -119,3 +120,23 @@ def test_not_finite_is_seen_in_a_large_matrix_too(gaussian, lost):
     assert found.method == "gram"
     assert found.values[1].isnan().all()
     assert torch.equal(found.values[0], factors(batch[0], 3).values)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (5, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [0, 3])
+def test_together_is_as_alone(gaussian, shape, dtype, k):
+    matrices = gaussian(3, *shape, dtype=dtype).unbind()
+    for matrix, found in zip(matrices, factors_together(matrices, k), strict=True):
+        alone = factors(matrix, k)
+        assert (found.method, found.shape) == (alone.method, alone.shape)
+        for part in ("values", "left", "right", "errors"):
+            assert torch.equal(getattr(found, part), getattr(alone, part))
+
+
+def test_together_leaves_out_what_needs_another_solver(gaussian):
+    good, lost = gaussian(2, 40, 60, dtype=torch.float32).unbind()
+    lost[3, 3] = torch.nan
+    assert factors_together([good, lost], 2) is None
+    assert factors_together([good, torch.ones(40, 60)], 2) is None
+    assert factors(torch.ones(40, 60), 2).method == "svd"
