@@ -84,7 +84,8 @@ class StructuredSparsification:
         floor: least width of a group at the freeze, as a share of its width in a network of the
             budget whose groups are all narrowed alike; the rest goes by the ranking.
         overshoot: how many times the budget the network grows to before the freeze, up to the full
-            one; 1 grows to the budget, so that the freeze has little to choose from.
+            one; 1 grows to the budget, so that the freeze has little to choose from, and is the
+            default where ``freeze`` is 1.
         capped: keep also the samples before the freeze within the budget times ``overshoot``.
         logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
             0.01 for those like Adam, whose steps are of the size of the learning rate.

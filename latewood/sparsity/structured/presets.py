@@ -110,12 +110,17 @@ newborn filters are ours."""
 def preset_having(name: str, **given: Any) -> Preset:
     """A preset with some values replaced; None keeps the preset's.
 
+    Without a freeze there is no overshoot, unless it is given: nothing would train what is left.
+
     Raises:
         RequestError: an unknown name or a value out of range.
     """
     if name not in PRESETS:
         raise invalid("preset", name, f"one of {', '.join(PRESETS)}")
-    return PRESETS[name].having(**given)
+    chosen = PRESETS[name].having(**given)
+    if chosen.freeze == 1.0 and given.get("overshoot") is None:
+        return chosen.having(overshoot=1.0)
+    return chosen
 
 
 def checked(**given: Any) -> None:

@@ -32,6 +32,33 @@ def train(model, method, optimizer, epochs):
         yield method.metrics()
 
 
+def largest(overshoot, **options):
+    """What a run of the small network costs at most before its freeze and at its end."""
+    model = net()
+    method = StructuredSparsification(
+        model, INPUTS[:1], budget={"macs": 0.3}, total_steps=80, steps_per_epoch=4,
+        growth_time=0.01, freeze=0.5, overshoot=overshoot, **options,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(parameter_groups(model, [method]), lr=0.05, momentum=0.9)
+    used = [row["budget/used"] for row in train(model, method, optimizer, 20)]
+    return max(used[:10]), max(used[10:])
+
+
+def test_before_the_freeze_it_grows_to_so_many_budgets_and_is_pruned_then():
+    before, after = largest(1.0)
+    assert 0.9 < before <= 1 and 0.9 < after <= 1
+    before, after = largest(2.0)
+    assert 1.5 < before <= 2 and 0.9 < after <= 1
+    before, after = largest(100.0)
+    assert 2 < before <= 1 / 0.3 + 1e-9 and 0.9 < after <= 1
+
+
+def test_without_a_freeze_it_stays_within_the_budget():
+    assert StructuredSparsification(
+        net(), INPUTS[:1], budget={"macs": 0.3}, total_steps=8, steps_per_epoch=4, freeze=1.0
+    ).settings.overshoot == 1.0  # fmt: skip
+
+
 def test_a_network_grows_from_a_seed_and_ends_within_its_budget():
     model = net()
     method = StructuredSparsification(
@@ -42,7 +69,7 @@ def test_a_network_grows_from_a_seed_and_ends_within_its_budget():
     assert rows[0]["kept/0"] == rows[0]["kept/3"] == 1
     assert rows[0]["penalty_weight"] < 0
     assert max(row["kept/3"] for row in rows[1:7]) > 1
-    assert all(row["budget/used"] <= 1 for row in rows)
+    assert all(row["budget/used"] <= 1 for row in rows[method.freeze_epoch :])
     assert rows[-1]["budget/used"] >= 0.95
     assert rows[-1]["undecided"] == 0
     slim = method.finalize()
