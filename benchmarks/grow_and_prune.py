@@ -14,7 +14,11 @@ from benchmarks._timing import print_table
 from latewood.errors import WorkError
 from latewood.experiments.sparsity.counted import Course, build, dense_training_macs, fit
 from latewood.experiments.sparsity.courses import images
-from latewood.experiments.sparsity.grow_and_prune_costs import GROWN_EPOCHS, KEPT
+from latewood.experiments.sparsity.grow_and_prune_costs import (
+    GROWN_EPOCHS,
+    KEPT,
+    NARROW_EPOCHS,
+)
 from latewood.experiments.sparsity.grown import grow
 from latewood.experiments.sparsity.train_prune_finetune import (
     Outcome,
@@ -72,22 +76,27 @@ def _print(course: Course, seeds: range) -> None:
 def _ways(course: Course) -> dict[str, Way]:
     ways: dict[str, Way] = {"dense": partial(_dense, course)}
     for name, keep in KEPT.items():
-        epochs = max(1, round(GROWN_EPOCHS["cpu"][name] * course.epochs / EPOCHS))
+        grown_for, narrow_for = (
+            max(1, round(each["cpu"][name] * course.epochs / EPOCHS))
+            for each in (GROWN_EPOCHS, NARROW_EPOCHS)
+        )
         options: dict[str, Any] = {"keep": keep, "measure": "macs"}
 
         def pruned(seed: int, options: dict[str, Any] = options) -> Outcome:
             return train_prune_finetune(course, seed=seed, **options)
 
-        def grown(seed: int, options: dict[str, Any] = options, epochs: int = epochs) -> Outcome:
+        def grown(seed: int, options: dict[str, Any] = options, epochs: int = grown_for) -> Outcome:
             return grow(course, epochs=epochs, seed=seed, **options)
 
-        def narrow(seed: int, options: dict[str, Any] = options, epochs: int = epochs) -> Outcome:
+        def narrow(
+            seed: int, options: dict[str, Any] = options, epochs: int = narrow_for
+        ) -> Outcome:
             return narrow_from_scratch(course, epochs=epochs, seed=seed, **options)
 
         ways |= {
             f"{name}, Torch-Pruning, {course.epochs // 2} + {course.epochs // 2} epochs": pruned,
-            f"{name}, grown, {epochs} epochs": grown,
-            f"{name}, narrow from the start, {epochs} epochs": narrow,
+            f"{name}, grown, {grown_for} epochs": grown,
+            f"{name}, narrow from the start, {narrow_for} epochs": narrow,
         }
     return ways
 
