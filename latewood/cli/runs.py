@@ -136,8 +136,8 @@ def sweep(
     overwrite
         Replace the sweep that is already there.
     """
-    from latewood.training.points import listed_points, parse_grid
-    from latewood.training.sweep import sweep as run_sweep
+    from latewood.training.sweeps.points import listed_points, parse_grid
+    from latewood.training.sweeps.sweep import sweep as run_sweep
     from latewood.training.tables import print_table
 
     done = run_sweep(

@@ -18,12 +18,12 @@ import torch
 from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
 from latewood.optim import RateStudy
 from latewood.training.outcome import final_reading
-from latewood.training.points import Point, folder_name, grid_points, settings
 from latewood.training.progress import one_line_warnings, progress
-from latewood.training.rate_eps import rate_eps_study
 from latewood.training.recipe import Recipe, environment, load_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
-from latewood.training.sweep_page import write_sweep_page
+from latewood.training.sweeps.page import write_sweep_page
+from latewood.training.sweeps.points import Point, folder_name, grid_points, settings
+from latewood.training.sweeps.rate_eps import rate_eps_study
 from latewood.training.tables import Row, write_table
 from latewood.training.threads import threads as limited
 
