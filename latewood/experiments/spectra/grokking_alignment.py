@@ -156,7 +156,7 @@ EXPERIMENT = register(
                 "it-climbs-from-the-middle",
                 "It climbs from the middle ranks: where it first is there, the middle third of "
                 "the ranks has the most of it, and at the end the first third has, in every seed.",
-                "[P] figure 2 (C1), at the paper's size, which this is not; [I] thirds of the ranks",
+                "[P] figure 2 (C1), at the paper's size, not this; [I] thirds of the ranks",
                 "figure only",
                 lambda r: (
                     f"there at step {r.text('there at', digits=0)}: {_at(r, MOMENTS[1])}; grokked "
