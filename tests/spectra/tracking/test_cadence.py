@@ -118,12 +118,12 @@ def test_a_quiet_question_is_right_and_counts(clock):
     # One second and room for four more, in a tenth of the time.
     clock.now = 50 + 49.9
     assert auto.quiet(2, clock.now - 0.25)
-    assert auto.spent == 1.25
+    assert auto.spent == 1.5
     assert not auto.quiet(90, clock.now)
     clock.now = 50 + 50.1
     assert not auto.quiet(3, clock.now)
     assert not auto.due(3)  # as the question was not free
-    clock.now = 50 + 52.6
+    clock.now = 50 + 55.1
     assert not auto.quiet(4, clock.now)
     assert auto.due(4)
 
