@@ -21,6 +21,7 @@ from latewood.sparsity.structured.controller import Controller
 from latewood.sparsity.structured.costs import multiply_accumulates
 from latewood.sparsity.structured.gates import Estimator, Gate
 from latewood.sparsity.structured.growth import growth_ratio
+from latewood.sparsity.structured.meter import Meter
 from latewood.sparsity.structured.presets import Ranking, checked, preset_having
 from latewood.sparsity.structured.rates import (
     ADAPTIVE_LR,
@@ -171,8 +172,8 @@ class StructuredSparsification:
         self._model = model
         self._examples = _as_sequence(example_inputs)
         skeleton = Skeleton(model, self._examples, exclude=exclude, layers=layers)
-        self._macs = multiply_accumulates(model, skeleton, self._examples)
-        self.budget = Budget.of(budget, model, skeleton, self._macs, self._examples)
+        macs = multiply_accumulates(model, skeleton, self._examples)
+        self.budget = Budget.of(budget, model, skeleton, macs, self._examples)
         self._generator = torch.Generator().manual_seed(seed)
         self._anatomy = Anatomy(
             model,
@@ -181,6 +182,7 @@ class StructuredSparsification:
             birth=settings.birth,
             generator=self._generator,
         )
+        self._meter = Meter(macs, self._anatomy)
         self._clocks = Clocks(
             self._gates,
             ratio=growth_ratio(final_temperature, self.epochs),
@@ -192,8 +194,6 @@ class StructuredSparsification:
         )
         self._step = 0
         self._ready = -1
-        self._spent = 0.0
-        self._step_macs = 0.0
         self._finished = False
 
     @property
@@ -280,7 +280,7 @@ class StructuredSparsification:
         else:
             changed = self._plant(optimizer) if first else self._sample(optimizer)
             self._clocks.show(self.epoch)
-        self._step_macs = self._macs_now()
+        self._meter.look()
         return changed
 
     def step(self) -> None:
@@ -294,7 +294,7 @@ class StructuredSparsification:
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
             )
-        self._spent += self._step_macs
+        self._meter.count()
         self._step += 1
 
     def finalize(self) -> nn.Module:
@@ -327,26 +327,10 @@ class StructuredSparsification:
             MACs of a forward pass on the example; times 3 and the batch size for a training step)
             and "training/share" (that over the full model's).
         """
-        anatomy, skeleton = self._anatomy, self._anatomy.skeleton
-        widths, blocks = anatomy.widths, anatomy.blocks.tolist()
-        steps = max(self._step, 1)
-        full = self._macs.at([group.width for group in skeleton.groups], [True] * len(blocks))
-        cost = self.budget.cost.at(widths, blocks)
-        kept = {
-            f"kept/{group.name}": float(width if anatomy.visible(number) else 0)
-            for number, (group, width) in enumerate(zip(skeleton.groups, widths, strict=True))
-        }
         return {
-            "budget/used": cost / self.budget.limit,
-            "budget/share": cost / self.budget.full,
-            "parameters": self.budget.parameters.at(widths, blocks),
-            "macs": self._macs_now(),
+            **self._meter.metrics(self.budget, self._step),
             "penalty_weight": 0.0 if self.frozen else self._controller.weights[0],
             "undecided": self._undecided(),
-            "training/macs": self._spent,
-            "training/share": self._spent / (steps * full),
-            **({"layers": float(sum(blocks))} if blocks else {}),
-            **kept,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -354,7 +338,7 @@ class StructuredSparsification:
         return {
             "step": self._step,
             "ready": self._ready,
-            "spent": self._spent,
+            "spent": self._meter.spent,
             "budget": self.budget.table(),
             "weights": self._controller.weights,
             "clocks": list(self._clocks.ages),
@@ -382,7 +366,7 @@ class StructuredSparsification:
         self._check(state)
         self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
         self._step, self._ready = state["step"], state["ready"]
-        self._spent, self._controller.weights = state["spent"], tuple(state["weights"])
+        self._meter.spent, self._controller.weights = state["spent"], tuple(state["weights"])
         self._clocks.restore(state["clocks"])
         self._anatomy.load(state["anatomy"])
         with torch.no_grad():
@@ -390,7 +374,7 @@ class StructuredSparsification:
                 gate.logits.copy_(logits)
         self._generator.set_state(state["generator"])
         self._clocks.show(self.epoch)
-        self._step_macs = self._macs_now()
+        self._meter.look()
 
     def _plant(self, optimizer: Optimizer) -> bool:
         """Cuts the model down to the seed and sets the logits by the optimizer's rate."""
@@ -462,9 +446,6 @@ class StructuredSparsification:
         return starting_logits(
             group, self._controller.weights, self.settings.growth_time * self.total_steps
         )
-
-    def _macs_now(self) -> float:
-        return self._macs.at(self._anatomy.widths, self._anatomy.blocks.tolist())
 
     def _undecided(self) -> float:
         if self.frozen:
