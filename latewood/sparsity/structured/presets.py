@@ -78,12 +78,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
         # An early freeze leaves the weights most of the schedule at their final widths.
         growth_time=0.05,
         freeze=0.15,
-        # Chosen on digits with seeds and splits that no published figure uses. After so few epochs
-        # logits tell channels apart no better than chance, and leave layers too narrow.
+        # Chosen on digits with seeds and splits that no published figure uses (docs/structured.md):
+        # so early the weights tell more than the logits, if there is something to choose from.
         ranking="norms",
-        floor=0.5,
-        # What is there to choose from decides more than the epochs that it costs.
         overshoot=4.0,
+        # Against the rare run that leaves a layer too narrow.
+        floor=0.5,
         capped=True,
         logit_decay=0.0,
         # Learning rates are tuned to the scale of a model's own initial values; torch's are smaller
