@@ -38,7 +38,7 @@ def branch(
         Folder of the branches; branches/step-AT in the run's folder if not given, with
         -perturbed-LENGTH behind it where they are.
     """
-    from latewood.training.branching import branch_run
+    from latewood.training.connectivity.branching import branch_run
     from latewood.training.run_folder import RunFolder
     from latewood.training.tables import print_table
 
@@ -98,8 +98,8 @@ def connect(
     endings = {".csv": csv, ".json": json, ".parquet": parquet}
     require_endings(endings)
 
-    from latewood.training.connecting import connect_files
-    from latewood.training.connection_page import write_connection_page
+    from latewood.training.connectivity.connecting import connect_files
+    from latewood.training.connectivity.page import write_connection_page
     from latewood.training.recipe import load_recipe
     from latewood.training.tables import print_table, write_table
 

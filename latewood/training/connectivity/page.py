@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latewood.training.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
+from latewood.training.connectivity.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
 from latewood.training.report import Figure, Group, Section
 from latewood.training.report.report import write_page
 from latewood.training.report.result import Result, Tile

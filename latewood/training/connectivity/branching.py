@@ -15,7 +15,7 @@ from latewood.errors import RequestError, WorkError, invalid
 from latewood.spectra import perturb_, snapshot_path, snapshot_paths
 from latewood.training import checkpoints
 from latewood.training.checkpoints import Checkpoint
-from latewood.training.connecting import model_session
+from latewood.training.connectivity.connecting import model_session
 from latewood.training.evaluation import recalibrate
 from latewood.training.loop import RunResult, train
 from latewood.training.processes import launched_processes

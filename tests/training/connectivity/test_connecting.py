@@ -14,7 +14,7 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import barrier, interpolate, truncate_
 from latewood.training import checkpoints, train
-from latewood.training.connecting import connect_files, model_session
+from latewood.training.connectivity.connecting import connect_files, model_session
 from latewood.training.data import TensorDataset
 from latewood.training.evaluation import Recalibration, evaluate, recalibrate
 from latewood.training.recipe import load_recipe
@@ -256,7 +256,7 @@ def test_the_branch_command_trains_what_is_missing(home, call):
 
 def test_the_documented_protocol_runs_in_small(home, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "connectivity.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "connectivity.md").read_text(encoding="utf-8")
     blocks = page.partition("## The paper's protocol")[2].split("```sh\n")[1:]
     lines = [line for block in blocks for line in block.partition("```")[0].splitlines()]
     first, *rest = [shlex.split(line)[1:] for line in lines]

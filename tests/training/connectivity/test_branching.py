@@ -8,7 +8,7 @@ import torch
 
 from latewood.errors import RequestError, WorkError
 from latewood.training import checkpoints, loop, observers
-from latewood.training.branching import branch_run
+from latewood.training.connectivity.branching import branch_run
 from latewood.training.recipe import load_recipe, parse_recipe
 from latewood.training.run_folder import RunFolder
 
