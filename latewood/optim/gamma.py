@@ -52,7 +52,8 @@ def normaliser(
         rates = torch.where(moving, some[0], every[0])
         return (torch.where(moving, some[1], every[1]) / rates).sqrt()
     total, size = some if some[1] > 0 else every
-    if total == 0.0:
+    # A compiled graph does not know the number yet, and would end here.
+    if not torch.compiler.is_compiling() and total == 0.0:
         raise WorkError(
             "AvaGrad: every squared rate is 0 in this precision; eps or the gradients are too large"
         )
