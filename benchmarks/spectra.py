@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ STORED = "torch.linalg.svdvals, weights as stored"
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the tables of one snapshot, its accuracy and size, and of tracking at "auto".
+    """Prints the tables of one snapshot, its accuracy and size, and of tracking.
 
     Args:
         arguments: the number of rounds each snapshot is timed, 3 if left out; then the seconds each
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
         _print_accuracy()
         _print_size(models["VGG-16"], Path(folder))
         _print_parts(models["VGG-16"], rounds)
+        _print_epochs(Path(folder))
         _print_tracking(Path(folder), seconds)
     torch.set_num_threads(before)
 
@@ -178,31 +180,87 @@ def _print_parts(model: nn.Module, rounds: int) -> None:
     print_table("The dearest look at VGG-16, in the loop", ["parts", "CPU milliseconds"], rows)
 
 
-def _print_tracking(folder: Path, seconds: float) -> None:
-    """The share of the wall-clock time that a probe at "auto" takes in three trainings."""
+@dataclass(frozen=True)
+class _Training:
+    """What is tracked.
+
+    Args:
+        model: trained by plain SGD.
+        loss: of one batch.
+        steps: an epoch has, on the data that the model is for.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+    steps: int
+
+
+def _trainings() -> dict[str, _Training]:
     images = partial(torch.randn, 128, 3, 32, 32)
     tokens = torch.randint(65, (16, 64))
     digits, answers = torch.randn(32, 64), torch.randint(10, (32,))
-    cases: dict[str, tuple[nn.Module, Callable[[nn.Module], Tensor]]] = {
-        "MLP 64-32-10, batch 32": (
-            mlp(in_features=64, hidden=(32,)),
-            lambda model: F.cross_entropy(model(digits), answers),
-        ),
-        "MLP 3072-256-256-256-10, batch 128": (
-            mlp(in_features=3072, hidden=(256, 256, 256)),
-            lambda model: F.cross_entropy(model(images()), torch.randint(10, (128,))),
-        ),
-        "ResNet-20, batch 128": (
-            resnet20(),
-            lambda model: F.cross_entropy(model(images()), torch.randint(10, (128,))),
-        ),
-        "character Transformer, 16 x 64": (
-            transformer(vocabulary=65, context=64),
-            lambda model: F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()),
-        ),
+
+    def digits_loss(model: nn.Module) -> Tensor:
+        return F.cross_entropy(model(digits), answers)
+
+    def images_loss(model: nn.Module) -> Tensor:
+        return F.cross_entropy(model(images()), torch.randint(10, (128,)))
+
+    def tokens_loss(model: nn.Module) -> Tensor:
+        return F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+
+    wide = mlp(in_features=3072, hidden=(256, 256, 256))
+    characters = transformer(vocabulary=65, context=64)
+    return {
+        "MLP 64-32-10, batch 32": _Training(mlp(in_features=64, hidden=(32,)), digits_loss, 44),
+        "MLP 3072-256-256-256-10, batch 128": _Training(wide, images_loss, 390),
+        "ResNet-20, batch 128": _Training(resnet20(), images_loss, 390),
+        "character Transformer, 16 x 64": _Training(characters, tokens_loss, 980),
     }
+
+
+def _print_epochs(folder: Path) -> None:
+    """The share of an epoch that one look at its end takes, by the least times of both."""
     rows = []
-    for name, (model, loss) in cases.items():
+    for name, training in _trainings().items():
+        model, optimizer = training.model, torch.optim.SGD(training.model.parameters(), lr=0.01)
+        probes = [
+            SpectralProbe(model, every=1, folder=folder / f"epochs {name} {worker}", worker=worker)
+            for worker in (False, True)
+        ]
+        step, looks = float("inf"), [float("inf")] * len(probes)
+        for turn in range(6):
+            for _ in range(4):
+                start = time.perf_counter()
+                _take_step(training, optimizer)
+                step = min(step, time.perf_counter() - start)
+            for place, probe in enumerate(probes):
+                start = time.perf_counter()
+                probe.observe(turn)
+                looks[place] = min(looks[place], time.perf_counter() - start)
+                probe.finish()
+        epoch = training.steps * step
+        shares = [f"{100 * look / epoch:.3f} %" for look in looks]
+        rows.append([name, str(training.steps), f"{epoch:.2f}", f"{1e3 * looks[0]:.1f}", *shares])
+    print_table(
+        "A look at the end of every epoch: the share of its time that training waits",
+        ["training", "steps an epoch", "seconds", "look, ms", "in the loop", "in a worker"],
+        rows,
+    )
+
+
+def _take_step(training: _Training, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    training.loss(training.model).backward()
+    optimizer.step()
+
+
+def _print_tracking(folder: Path, seconds: float) -> None:
+    """The share of the wall-clock time that a probe at "auto" takes in four trainings."""
+    trainings = _trainings()
+    rows = []
+    for name, training in trainings.items():
+        model = training.model
         for worker in (False, True):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
             place = folder / f"{name.split(',')[0]} {worker}"
@@ -213,9 +271,7 @@ def _print_tracking(folder: Path, seconds: float) -> None:
                 before = time.perf_counter()
                 probe.observe(step)
                 spent += time.perf_counter() - before
-                optimizer.zero_grad()
-                loss(model).backward()
-                optimizer.step()
+                _take_step(training, optimizer)
                 step += 1
                 if not second and (now := time.perf_counter() - start) >= 1:
                     second = f"{100 * spent / now:.2f} %"
@@ -233,36 +289,3 @@ def _print_tracking(folder: Path, seconds: float) -> None:
         ],
         rows,
     )
-    print_table(
-        "What a look adds to the wall-clock time of the steps around it, milliseconds",
-        ["training", "in the loop", "in a worker"],
-        [[name, *_seconds_per_look(*case, folder)] for name, case in cases.items()],
-    )
-
-
-def _seconds_per_look(
-    model: nn.Module, loss: Callable[[nn.Module], Tensor], folder: Path, rounds: int = 5
-) -> list[str]:
-    """Blocks of steps with a look before them, against the same without, in turns."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    probes = {
-        worker: SpectralProbe(model, every=1, folder=folder / f"look {worker}", worker=worker)
-        for worker in (False, True)
-    }
-    cases: list[SpectralProbe | None] = [None, *probes.values()]
-    best = dict.fromkeys((None, *probes), float("inf"))
-    for turn in range(rounds + 1):
-        for worker, probe in zip(best, cases, strict=True):
-            start = time.perf_counter()
-            if probe is not None:
-                probe.observe(turn)
-            for _ in range(4):
-                optimizer.zero_grad()
-                loss(model).backward()
-                optimizer.step()
-            elapsed = time.perf_counter() - start
-            if probe is not None:
-                probe.finish()
-            if turn:
-                best[worker] = min(best[worker], elapsed)
-    return [f"{1e3 * (best[worker] - best[None]):.1f}" for worker in probes]
