@@ -12,14 +12,19 @@ import torch
 
 from benchmarks._timing import print_table
 from latewood.errors import WorkError
-from latewood.experiments.sparsity.counted import Course, build, dense_training_macs, fit
-from latewood.experiments.sparsity.courses import images
+from latewood.experiments.sparsity.flop_counted_training import (
+    Course,
+    build,
+    dense_training_macs,
+    fit,
+)
 from latewood.experiments.sparsity.grow_and_prune_costs import (
     GROWN_EPOCHS,
     KEPT,
     NARROW_EPOCHS,
 )
-from latewood.experiments.sparsity.grown import grow
+from latewood.experiments.sparsity.growth_runs import grow
+from latewood.experiments.sparsity.growth_tasks import images
 from latewood.experiments.sparsity.train_prune_finetune import (
     Outcome,
     narrow_from_scratch,

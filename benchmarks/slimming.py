@@ -16,9 +16,9 @@ from benchmarks._timing import interleaved_minima, print_table
 from latewood.core import trace_channels
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import select_parameters
-from latewood.sparsity import CsrLinear, FixedMasks, export
-from latewood.sparsity.slimming import Mode
-from latewood.training.models import resnet20
+from latewood.models import resnet20
+from latewood.slim import CsrLinear, Mode, export
+from latewood.sparsity import FixedMasks
 
 SIZE: Final = 1024
 TURN_SECONDS: Final = 0.01

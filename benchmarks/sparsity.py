@@ -14,8 +14,8 @@ from benchmarks._timing import interleaved_minima, print_table
 from latewood.core import parameter_groups
 from latewood.kernels.dispatch import native
 from latewood.kernels.masked_weight import mask_sum, masked_weight
+from latewood.models import resnet20
 from latewood.sparsity import ContinuousSparsification
-from latewood.training.models import resnet20
 
 BATCH = 128
 FORMS = ("native", "reference")

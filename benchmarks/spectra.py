@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks._timing import print_table
+from latewood.models import mlp, resnet20, transformer, vgg16
 from latewood.spectra import (
     SpectralProbe,
     effective_rank,
@@ -25,7 +26,6 @@ from latewood.spectra import (
     snapshot_paths,
     weight_matrices,
 )
-from latewood.training.models import mlp, resnet20, transformer, vgg16
 
 PEER = "WeightWatcher 0.7.7 analyze()"
 STORED = "torch.linalg.svdvals, weights as stored"

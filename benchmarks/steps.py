@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._timing import interleaved_minima, print_table
-from latewood.training.data import Batch, Normalise, TensorDataset, batches
-from latewood.training.data.augmentation import CropAndFlip
-from latewood.training.models import convnet, resnet20
+from latewood.models import convnet, resnet20
+from latewood.tasks.data import Batch, Normalise, TensorDataset, batches
+from latewood.tasks.data.augmentation import CropAndFlip
 
 BATCH = 128
 

@@ -13,10 +13,15 @@ __all__ = [
     "core",
     "experiments",
     "kernels",
+    "models",
     "optim",
+    "report",
     "segmentation",
+    "slim",
     "sparsity",
     "spectra",
+    "studies",
+    "tasks",
     "training",
 ]
 

@@ -14,7 +14,13 @@ from io import TextIOWrapper
 from cyclopts import CycloptsError
 
 # Importing a module of commands registers them with the application.
-from latewood.cli import claims, connectivity, runs, slimming, views  # noqa: F401
+from latewood.cli import (  # noqa: F401
+    connect_commands,
+    inspect_commands,
+    reproduce_command,
+    slim_command,
+    train_commands,
+)
 from latewood.cli.app import app
 from latewood.errors import LatewoodError, RequestError
 

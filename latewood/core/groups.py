@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 from torch.nn.utils import parametrize
 
-from latewood.core.method import Method
+from latewood.core.protocols import Method
 from latewood.errors import RequestError
 
 __all__ = ["parameter_groups"]

@@ -17,7 +17,7 @@ import torch
 import latewood
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid
 from latewood.experiments.registry import SCALES, Bench, Experiment, Results, Scale, experiments
-from latewood.training.progress import Track
+from latewood.terminal.progress import Track
 
 __all__ = ["Record", "environment", "load_records", "run_experiment", "select", "verdicts"]
 

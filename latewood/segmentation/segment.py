@@ -12,9 +12,9 @@ from torch import Tensor
 from latewood.errors import invalid
 from latewood.kernels.inpainting import Inpainting, ascend
 from latewood.segmentation.features import lab_features, rgb_features
-from latewood.segmentation.pictures import pictures
+from latewood.segmentation.image_tensors import pictures
+from latewood.segmentation.initial_masks import centred_rectangle, outline_contrast
 from latewood.segmentation.settings import Settings, settings_of
-from latewood.segmentation.starts import centred_rectangle, outline_contrast
 from latewood.segmentation.upsampling import downsample, guided_upsample
 
 __all__ = ["Segmentation", "segment"]

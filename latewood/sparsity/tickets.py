@@ -15,8 +15,8 @@ from latewood.core import MASK
 from latewood.core.masks import Masks, require_masks
 from latewood.core.state import load_state, save_state
 from latewood.errors import WorkError, invalid
-from latewood.sparsity.continuous import ContinuousSparsification
-from latewood.sparsity.fixed import FixedMasks
+from latewood.sparsity.continuous_sparsification import ContinuousSparsification
+from latewood.sparsity.fixed_masks import FixedMasks
 
 __all__ = ["Snapshot", "Ticket", "restore", "snapshot"]
 

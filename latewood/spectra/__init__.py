@@ -14,8 +14,9 @@ from latewood.spectra.alignment import (
 )
 from latewood.spectra.analyze import analyze
 from latewood.spectra.baselines import random_agreement, random_cosine, random_effective_rank
-from latewood.spectra.connectivity.branches import branch
-from latewood.spectra.connectivity.line import (
+from latewood.spectra.connectivity.branched_states import branch
+from latewood.spectra.connectivity.channel_matching import Matching, match_channels, matched
+from latewood.spectra.connectivity.linear_path import (
     Connection,
     barrier,
     barrier_interior,
@@ -24,7 +25,6 @@ from latewood.spectra.connectivity.line import (
     endpoint_factors,
     interpolate,
 )
-from latewood.spectra.connectivity.matching import Matching, match_channels, matched
 from latewood.spectra.connectivity.symmetries import ChannelSymmetries
 from latewood.spectra.interventions import (
     perturb_,
@@ -34,21 +34,16 @@ from latewood.spectra.interventions import (
     truncation_scores,
     weight_matrices,
 )
-from latewood.spectra.masking import (
-    apply_masks_,
-    magnitude_masks,
-    random_masks,
-    reinitialize_,
-)
-from latewood.spectra.matrices.operator import convolution_values
-from latewood.spectra.matrices.resolve import MatrixView, Views
-from latewood.spectra.matrices.views import (
+from latewood.spectra.layer_pairs import Pair, infer_pairs, model_alignment
+from latewood.spectra.matrices.convolution_operator import convolution_values
+from latewood.spectra.matrices.matrix_views import (
     as_matrix,
     conv_matrix,
     conv_transpose_matrix,
     matrix_parameter,
     parameter_matrix,
 )
+from latewood.spectra.matrices.named_matrices import MatrixView, Views
 from latewood.spectra.measures import (
     RankKind,
     count90,
@@ -57,9 +52,8 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
-from latewood.spectra.pairs import Pair, infer_pairs, model_alignment
-from latewood.spectra.solvers.factors import Factors, factors
-from latewood.spectra.tracking.over_time import AgreementOverTime, agreement_over_time
+from latewood.spectra.solvers.leading_vectors import Factors, factors
+from latewood.spectra.tracking.agreement_over_time import AgreementOverTime, agreement_over_time
 from latewood.spectra.tracking.probe import SpectralProbe
 from latewood.spectra.tracking.snapshots import (
     PairAlignment,
@@ -69,6 +63,12 @@ from latewood.spectra.tracking.snapshots import (
     snapshot_path,
     snapshot_paths,
     write_snapshot,
+)
+from latewood.spectra.weight_masking import (
+    apply_masks_,
+    magnitude_masks,
+    random_masks,
+    reinitialize_,
 )
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latewood.errors import RequestError, invalid
 from latewood.spectra.baselines import random_agreement
-from latewood.spectra.solvers.factors import Factors
+from latewood.spectra.solvers.leading_vectors import Factors
 
 __all__ = ["Agreement", "agreement", "subspace_agreement"]
 

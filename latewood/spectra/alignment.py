@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latewood.errors import RequestError, invalid
 from latewood.spectra.baselines import random_cosine
-from latewood.spectra.solvers.factors import factors
+from latewood.spectra.solvers.leading_vectors import factors
 
 __all__ = [
     "Alignment",

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from latewood.spectra.baselines import random_effective_rank
 from latewood.spectra.matrices.lora import low_rank_product
-from latewood.spectra.matrices.resolve import Conv, Lora, MatrixView, Split, Views
-from latewood.spectra.matrices.views import as_matrix, expert_matrices
+from latewood.spectra.matrices.matrix_views import as_matrix, expert_matrices
+from latewood.spectra.matrices.named_matrices import Conv, Lora, MatrixView, Split, Views
 from latewood.spectra.measures import effective_rank, stable_rank
-from latewood.spectra.solvers.errors import rank_error
-from latewood.spectra.solvers.factors import factors
+from latewood.spectra.solvers.error_bounds import rank_error
+from latewood.spectra.solvers.leading_vectors import factors
 
 __all__ = ["COLUMNS", "analyze", "matrix_row", "state_views"]
 

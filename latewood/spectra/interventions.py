@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize
 from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
-from latewood.spectra.matrices.views import matrix_parameter, parameter_matrix
+from latewood.spectra.matrices.matrix_views import matrix_parameter, parameter_matrix
 from latewood.spectra.matrices.weights import spectral_parameters
-from latewood.spectra.solvers.factors import factors
+from latewood.spectra.solvers.leading_vectors import factors
 
 __all__ = [
     "Batches",

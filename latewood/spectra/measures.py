@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.spectra.solvers.factors import factors
+from latewood.spectra.solvers.leading_vectors import factors
 
 __all__ = ["RankKind", "count90", "effective_rank", "gini", "singular_values", "stable_rank"]
 

@@ -1,4 +1,4 @@
-"""Tasks, models, one loop, run folders and reports.
+"""One run: its recipe, the loop, checkpoints, the run folder, processes.
 
 Names load on first use, so that a recipe is checked, and refused, before torch is imported.
 """
@@ -9,32 +9,22 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Batch": "data",
-    "Dataset": "data",
     "Processes": "processes",
     "Recipe": "recipe",
     "RunFolder": "run_folder",
     "RunResult": "loop",
-    "Task": "task",
-    "TensorDataset": "data",
     "load_recipe": "recipe",
     "parse_recipe": "recipe",
-    "search_tickets": "tickets",
     "train": "loop",
 }
 
 __all__ = [
-    "Batch",
-    "Dataset",
     "Processes",
     "Recipe",
     "RunFolder",
     "RunResult",
-    "Task",
-    "TensorDataset",
     "load_recipe",
     "parse_recipe",
-    "search_tickets",
     "train",
 ]
 

@@ -41,7 +41,7 @@ __all__ = [
 Kind = Literal["task", "model", "optimizer", "schedule", "method", "probe"]
 
 TASKS: dict[str, str] = {
-    name: f"latewood.training.tasks.{name}:{name}"
+    name: f"latewood.tasks.{name}:{name}"
     for name in (
         "digits",
         "cifar10",
@@ -55,7 +55,7 @@ TASKS: dict[str, str] = {
 }
 
 MODELS: dict[str, str] = {
-    name: f"latewood.training.models:{name}"
+    name: f"latewood.models:{name}"
     for name in (
         "mlp",
         "lenet",

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latewood.core.measure import measure
 from latewood.errors import Interrupted, RequestError, WorkError
-from latewood.sparsity.slimming.edits import has_recipe
-from latewood.sparsity.slimming.files import save_edits
+from latewood.slim.edits import has_recipe
+from latewood.slim.saved_files import save_edits
+from latewood.tasks.data import Batch, batches
+from latewood.tasks.task import Task
+from latewood.terminal.progress import progress
 from latewood.training import checkpoints, components
-from latewood.training.data import Batch, batches
 from latewood.training.evaluation import evaluate, recalibrate
 from latewood.training.guards import first_break
 from latewood.training.interrupts import interrupts
-from latewood.training.measure import measure
 from latewood.training.observers import Observer, begin, observers, save_checkpoint
 from latewood.training.processes import Processes, processes
-from latewood.training.progress import progress
 from latewood.training.randomness import caller_unchanged, derive, seed_everything, seed_torch
 from latewood.training.recipe import Recipe, environment, load_recipe
 from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session, open_session
-from latewood.training.task import Task
 
 __all__ = ["RunResult", "train", "train_steps"]
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from latewood.terminal.progress import Advance
 from latewood.training import checkpoints
 from latewood.training.evaluation import evaluate
-from latewood.training.progress import Advance
 from latewood.training.session import Meter, Session
 
 __all__ = ["Observer", "begin", "observers", "save_checkpoint"]

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.groups import parameter_groups
-from latewood.core.method import Method, Probe, Restructuring
+from latewood.core.protocols import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
+from latewood.tasks.data import Batch, batch_count
+from latewood.tasks.task import Task
 from latewood.training import components
 from latewood.training.checkpoints import Checkpoint, load_into, split_points
-from latewood.training.data import Batch, batch_count
 from latewood.training.processes import Processes
 from latewood.training.randomness import (
     derive,
@@ -29,7 +30,6 @@ from latewood.training.randomness import (
 )
 from latewood.training.recipe import Recipe, split_schedule
 from latewood.training.run_folder import RunFolder
-from latewood.training.task import Task
 
 __all__ = ["Meter", "Session", "open_session"]
 

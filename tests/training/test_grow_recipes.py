@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from latewood.core.measure import parameter_count
 from latewood.core.schedules import step_decay
 from latewood.training import components
-from latewood.training.measure import parameter_count
 from latewood.training.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"

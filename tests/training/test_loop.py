@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latewood.errors import Interrupted, RequestError, WorkError
+from latewood.tasks.data import TensorDataset, batches
+from latewood.tasks.objectives import Classification
+from latewood.tasks.task import Task
 from latewood.training import checkpoints, observers
-from latewood.training.data import TensorDataset, batches
 from latewood.training.loop import train
-from latewood.training.objectives import Classification
 from latewood.training.recipe import parse_recipe
 from latewood.training.run_folder import RunFolder
-from latewood.training.task import Task
 
 
 def blobs(*, samples: int = 70, noise: bool = False):

@@ -8,8 +8,8 @@ import torch
 
 from latewood.core.groups import parameter_groups
 from latewood.core.schedules import step_decay
+from latewood.tasks.data import batches
 from latewood.training import components
-from latewood.training.data import batches
 from latewood.training.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from latewood.core.coupling.calls import Call, Rule, tensors_in
-from latewood.core.coupling.gathering import gather_plan
+from latewood.core.coupling.data_movement_rules import MOVE_RULES
+from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
-from latewood.core.coupling.layers import LAYER_RULES
-from latewood.core.coupling.moves import MOVE_RULES
+from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
-from latewood.core.coupling.sequences import SEQUENCE_RULES
+from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
+from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import evaluated, unfused
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid

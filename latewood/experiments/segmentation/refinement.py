@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
-from latewood.experiments.segmentation.composites import composites
+from latewood.experiments.segmentation.composite_images import composites
+from latewood.models import segmentation_unet
 from latewood.segmentation import evaluate_masks, rgb_features, segment
-from latewood.training.foreground import Dihedral, Foreground, inpainting_error
-from latewood.training.models import segmentation_unet
+from latewood.tasks.foreground_objective import Dihedral, Foreground, inpainting_error
 
 __all__ = ["EXPERIMENT"]
 

@@ -17,9 +17,14 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.counted import Course, build, dense_training_macs, fit
-from latewood.experiments.sparsity.courses import characters, foregrounds, images
-from latewood.experiments.sparsity.grown import grow
+from latewood.experiments.sparsity.flop_counted_training import (
+    Course,
+    build,
+    dense_training_macs,
+    fit,
+)
+from latewood.experiments.sparsity.growth_runs import grow
+from latewood.experiments.sparsity.growth_tasks import characters, foregrounds, images
 from latewood.experiments.sparsity.train_prune_finetune import (
     narrow_from_scratch,
     outcome,

@@ -20,15 +20,15 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.counted import (
+from latewood.experiments.sparsity.flop_counted_training import (
     Course,
     build,
     dense_training_macs,
     fit,
     score,
 )
-from latewood.experiments.sparsity.courses import images
 from latewood.experiments.sparsity.grow_and_prune import PAPER
+from latewood.experiments.sparsity.growth_tasks import images
 from latewood.sparsity.structured import StructuredSparsification
 from latewood.training.randomness import derive
 

@@ -18,10 +18,10 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.counted import build, dense_training_macs, fit
-from latewood.experiments.sparsity.courses import images
+from latewood.experiments.sparsity.flop_counted_training import build, dense_training_macs, fit
 from latewood.experiments.sparsity.grow_and_prune import PAPER
-from latewood.experiments.sparsity.grown import grow
+from latewood.experiments.sparsity.growth_runs import grow
+from latewood.experiments.sparsity.growth_tasks import images
 from latewood.experiments.sparsity.train_prune_finetune import (
     Size,
     narrow_from_scratch,

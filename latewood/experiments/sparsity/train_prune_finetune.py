@@ -11,9 +11,9 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from latewood.core.measure import macs, parameter_count
 from latewood.errors import WorkError
-from latewood.experiments.sparsity.counted import Course, build, fit, score
-from latewood.training.measure import macs, parameter_count
+from latewood.experiments.sparsity.flop_counted_training import Course, build, fit, score
 from latewood.training.randomness import derive, seed_torch
 
 __all__ = [

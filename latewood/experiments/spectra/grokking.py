@@ -20,7 +20,7 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.spectra.addition import addition, landmarks, run_addition
+from latewood.experiments.spectra.modular_addition_runs import addition, landmarks, run_addition
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["PAPER", "SMALL", "run_paper", "run_small"]

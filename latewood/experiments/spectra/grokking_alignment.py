@@ -24,7 +24,7 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.spectra.addition import (
+from latewood.experiments.spectra.modular_addition_runs import (
     EMBEDDING,
     IN_PROJ,
     addition,

@@ -20,8 +20,8 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.spectra.digits import load, network
-from latewood.experiments.spectra.watched import HIDDEN, MIDDLE, mean_of_diagonals, watch
+from latewood.experiments.spectra.digits_setting import load, network
+from latewood.experiments.spectra.probed_training import HIDDEN, MIDDLE, mean_of_diagonals, watch
 from latewood.spectra import random_cosine
 
 __all__ = ["EXPERIMENT", "FAR_OVER_CAPACITY", "run", "run_far"]

@@ -20,8 +20,14 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.spectra.digits import load, network
-from latewood.experiments.spectra.watched import HIDDEN, MIDDLE, Watched, mean_of_diagonals, watch
+from latewood.experiments.spectra.digits_setting import load, network
+from latewood.experiments.spectra.probed_training import (
+    HIDDEN,
+    MIDDLE,
+    Watched,
+    mean_of_diagonals,
+    watch,
+)
 from latewood.spectra import random_cosine, random_effective_rank
 
 __all__ = ["EXPERIMENT"]

@@ -23,11 +23,11 @@ from latewood.spectra import (
     snapshot_paths,
     truncation_scores,
 )
+from latewood.tasks.shakespeare import shakespeare
+from latewood.tasks.spoken_digits import spoken_digits
+from latewood.tasks.task import Task
 from latewood.training.loop import RunResult, train
 from latewood.training.recipe import parse_recipe
-from latewood.training.task import Task
-from latewood.training.tasks.shakespeare import shakespeare
-from latewood.training.tasks.spoken_digits import spoken_digits
 
 __all__ = ["KINDS", "MIDDLE", "Followed", "Setting", "follow", "kind_of", "setting"]
 

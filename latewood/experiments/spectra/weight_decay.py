@@ -25,7 +25,7 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.spectra.digits import Digits, fit, load, network, scores
+from latewood.experiments.spectra.digits_setting import Digits, fit, load, network, scores
 from latewood.spectra import (
     effective_rank,
     model_alignment,

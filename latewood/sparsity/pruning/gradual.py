@@ -11,8 +11,8 @@ from torch import nn
 from latewood.core import cubic
 from latewood.core.masks import keep_largest
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.fixed import FixedMasks
-from latewood.sparsity.places import maskable
+from latewood.sparsity.fixed_masks import FixedMasks
+from latewood.sparsity.maskable_weights import maskable
 
 __all__ = ["GradualMagnitudePruning"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.structured.costs import Cost, parameters
-from latewood.sparsity.structured.latency import MeasuredLatency, measured_latency
-from latewood.sparsity.structured.skeleton import Skeleton
+from latewood.sparsity.structured.latency_table import MeasuredLatency, measured_latency
+from latewood.sparsity.structured.structure_spec import Skeleton
 
 __all__ = ["Budget"]
 

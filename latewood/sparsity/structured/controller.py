@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from latewood.sparsity.structured.anatomy import Anatomy
 from latewood.sparsity.structured.budget import Budget
-from latewood.sparsity.structured.growth import penalty_weight
+from latewood.sparsity.structured.live_structure import Anatomy
+from latewood.sparsity.structured.logit_dynamics import penalty_weight
 
 __all__ = ["Controller"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latewood.core import macs, slice_channels
 from latewood.core.modes import evaluated
-from latewood.sparsity.structured.skeleton import Skeleton
+from latewood.sparsity.structured.structure_spec import Skeleton
 
 __all__ = ["Cost", "SumOverTensors", "multiply_accumulates", "parameters"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from latewood.errors import invalid
-from latewood.sparsity.course import require_count
-from latewood.sparsity.structured.birth import Birth
+from latewood.sparsity.structured.new_weight_init import Birth
+from latewood.sparsity.temperature_schedule import require_count
 
 __all__ = ["PRESETS", "Preset", "Ranking", "checked", "preset_having"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.sparsity.structured.gates import Gate
-from latewood.sparsity.structured.skeleton import Axis, Skeleton
+from latewood.sparsity.structured.structure_spec import Axis, Skeleton
 
 __all__ = ["saliencies"]
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from latewood.core.modes import evaluated
 from latewood.core.selection import Selected, select_parameters
-from latewood.spectra.matrices.views import parameter_matrix
+from latewood.spectra.matrices.matrix_views import parameter_matrix
 
 __all__ = [
     "current_matrix",

@@ -13,18 +13,22 @@ import torch
 from torch import nn
 
 from latewood.errors import invalid
-from latewood.spectra.matrices.resolve import Conv, Lora, MatrixView, Split, Views
+from latewood.spectra.layer_pairs import Pair
+from latewood.spectra.matrices.named_matrices import Conv, Lora, MatrixView, Split, Views
 from latewood.spectra.matrices.weights import unwrapped
 from latewood.spectra.measures import RankKind, effective_rank
-from latewood.spectra.pairs import Pair
-from latewood.spectra.sides import Side, sides_alignment
-from latewood.spectra.solvers.lapack import blas_threads
-from latewood.spectra.tracking.background import Background, Policy
-from latewood.spectra.tracking.cadence import Cadence, Every
-from latewood.spectra.tracking.copying import copied
-from latewood.spectra.tracking.look import Found, Measurer, Taken, rehearse_measuring
-from latewood.spectra.tracking.resolved import Resolved
+from latewood.spectra.pair_operands import Side, sides_alignment
+from latewood.spectra.solvers.symmetric_eigen import blas_threads
+from latewood.spectra.tracking.matrix_copies import copied
+from latewood.spectra.tracking.observation_schedule import Cadence, Every
+from latewood.spectra.tracking.resolved_matrices import Resolved
 from latewood.spectra.tracking.shards import Shards
+from latewood.spectra.tracking.snapshot_measurement import (
+    Found,
+    Measurer,
+    Taken,
+    rehearse_measuring,
+)
 from latewood.spectra.tracking.snapshots import (
     PairAlignment,
     Spectrum,
@@ -32,6 +36,7 @@ from latewood.spectra.tracking.snapshots import (
     snapshot_path,
     write_snapshot,
 )
+from latewood.spectra.tracking.worker import Background, Policy
 
 __all__ = ["SpectralProbe"]
 

@@ -5,8 +5,8 @@ import torch
 import torch_pruning
 from torch import nn
 
+from latewood import models
 from latewood.core.coupling import slice_channels, trace_channels, verify_plan
-from latewood.training import models
 
 CASES = {
     "resnet20": lambda: (models.resnet20(width=0.5), (torch.randn(1, 3, 16, 16),)),

@@ -7,9 +7,9 @@ import torch
 
 from latewood.core import parameter_groups
 from latewood.experiments import Bench, Results
-from latewood.experiments.sparsity import courses
 from latewood.experiments.sparsity import grow_and_prune_ablations as experiment
-from latewood.experiments.sparsity.counted import build
+from latewood.experiments.sparsity import growth_tasks
+from latewood.experiments.sparsity.flop_counted_training import build
 
 EXPERIMENTS = (experiment.CLOCKS, experiment.REPAIRS)
 
@@ -24,7 +24,7 @@ def test_claims_of_the_quick_scale_hold(chosen, tmp_path, monkeypatch):
 
 
 def test_without_sampling_there_is_what_has_a_logit_above_zero():
-    course = courses.images(epochs=4)
+    course = growth_tasks.images(epochs=4)
     model = build(course, 0)
     method = experiment.Thresholded(
         model, course.task.example_inputs, budget={"parameters": 0.5}, preset="paper",

@@ -7,17 +7,17 @@ import sys
 import pytest
 import torch
 
+from latewood.core.measure import macs, parameter_count
 from latewood.errors import WorkError
-from latewood.experiments.sparsity import courses, train_prune_finetune
-from latewood.experiments.sparsity.counted import build, dense_training_macs, fit
-from latewood.training.measure import macs, parameter_count
+from latewood.experiments.sparsity import growth_tasks, train_prune_finetune
+from latewood.experiments.sparsity.flop_counted_training import build, dense_training_macs, fit
 
 FULL = 56_554
 
 
 @pytest.fixture(scope="module")
 def course():
-    return courses.images(epochs=2)
+    return growth_tasks.images(epochs=2)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.2, 0.1])

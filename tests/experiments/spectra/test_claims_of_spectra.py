@@ -71,7 +71,7 @@ def test_nothing_holds_where_all_quantities_are_alike(experiment: Experiment) ->
 
 
 def test_a_landmark_that_does_not_come_is_at_infinity() -> None:
-    from latewood.experiments.spectra.addition import IN_PROJ, Curves, landmarks
+    from latewood.experiments.spectra.modular_addition_runs import IN_PROJ, Curves, landmarks
 
     ranks = {IN_PROJ: {0: 0.9, 10: 0.8, 20: 0.7, 30: 0.5, 40: 0.3}}
     curves = Curves(

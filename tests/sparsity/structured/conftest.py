@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from latewood import models
 from latewood.core import parameter_groups
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
 from latewood.sparsity.structured import StructuredSparsification
-from latewood.training import models
 
 
 class Concatenating(nn.Module):

@@ -62,6 +62,6 @@ def check(found, expected):
 
 
 def test_the_weight_of_the_penalty_is_the_specs():
-    from latewood.sparsity.structured.growth import penalty_weight
+    from latewood.sparsity.structured.logit_dynamics import penalty_weight
 
     assert abs(penalty_weight(0.5, sparsity=0.8, wanted=0.5, normalised=False) + 0.15) < 1e-15

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from latewood.core import parameter_groups, recalibrate_batch_norm
+from latewood.models import convnet
 from latewood.optim import AdaBound, AvaGrad
 from latewood.sparsity import StructuredSparsification
 from latewood.spectra import SpectralProbe
-from latewood.training.models import convnet
 
 INPUTS = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(16) % 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latewood.core import macs
-from latewood.sparsity import load_slim, save_slim
+from latewood.slim import load_slim, save_slim
 
 
 def out(model, inputs):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from latewood.sparsity.structured.selection import floored
+from latewood.sparsity.structured.structure_selection import floored
 
 
 def tensors_of(run):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from latewood.core.method import Probe
+from latewood.core.protocols import Probe
 from latewood.errors import RequestError
 from latewood.spectra import (
     SpectralProbe,
@@ -136,7 +136,7 @@ def test_vectors_that_nobody_reads_are_not_made(net, tmp_path, monkeypatch):
 
     bare = SpectralProbe(net, every=1)
     kept = SpectralProbe(net, every=1, folder=tmp_path, vectors=3)
-    monkeypatch.setattr("latewood.spectra.tracking.look.factors", counted)
+    monkeypatch.setattr("latewood.spectra.tracking.snapshot_measurement.factors", counted)
     bare.observe(0)
     assert set(asked) == {0}
     asked.clear()

@@ -1,0 +1,217 @@
+"""Commands that look at what is on disk: inspect, spectra, segment and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from latewood.cli.app import Flag, app, require_endings
+from latewood.errors import RequestError, WorkError
+
+
+@app.command
+def inspect(
+    files: Annotated[Sequence[Path], Parameter(negative=())],
+    /,
+    *,
+    split: Literal["fused", "qkv"] = "fused",
+    conv: Literal["flatten", "taps"] = "flatten",
+    lora: Literal["factors", "product"] = "factors",
+    csv: Path | None = None,
+    json: Path | None = None,
+    parquet: Path | None = None,
+) -> None:
+    """Show the spectra of any checkpoint's weight matrices, without the code that made it.
+
+    Parameters
+    ----------
+    files
+        safetensors or torch files, run folders, or Hugging Face model folders.
+    split
+        Attention's fused projections as one matrix, or as queries, keys and values.
+    conv
+        Kernels as one matrix each, or as one matrix per tap.
+    lora
+        Low-rank adapters as their two factors, or as what they add to a weight, without its scale.
+    csv
+        Also write the table to this file.
+    json
+        Also write the table to this file.
+    parquet
+        Also write the table to this file.
+    """
+    endings = {".csv": csv, ".json": json, ".parquet": parquet}
+    require_endings(endings)
+
+    from latewood.studies.inspection import inspect_checkpoint
+    from latewood.terminal.progress import track
+    from latewood.terminal.tables import print_table, write_table
+
+    rows = []
+    for file in files:
+        found = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
+        print_table(found, title=str(file))
+        rows += [{"file": str(file), **row} for row in found]
+    for path in endings.values():
+        if path is not None:
+            print(f"table: {write_table(rows, path)}")
+
+
+@app.command
+def spectra(
+    run: Path,
+    /,
+    *,
+    reference: str = "final",
+    against: Path | None = None,
+    out: Path | None = None,
+    csv: Path | None = None,
+    json: Path | None = None,
+    parquet: Path | None = None,
+) -> None:
+    """Show when the singular vectors of a run's weights took their direction, and draw it.
+
+    Needs the snapshots of a probe named spectral, and no checkpoints.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    reference
+        What to compare with: final, initial, previous, a step, or (with --against) same.
+    against
+        Compare with the snapshots of this run instead.
+    out
+        The page; agreement.html in the run's folder if not given.
+    csv
+        Also write every single agreement to this file.
+    json
+        Also write every single agreement to this file.
+    parquet
+        Also write every single agreement to this file.
+    """
+    endings = {".csv": csv, ".json": json, ".parquet": parquet}
+    require_endings(endings)
+
+    from latewood.studies.agreement_page import (
+        agreement_rows,
+        run_agreement,
+        score_rows,
+        write_agreement_page,
+    )
+    from latewood.terminal.tables import print_table, write_table
+    from latewood.training.run_folder import RunFolder
+
+    folder, other = RunFolder(run), None if against is None else RunFolder(against)
+    found = run_agreement(folder, reference, against=other)
+    about = f"step {reference}" if reference.isdecimal() else f"the {reference} snapshot"
+    if other is not None:
+        about += f" of {other.name}"
+    print_table(score_rows(found), title=f"Agreement with {about}")
+    print(f"page: {write_agreement_page(folder, found, out or run / 'agreement.html', about)}")
+    for path in endings.values():
+        if path is not None:
+            print(f"table: {write_table(agreement_rows(found), path)}")
+
+
+@app.command
+def segment(
+    images: Annotated[Sequence[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Path = Path("segmented"),
+    overlay: Annotated[bool, Flag] = False,
+    evaluate: Path | None = None,
+    preset: Literal["paper", "robust", "fast"] = "robust",
+    size: int | None = None,
+    network: Path | None = None,
+) -> None:
+    """Split images into foreground and background, without labels or weights.
+
+    Writes a mask for every image, segmentation.json, and index.html to look at them all.
+
+    Parameters
+    ----------
+    images
+        Image files, or folders of them.
+    out
+        Folder of the results.
+    overlay
+        Also write each image with its background darkened and the outline drawn.
+    evaluate
+        A folder with true masks, called NAME.png or NAME_mask.png, to compare with.
+    preset
+        paper is the published algorithm; robust finds better masks; fast works at half the size.
+    size
+        Larger images are searched with this shorter side, in pixels, and their masks brought
+        back to full size along the edges; 128 if not given, 64 for fast.
+    network
+        Instead of searching, ask the network that a run on the task foreground has trained.
+    """
+    from functools import partial
+
+    from latewood.segmentation import PRESETS, segment
+    from latewood.segmentation.contact_sheet import write_sheet
+    from latewood.segmentation.segment_files import means, segment_files
+    from latewood.segmentation.settings import settings_of
+    from latewood.studies.trained_segmenter import trained_segmenter
+    from latewood.terminal.progress import track
+    from latewood.terminal.tables import print_table
+    from latewood.training.run_folder import RunFolder
+
+    settings = settings_of(preset, {"size": size or PRESETS[preset].size or 128})
+    search = partial(segment, preset=settings)
+    segmenter = search if network is None else trained_segmenter(RunFolder(network))
+    done = segment_files(images, out, segmenter, overlays=overlay, truth=evaluate, track=track)
+    scores = means(done)
+    if scores:
+        rows = [
+            {"measure": name, "better polarity": scores[name], "as it is": scores[f"{name}_fixed"]}
+            for name in ("accuracy", "iou", "miou", "dice")
+        ]
+        print_table([*rows, {"measure": "empty masks", "as it is": scores["empty"]}])
+    failed = [one for one in done if one.error]
+    print(f"masks: {len(done) - len(failed)} in {out}")
+    print(f"page: {write_sheet(done, out / 'index.html')}")
+    if failed:
+        # One line says it all; the page and segmentation.json hold the reasons of the rest.
+        shown = "; ".join(one.error for one in failed[:5])
+        more = f"; and {len(failed) - 5} more, see {out / 'index.html'}" if len(failed) > 5 else ""
+        raise WorkError(f"{len(failed)} of {len(done)} images failed: {shown}{more}")
+
+
+@app.command
+def report(
+    runs: Annotated[Sequence[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Path | None = None,
+) -> None:
+    """Write one self-contained HTML page about a run, comparing several, or about a ticket search.
+
+    Parameters
+    ----------
+    runs
+        Run folders, or the folder of one ticket search.
+    out
+        The page; report.html in the folder of the first run if not given.
+    """
+    from latewood.report import write_report
+    from latewood.studies.tickets import TicketTable, write_tickets_page
+    from latewood.training.run_folder import RunFolder
+
+    searches = [path for path in runs if TicketTable.is_in(path)]
+    if searches:
+        if len(runs) > 1:
+            raise RequestError(
+                f"RUNS: got '{searches[0]}', which holds a ticket search, among others; expected "
+                "it alone"
+            )
+        table = TicketTable.load(searches[0])
+        print(f"report: {write_tickets_page(table, out or searches[0] / 'report.html')}")
+        return
+    folders = [RunFolder(path) for path in runs]
+    print(f"report: {write_report(folders, out or folders[0].report_path)}")

@@ -1,0 +1,179 @@
+"""How channels pass through operations that have weights: contractions, norms, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from latewood.core.coupling.labels import NONE, narrowed
+from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
+
+__all__ = ["LAYER_RULES", "read", "write"]
+
+
+def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
+    """Couples labels along a last dimension with the axis of the weight that reads it.
+
+    Args:
+        call: the operation.
+        inputs: labels (..., size).
+        atoms: labels (size,) of the axis.
+    """
+    size = inputs.shape[-1]
+    inputs = narrowed(inputs)
+    inputs = inputs.expand(*inputs.shape[:-1], size)
+    call.labels.couple(inputs, atoms)
+    fixed = (inputs == NONE).reshape(-1, size).any(0)
+    call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
+    unnamed = (atoms == NONE).expand(inputs.shape)
+    call.labels.bar(inputs[unnamed], "unknown", f"{call.where} uses a weight computed on the way")
+
+
+def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
+    """Couples a bias or another vector with one entry a channel with labels (..., size)."""
+    if tensor is not None:
+        call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+
+
+def _linear(call: Call) -> Result:
+    inputs, weight, bias = call.arguments("input", "weight", "bias")
+    return _contract(call, inputs, weight, 1, bias)
+
+
+def _contract(
+    call: Call, inputs: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
+) -> Tensor:
+    labels = call.labels.of(inputs)
+    atoms_in = call.labels.axis(weight, axis_in, "consumer")
+    atoms_out = call.labels.axis(weight, 1 - axis_in, "producer")
+    write(call, bias, atoms_out)
+    across = any(call.labels.vary(labels, dim) for dim in range(labels.ndim - 1))
+    if across and not call.labels.vary(labels, -1):
+        # A product along positions, for each channel: the channels pass, the weight's axes stay.
+        reason = f"{call.where} sums over positions"
+        call.labels.bar(atoms_in, "fixed", reason)
+        call.labels.bar(atoms_out, "fixed", reason)
+        return labels[..., :1]
+    read(call, labels, atoms_in)
+    return atoms_out
+
+
+def _matmul(call: Call) -> Result:
+    left, right = call.positional[:2]
+    if call.name == "rmatmul":
+        left, right = right, left
+    names = call.labels.names
+    if id(right) in names and right.ndim == 2 and id(left) not in names:
+        return _contract(call, left, right, 0, None)
+    if left.ndim < 2 or right.ndim < 2 or id(left) in names or id(right) in names:
+        return call.unknown()
+    first, second = call.labels.of(left), call.labels.of(right).transpose(-1, -2)
+    for one, other in ((first, second), (second, first)):
+        if call.labels.vary(one, -1) and bool((other == NONE).any()):
+            call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
+        # What is summed over vanishes from the output, so it can only go as a whole.
+        call.labels.couple(one, one[..., :1])
+    first, second = first[..., :1], second[..., :1].transpose(-1, -2)
+    call.labels.couple(first, second)
+    return torch.where(first != NONE, first, second)
+
+
+def _convolution(call: Call) -> Result:
+    inputs, weight, bias = call.arguments("input", "weight", "bias")
+    transposed = "transpose" in call.name
+    groups = call.argument(6, "groups", 1)
+    spatial = weight.ndim - 2
+    labels = call.labels.of(inputs).movedim(-1 - spatial, -1)
+    if groups == 1:
+        atoms = call.labels.axis(weight, 1 if transposed else 0, "producer")
+        read(call, labels, call.labels.axis(weight, 0 if transposed else 1, "consumer"))
+    else:
+        atoms = _grouped(call, labels, weight, groups, transposed)
+    write(call, bias, atoms)
+    return atoms.view(-1, *[1] * spatial)
+
+
+def _grouped(call: Call, labels: Tensor, weight: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A grouped convolution can lose or gain whole groups: each is one channel."""
+    atoms = call.labels.axis(weight, 0, "per_channel").view(groups, -1)
+    call.labels.couple(atoms, atoms[:, :1])
+    read(call, labels, atoms[:, :1].expand(-1, labels.shape[-1] // groups).flatten())
+    return atoms[:, :1].expand(-1, weight.shape[1]).flatten() if transposed else atoms.flatten()
+
+
+def _given(call: Call) -> dict[str, Any]:
+    return argument_names(call.function, call.name, call.positional, call.named)
+
+
+def _batch_norm(call: Call) -> Result:
+    given = _given(call)
+    labels = call.labels.of(given["input"])
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        vector = given.get(name)
+        if vector is not None:
+            read(call, labels.movedim(1, -1), call.labels.axis(vector, 0, "per_channel"))
+    return labels
+
+
+def _group_norm(call: Call) -> Result:
+    inputs, groups, weight, bias = call.arguments("input", "num_groups", "weight", "bias")
+    labels = call.labels.of(inputs)
+    last = labels.movedim(1, -1)
+    if weight is None:
+        call.labels.bar(labels, "fixed", f"{call.where} has no weights to size it by")
+    # A group's statistics are its own, so whole groups can go.
+    by_group = last.unflatten(-1, (groups, -1))
+    call.labels.couple(by_group, by_group[..., :1])
+    write(call, weight, last)
+    write(call, bias, last)
+    return labels
+
+
+def _layer_norm(call: Call) -> Result:
+    inputs, shape, weight, bias = call.arguments("input", "normalized_shape", "weight", "bias")
+    if call.name == "rms_norm":
+        # It has no bias: its fourth argument is eps.
+        bias = None
+    labels = call.labels.of(inputs)
+    for dim in range(-len(shape), 0):
+        call.labels.must_not_vary(
+            labels, dim, "normalised", f"{call.where} averages over the channels"
+        )
+    for tensor in (weight, bias):
+        if tensor is not None:
+            call.labels.couple(call.labels.of(tensor), labels)
+    return labels
+
+
+def _prelu(call: Call) -> Result:
+    inputs, weight = call.arguments("input", "weight")
+    labels = call.labels.of(inputs)
+    if weight.numel() > 1:
+        write(call, weight, labels.movedim(1, -1))
+    return labels
+
+
+def _embedding(call: Call) -> Result:
+    weight = _given(call)["weight"]
+    rows = call.labels.axis(weight, 0, "consumer")
+    call.labels.bar(rows, "lookup", f"{call.where} looks up rows by index")
+    return call.labels.axis(weight, 1, "producer")
+
+
+LAYER_RULES: Final[dict[str, Rule]] = {
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm"), _matmul),
+    **dict.fromkeys(
+        (f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)), _convolution
+    ),
+    "batch_norm": _batch_norm,
+    "instance_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
+    "prelu": _prelu,
+    "embedding": _embedding,
+}
+"""Rules by the name of the operation."""

@@ -1,0 +1,150 @@
+"""How channels pass through attention and recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.layer_rules import read, write
+from latewood.core.coupling.traced_call import Call, Result, Rule
+
+__all__ = ["SEQUENCE_RULES"]
+
+_GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _attention(call: Call) -> Result:
+    """Heads are the channels: the size of a head sets the scale of its scores."""
+    labels = [call.labels.of(tensor) for tensor in call.arguments("query", "key", "value")]
+    heads = []
+    for each in labels:
+        head = each[..., :1, :1]
+        call.labels.couple(each, head)
+        if head.ndim > 2 and head.shape[-3] < labels[0].shape[-3]:
+            head = head.repeat_interleave(labels[0].shape[-3] // head.shape[-3], -3)
+        heads.append(head)
+    if any(bool((each == NONE).any()) for each in labels):
+        for each in labels:
+            call.labels.bar(each, "fixed", f"{call.where} meets data of fixed size")
+    query, key, value = heads
+    call.labels.couple(query, key)
+    call.labels.couple(query, value)
+    return value
+
+
+def _multi_head_attention(call: Call) -> Result:
+    """torch's own layer has as many rows for its heads as its stream is wide, so both stay."""
+    query, key, value = call.arguments("query", "key", "value")
+    heads = call.argument(4, "num_heads")
+    packed, packed_bias = call.argument(5, "in_proj_weight"), call.argument(6, "in_proj_bias")
+    out, out_bias = call.argument(11, "out_proj_weight"), call.argument(12, "out_proj_bias")
+    reason = f"{call.where}: torch keeps heads x head size equal to the width"
+    mixed = call.labels.axis(out, 1, "consumer")
+    if packed is not None:
+        rows = call.labels.axis(packed, 0, "producer")
+        call.labels.couple(rows.view(3, -1), mixed)
+        for stream in (query, key, value):
+            read(call, call.labels.of(stream), call.labels.axis(packed, 1, "consumer"))
+    else:
+        rows = torch.cat([mixed, mixed, mixed])
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        for stream, name in zip((query, key, value), names, strict=True):
+            weight = call.named[name]
+            call.labels.couple(call.labels.axis(weight, 0, "producer"), mixed)
+            read(call, call.labels.of(stream), call.labels.axis(weight, 1, "consumer"))
+    write(call, packed_bias, rows)
+    by_head = mixed.view(heads, -1)
+    call.labels.couple(by_head, by_head[:, :1])
+    stream_out = call.labels.axis(out, 0, "producer")
+    write(call, out_bias, stream_out)
+    for each in (query, key, value):
+        call.labels.bar(call.labels.of(each), "fixed", reason)
+    call.labels.bar(mixed, "fixed", reason)
+    call.labels.bar(stream_out, "fixed", reason)
+    return (stream_out, None)
+
+
+def _recurrent(call: Call) -> Result:
+    """One width for all layers and directions, since torch's layers have one ``hidden_size``."""
+    packed = not isinstance(call.positional[3], bool)
+    inputs = call.positional[0]
+    states, weights = call.positional[2 if packed else 1], call.positional[3 if packed else 2]
+    has_biases, layers, _, _, bidirectional, *_ = call.positional[4 if packed else 3 :]
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (layers * directions)
+    cells = [weights[start : start + each] for start in range(0, len(weights), each)]
+    gates = _GATES[call.name]
+    entering = call.labels.of(inputs)
+    unit = out = None
+    for layer in range(layers):
+        leaving = []
+        for cell in cells[layer * directions : (layer + 1) * directions]:
+            cell_unit, cell_out = _cell(call, entering, cell, gates, has_biases)
+            unit = cell_unit if unit is None else unit
+            out = cell_out if out is None else out
+            call.labels.couple(cell_unit, unit)
+            call.labels.couple(cell_out, out)
+            leaving.append(cell_out)
+        entering = torch.cat(leaving)
+    listed = [states] if isinstance(states, Tensor) else list(states)
+    kinds = [out, unit] if len(listed) == 2 else [out]
+    for state, kind in zip(listed, kinds, strict=True):
+        if kind is not None:
+            call.labels.couple(call.labels.of(state), kind)
+    return (entering, *kinds)
+
+
+def _recurrent_cell(call: Call) -> Result:
+    inputs, states, *weights = call.positional
+    listed = [states] if isinstance(states, Tensor) else list(states)
+    named = [weights[0], weights[1], *(bias for bias in weights[2:4] if bias is not None)]
+    gates = _GATES[call.name.removesuffix("_cell")]
+    unit, out = _cell(call, call.labels.of(inputs), named, gates, len(named) == 4)
+    for state in listed:
+        call.labels.couple(call.labels.of(state), unit)
+    return [out, unit] if len(listed) == 2 else out
+
+
+def _cell(
+    call: Call, entering: Tensor, weights: Sequence[Any], gates: int, has_biases: bool
+) -> tuple[Tensor, Tensor]:
+    """Couples one cell's tensors; returns labels of its units and of what leaves it."""
+    weight_in, weight_back, *others = weights
+    biases = others[:2] if has_biases else []
+    projection = others[2 if has_biases else 0 :]
+    read(call, entering, call.labels.axis(weight_in, 1, "consumer"))
+    rows = call.labels.axis(weight_in, 0, "producer").view(gates, -1)
+    unit = rows[0]
+    call.labels.couple(rows, unit)
+    call.labels.couple(call.labels.axis(weight_back, 0, "producer"), rows.flatten())
+    for bias in biases:
+        write(call, bias, rows.flatten())
+    out = unit
+    if projection:
+        read(call, unit, call.labels.axis(projection[0], 1, "consumer"))
+        out = call.labels.axis(projection[0], 0, "producer")
+    read(call, out, call.labels.axis(weight_back, 1, "consumer"))
+    return unit, out
+
+
+def _pack(call: Call) -> Result:
+    return (call.labels.of(call.positional[0])[0, :1], None)
+
+
+def _pad_packed(call: Call) -> Result:
+    return (call.labels.of(call.positional[0])[:1], None)
+
+
+SEQUENCE_RULES: Final[dict[str, Rule]] = {
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head_attention,
+    **dict.fromkeys(_GATES, _recurrent),
+    **dict.fromkeys((f"{name}_cell" for name in _GATES), _recurrent_cell),
+    "pack_padded_sequence": _pack,
+    "pad_packed_sequence": _pad_packed,
+}
+"""Rules by the name of the operation."""

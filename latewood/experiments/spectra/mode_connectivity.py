@@ -1,0 +1,249 @@
+"""Linear mode connectivity beside the agreement of singular vectors, with its controls, on digits.
+
+Runs that part early end in other places and in other directions; strangers and perturbed starts are
+the controls, and a permutation of channels tells how much of a barrier is only their order.
+
+Trainings amplify rounding: the same seeds with sums on two threads instead of one end elsewhere, as
+far from each other as trunks are, and two claims close to their bounds held there.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+from scipy.stats import spearmanr
+from torch import nn
+
+from latewood.experiments.registry import (
+    Bench,
+    Claim,
+    Experiment,
+    Results,
+    Scale,
+    register,
+    replicate,
+)
+from latewood.experiments.spectra.branched_training import EPOCHS, Pair, State, Trunks
+from latewood.spectra import perturb_
+
+__all__ = ["EXPERIMENT"]
+
+SPLITS = {"quick": (10,), "cpu": (0, 0.2, 0.4, 1, 2, 5, 10)}
+TRUNKS = {"quick": 1, "cpu": 3}
+BRANCHES = {"quick": (3, 4), "cpu": (3, 4, 5)}
+"""Seeds of the order of the data; the cpu scale has the paper's three trunks of three branches."""
+STRENGTHS = {"quick": (0.25, 2.5), "cpu": (0.25, 0.5, 1.0, 2.5)}
+LAST = 10
+"""The epoch at which perturbed branches start."""
+
+
+def run(scale: Scale, bench: Bench) -> Results:
+    """Measures branches of every trunk, against each other and against those of the next trunk."""
+    trunks = Trunks(SPLITS[scale])
+    others = max(2, TRUNKS[scale])
+    branches = BRANCHES[scale]
+
+    def measure(trunk: int) -> dict[str, float]:
+        return (
+            _branches(trunks, trunk, branches)
+            | _strangers(trunks, trunk, (trunk + 1) % others, branches[0])
+            | _perturbed(trunks, trunk, branches[:2], STRENGTHS[scale])
+        )
+
+    settings = {
+        "epochs": EPOCHS,
+        "splits after epochs": list(SPLITS[scale]),
+        "branches of each split": len(branches),
+        "perturbed after epoch": LAST,
+        "agreement": "mean of the first ten pairs of vectors, over all matrices; for strangers "
+        "and perturbed runs over those before the head",
+    }
+    return replicate(measure, range(TRUNKS[scale]), bench, title="trunks", settings=settings)
+
+
+def _branches(trunks: Trunks, trunk: int, seeds: tuple[int, ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for split in trunks.splits:
+        ends = [trunks.end(trunk, split, seed) for seed in seeds]
+        pairs = [trunks.pair(one, other) for one, other in combinations(ends, 2)]
+        cut = [trunks.top_barrier(one, other) for one, other in combinations(ends, 2)]
+        found[f"barrier/{split:g}"] = sum(pair.barrier for pair in pairs) / len(pairs)
+        found[f"top barrier/{split:g}"] = sum(cut) / len(cut)
+        found[f"agreement/{split:g}"] = sum(pair.agreement for pair in pairs) / len(pairs)
+    if len(trunks.splits) < 3:
+        return found
+    barriers, agreements = (
+        [found[f"{name}/{split:g}"] for split in trunks.splits] for name in ("barrier", "agreement")
+    )
+    found["rank correlation"] = float(spearmanr(barriers, agreements).statistic)
+    return found
+
+
+def _strangers(trunks: Trunks, trunk: int, other: int, seed: int) -> dict[str, float]:
+    pairs = [
+        trunks.pair(trunks.end(trunk, split, seed), trunks.end(other, split, seed))
+        for split in trunks.splits
+    ]
+    ends = [trunks.end(each, LAST, seed) for each in (trunk, other)]
+    return {
+        "strangers, lowest barrier": min(pair.barrier for pair in pairs),
+        "strangers, highest agreement": max(pair.hidden for pair in pairs),
+        "strangers, barrier": pairs[-1].barrier,
+        "strangers, permuted barrier": trunks.pair(*ends, permute=True).barrier,
+    }
+
+
+def _perturbed(
+    trunks: Trunks, trunk: int, seeds: tuple[int, ...], strengths: tuple[float, ...]
+) -> dict[str, float]:
+    def pair(strength: float) -> Pair:
+        ends: list[State] = list(
+            trunks.finish(
+                trunks.at(trunk, LAST),
+                LAST,
+                seeds=seeds,
+                before=lambda model, seed: _perturb(model, strength, seed),
+            ).values()
+        )
+        return trunks.pair(*ends)
+
+    pairs = {0.0: trunks.pair(*(trunks.end(trunk, LAST, seed) for seed in seeds))}
+    pairs |= {strength: pair(strength) for strength in strengths}
+    found: dict[str, float] = {}
+    for strength, each in pairs.items():
+        found[f"perturbed barrier/{strength:g}"] = each.barrier
+        found[f"perturbed agreement/{strength:g}"] = each.hidden
+    return found
+
+
+def _perturb(model: nn.Module, strength: float, seed: int) -> None:
+    perturb_(model, strength, seed=seed)
+
+
+def _by_setting(results: Results, quantity: str) -> dict[float, float]:
+    """The mean over the trunks at every split or strength, ascending."""
+    found = {
+        float(name.removeprefix(f"{quantity}/")): results.mean(name)
+        for name in results.measurements
+        if name.startswith(f"{quantity}/")
+    }
+    return dict(sorted(found.items()))
+
+
+def _text(results: Results, quantity: str) -> str:
+    return ", ".join(f"{at:g}: {value:.4f}" for at, value in _by_setting(results, quantity).items())
+
+
+def _falls(values: dict[float, float], *, after: float) -> bool:
+    kept = [value for at, value in values.items() if at >= after]
+    return all(one > other for one, other in pairwise(kept))
+
+
+_EARLIER = "an earlier measurement in the same setting"
+
+EXPERIMENT = register(
+    Experiment(
+        name="mode-connectivity",
+        title="Barriers and agreement of singular vectors between branches, MLP 64-128-128-128-10 "
+        "on digits",
+        paper="Yunis et al. 2024, arXiv:2408.11804",
+        run=run,
+        scales=("quick", "cpu"),
+        claims=(
+            Claim(
+                "barrier-falls-as-agreement-rises",
+                "The later two branches part, the lower the barrier between their ends and the "
+                "higher the agreement of their singular vectors: rank correlation of the two "
+                "over the splits at most -0.8 in every trunk.",
+                f"[P] figure 11; [M] {_EARLIER}, two trunks with one pair of branches each",
+                "figure only; earlier -0.93 and -1.00; on two threads -0.89, -0.96, -0.96",
+                lambda r: (
+                    f"{r.text('rank correlation')}; barrier after epochs "
+                    f"{_text(r, 'barrier')}; agreement {_text(r, 'agreement')}"
+                ),
+                lambda r: max(r.values("rank correlation")) <= -0.8,
+                scales=("cpu",),
+            ),
+            Claim(
+                "connected-after-a-third",
+                "Branches that part after 10 of 30 epochs end without a barrier (below 0.001) and "
+                "in the same directions (agreement above 0.85), in every trunk.",
+                f"[P] figure 11; [M] {_EARLIER}",
+                "figure only; earlier 0.0000 and 0.93; on two threads at most 0.0002 and at least "
+                "0.89",
+                lambda r: (
+                    f"barrier {r.text('barrier/10', digits=5)}, agreement {r.text('agreement/10')}"
+                ),
+                lambda r: (
+                    max(r.values("barrier/10")) < 1e-3 and min(r.values("agreement/10")) > 0.85
+                ),
+            ),
+            Claim(
+                "top-half-carries-the-barrier",
+                "With every network on the line truncated to the top half of its spectra the "
+                "barrier is the same at every split, within a fifth or 0.001 (below which branches "
+                "count as connected).",
+                "[C] measured by the released code, drawn in no figure; [I] the bounds",
+                "not given",
+                lambda r: f"top half {_text(r, 'top barrier')}; whole {_text(r, 'barrier')}",
+                lambda r: all(
+                    abs(top - _by_setting(r, "barrier")[split])
+                    <= max(0.001, 0.2 * _by_setting(r, "barrier")[split])
+                    for split, top in _by_setting(r, "top barrier").items()
+                ),
+            ),
+            Claim(
+                "strangers-are-apart",
+                "Ends of different trunks have a barrier (above 0.5) and no agreement (below 0.1) "
+                "at every split.",
+                f"[P] figure 12; [M] {_EARLIER}, at one split",
+                "figure only; earlier barrier 1.62, agreement 0.027, 0.009 and 0.005",
+                lambda r: (
+                    f"lowest barrier {min(r.values('strangers, lowest barrier')):.2f}, highest "
+                    f"agreement {max(r.values('strangers, highest agreement')):.3f}"
+                ),
+                lambda r: (
+                    min(r.values("strangers, lowest barrier")) > 0.5
+                    and max(r.values("strangers, highest agreement")) < 0.1
+                ),
+            ),
+            Claim(
+                "permutation-of-strangers",
+                "Bringing one stranger's channels into the other's order, by their weights alone, "
+                "takes away at least half of the barrier.",
+                "[R] Ainsworth et al. 2022, arXiv:2209.04836: wide networks trained apart can be "
+                "permuted until hardly a barrier is left",
+                "none (this setting is not in the paper)",
+                lambda r: (
+                    f"{r.text('strangers, barrier', digits=2)}, permuted "
+                    f"{r.text('strangers, permuted barrier')}"
+                ),
+                lambda r: all(
+                    permuted < 0.5 * as_it_is
+                    for permuted, as_it_is in zip(
+                        r.values("strangers, permuted barrier"),
+                        r.values("strangers, barrier"),
+                        strict=True,
+                    )
+                ),
+            ),
+            Claim(
+                "perturbation-turns-directions",
+                "The more weights are perturbed before the branches part, the less their ends "
+                "agree, strictly from a strength of 0.25 on.",
+                f"[P] figure 13; [M] {_EARLIER}, one trunk",
+                "figure only; earlier 0.86, 0.84, 0.81, 0.66, 0.36, 0.07 for 0 to 2.5",
+                lambda r: f"agreement by strength {_text(r, 'perturbed agreement')}",
+                lambda r: _falls(_by_setting(r, "perturbed agreement"), after=0.25),
+            ),
+            Claim(
+                "perturbation-raises-the-barrier",
+                "The barrier at a strength of 2.5 is more than 20 times that at 0.25.",
+                f"[P] figure 13; [M] {_EARLIER}, one trunk",
+                "figure only; earlier 0.057 against 0.0002",
+                lambda r: f"barrier by strength {_text(r, 'perturbed barrier')}",
+                lambda r: r.mean("perturbed barrier/2.5") > 20 * r.mean("perturbed barrier/0.25"),
+            ),
+        ),
+    )
+)

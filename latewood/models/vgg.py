@@ -1,0 +1,158 @@
+"""VGG networks for 32x32 images: one classifier after global pooling."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from latewood.models.parts import (
+    GlobalAveragePool,
+    Initialization,
+    initialize,
+    require_positive,
+)
+
+__all__ = ["vgg11", "vgg13", "vgg16"]
+
+_POOL = 0
+_VGG11 = (64, _POOL, 128, _POOL, 256, 256, _POOL, 512, 512, _POOL, 512, 512, _POOL)
+_VGG13 = (
+    *(64, 64, _POOL, 128, 128, _POOL, 256, 256, _POOL),
+    *(512, 512, _POOL, 512, 512, _POOL),
+)
+_VGG16 = (
+    *(64, 64, _POOL, 128, 128, _POOL, 256, 256, 256, _POOL),
+    *(512, 512, 512, _POOL, 512, 512, 512),
+)
+
+
+def _features(plan: tuple[int, ...], in_channels: int, conv_bias: bool, norm: bool) -> nn.Module:
+    features = nn.Sequential()
+    width, convolutions, pools = in_channels, 0, 0
+    for entry in plan:
+        if entry == _POOL:
+            pools += 1
+            features.add_module(f"pool{pools}", nn.MaxPool2d(2))
+            continue
+        convolutions += 1
+        conv = nn.Conv2d(width, entry, 3, padding=1, bias=conv_bias)
+        features.add_module(f"conv{convolutions}", conv)
+        if norm:
+            features.add_module(f"norm{convolutions}", nn.BatchNorm2d(entry))
+        features.add_module(f"relu{convolutions}", nn.ReLU())
+        width = entry
+    return features
+
+
+def _vgg(
+    plan: tuple[int, ...],
+    num_classes: int,
+    in_channels: int,
+    conv_bias: bool,
+    norm: bool,
+    hidden: list[int] | tuple[int, ...],
+    init: Initialization,
+) -> nn.Sequential:
+    require_positive(num_classes=num_classes, in_channels=in_channels)
+    model = nn.Sequential()
+    model.add_module("features", _features(plan, in_channels, conv_bias, norm))
+    model.add_module("pool", GlobalAveragePool())
+    width = plan[-1] or plan[-2]
+    for index, outputs in enumerate(hidden, start=1):
+        require_positive(hidden=outputs)
+        model.add_module(f"linear{index}", nn.Linear(width, outputs))
+        model.add_module(f"relu{index}", nn.ReLU())
+        width = outputs
+    model.add_module("head", nn.Linear(width, num_classes))
+    initialize(model, init)
+    return model
+
+
+def vgg11(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    conv_bias: bool = True,
+    norm: bool = True,
+    hidden: list[int] | tuple[int, ...] = (),
+    init: Initialization = "torch",
+) -> nn.Sequential:
+    """VGG-11 for 32x32 images: eight 3x3 convolutions, five max poolings, a linear classifier.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        conv_bias: whether the convolutions have biases.
+        norm: batch normalisation after each convolution.
+        hidden: widths of linear layers between the pooling and the classifier.
+        init: weight initialisation.
+
+    Returns:
+        A model from (batch, in_channels, height, width), sides at least 32, to
+        (batch, num_classes).
+
+    Raises:
+        RequestError: a size is not positive.
+    """
+    return _vgg(_VGG11, num_classes, in_channels, conv_bias, norm, hidden, init)
+
+
+def vgg13(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    conv_bias: bool = True,
+    norm: bool = True,
+    hidden: list[int] | tuple[int, ...] = (),
+    init: Initialization = "torch",
+) -> nn.Sequential:
+    """VGG-13 for 32x32 images: ten 3x3 convolutions, five max poolings, a linear classifier.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        conv_bias: whether the convolutions have biases.
+        norm: batch normalisation after each convolution.
+        hidden: widths of linear layers between the pooling and the classifier.
+        init: weight initialisation.
+
+    Returns:
+        A model from (batch, in_channels, height, width), sides at least 32, to
+        (batch, num_classes).
+
+    Raises:
+        RequestError: a size is not positive.
+    """
+    return _vgg(_VGG13, num_classes, in_channels, conv_bias, norm, hidden, init)
+
+
+def vgg16(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    conv_bias: bool = True,
+    norm: bool = True,
+    hidden: list[int] | tuple[int, ...] = (),
+    init: Initialization = "torch",
+) -> nn.Sequential:
+    """VGG-16 for 32x32 images: thirteen 3x3 convolutions, four max poolings, average pooling.
+
+    With ``hidden=[512]`` it has the 14.99 million values that pruning papers state.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        conv_bias: whether the convolutions have biases.
+        norm: batch normalisation after each convolution.
+        hidden: widths of linear layers between the pooling and the classifier.
+        init: weight initialisation.
+
+    Returns:
+        A model from (batch, in_channels, height, width), sides at least 16, to
+        (batch, num_classes).
+
+    Raises:
+        RequestError: a size is not positive.
+
+    Source: the CIFAR variant of arXiv 2408.11804.
+    """
+    return _vgg(_VGG16, num_classes, in_channels, conv_bias, norm, hidden, init)

@@ -1,0 +1,153 @@
+"""The outcome of one or several runs in a headline, a sentence and a few figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latewood.report.formatting import (
+    MINUS,
+    SPACE,
+    bytes_text,
+    count_text,
+    is_share,
+    label,
+    number,
+    percent,
+    reading,
+)
+from latewood.report.run_data import Run
+
+__all__ = ["Result", "Tile", "result"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure with what it is."""
+
+    value: str
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a report opens with.
+
+    Args:
+        headline: the outcome in words.
+        lead: what was run, in a sentence.
+        tiles: the figures that matter most.
+    """
+
+    headline: str
+    lead: str
+    tiles: tuple[Tile, ...]
+
+
+def result(runs: Sequence[Run]) -> Result:
+    """Puts the outcome of the runs into words.
+
+    Args:
+        runs: one or several; the first is what the others are compared with.
+    """
+    if len(runs) == 1:
+        return Result(_outcome(runs[0]), _what(runs[0]), _tiles(runs[0]))
+    with_result = [run for run in runs if run.result is not None]
+    names = ", ".join(run.name for run in runs)
+    lead = f"{len(runs)} runs: {names}."
+    if not with_result:
+        return Result(f"{len(runs)} runs, none of them finished", lead, ())
+    sign = 1 if with_result[0].higher_is_better else -1
+    best = max(with_result, key=lambda run: sign * (run.result or 0.0))
+    if len(with_result) == 2 and with_result[0] is runs[0]:
+        base, other = with_result
+        headline = f"{other.name} has {_lower_first(_outcome(other))}{_against(base, other)}"
+        return Result(headline, f"{lead} {_what(other)}", _tiles(other))
+    headline = f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}"
+    return Result(headline, f"{lead} Of the best: {_lower_first(_what(best))}", _tiles(best))
+
+
+def _outcome(run: Run) -> str:
+    value = run.result
+    if value is None:
+        last = max((row["step"] for row in run.rows), default=0)
+        return f"{run.name}: no result yet, {last:,} steps done"
+    name = label(run.headline)
+    text = reading(run.headline, value)
+    shown = f"{text} {name}" if is_share(run.headline) else f"{name} {text}"
+    density = run.size.get("density")
+    if density is None:
+        return _upper_first(shown)
+    if density >= 0.9995:
+        return _upper_first(f"{shown} with every weight in place")
+    return _upper_first(f"{shown} with {percent(density)} of the weights")
+
+
+def _against(base: Run, other: Run) -> str:
+    if base.result is None or other.result is None or base.headline != other.headline:
+        return ""
+    difference = other.result - base.result
+    share = is_share(base.headline)
+    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
+    return f", {text.replace('-', MINUS)} against {base.name}"
+
+
+def _what(run: Run) -> str:
+    recipe = run.recipe
+    parts = [
+        f"{_named(recipe[key])} {word}" if key == "task" else f"{word} {_named(recipe[key])}"
+        for key, word in (("model", "model"), ("task", "task"), ("optimizer", "optimizer"))
+        if _named(recipe.get(key))
+    ]
+    methods = [label(_named(m)) for m in recipe.get("methods", ()) if _named(m)]
+    parts.append(f"with {' and '.join(methods)}" if methods else "without any method")
+    length = [f"{recipe[key]:,} {key}" for key in ("epochs", "steps") if _counts(recipe.get(key))]
+    seconds = run.summary.get("seconds")
+    if isinstance(seconds, int | float):
+        length.append(_duration(float(seconds)))
+    return f"{_upper_first(', '.join([*parts, *length]))}."
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _named(section: object) -> str:
+    if isinstance(section, dict):
+        return str(section.get("name", ""))
+    return str(section) if section else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f}{SPACE}s"
+    minutes = seconds / 60
+    return f"{minutes:.0f}{SPACE}min" if minutes < 120 else f"{minutes / 60:.1f}{SPACE}h"
+
+
+def _tiles(run: Run) -> tuple[Tile, ...]:
+    tiles = []
+    if run.result is not None:
+        tiles.append(Tile(reading(run.headline, run.result), label(run.headline)))
+    size = run.size
+    if "nonzero" in size and "parameters" in size:
+        note = f"of {count_text(size['parameters'])}"
+        tiles.append(Tile(count_text(size["nonzero"]), "nonzero parameters", note))
+    if "bits" in size:
+        tiles.append(Tile(number(size["bits"]), "bits per weight"))
+    if "macs" in size:
+        tiles.append(Tile(count_text(size["macs"]), "multiply-accumulates", "per sample"))
+    if "file_bytes" in size:
+        tiles.append(Tile(bytes_text(size["file_bytes"]), "file"))
+    if "latency_ms" in size:
+        tiles.append(Tile(f"{size['latency_ms']:.3g}{SPACE}ms", "latency", "one sample"))
+    return tuple(tiles)
+
+
+def _upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

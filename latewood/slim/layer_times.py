@@ -1,0 +1,82 @@
+"""The layers that a model spends its time in: what they are given, and how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.coupling.trace import run_model
+from latewood.core.modes import evaluated
+from latewood.core.timing import least_times
+from latewood.slim.comparison import Examples, mapped
+from latewood.slim.csr_linear import CsrLinear
+
+__all__ = ["Given", "given_to", "heavy_layers", "layer_times"]
+
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
+_HEAVY: Final = (nn.Linear, CsrLinear, nn.modules.conv._ConvNd, nn.RNNBase)
+
+
+def heavy_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear, convolutional and recurrent layers of a model by name."""
+    return {name: each for name, each in model.named_modules() if isinstance(each, _HEAVY)}
+
+
+def given_to(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Examples
+) -> dict[str, Given]:
+    """What each layer is given in a run; the last, if it is called several times.
+
+    Args:
+        model: a model, run in evaluation mode.
+        layers: layers of it by name.
+        example_inputs: what it is called with.
+
+    Returns:
+        Copies of the arguments, for the layers that were called.
+    """
+    given: dict[str, Given] = {}
+    with ExitStack() as stack, evaluated(model), torch.no_grad():
+        for name, layer in layers.items():
+
+            def note(
+                _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name
+            ) -> None:
+                given[name] = mapped((inputs, named), _copy)
+
+            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        run_model(model, example_inputs)
+    return given
+
+
+def layer_times(
+    models: Mapping[str, nn.Module], example_inputs: Examples
+) -> dict[str, dict[str, float]]:
+    """The least times of the layers of several forms of a model, each layer's forms in turns.
+
+    Args:
+        models: forms of one model, whose layers have the same names where both have them.
+        example_inputs: what they are called with.
+
+    Returns:
+        For each layer that runs, microseconds by form.
+    """
+    calls: dict[str, dict[str, Callable[[], object]]] = {}
+    device = torch.device("cpu")
+    for form, model in models.items():
+        layers = heavy_layers(model)
+        for name, (inputs, named) in given_to(model, layers, example_inputs).items():
+            calls.setdefault(name, {})[form] = partial(layers[name], *inputs, **named)
+            device = next((each.device for each in layers[name].parameters()), device)
+    return {name: least_times(forms, device) for name, forms in calls.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()

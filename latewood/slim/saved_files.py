@@ -1,0 +1,226 @@
+"""Slim modules on disk: safetensors and JSON, rebuilt by the constructor of the full model."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latewood.core.state import load_state, save_state
+from latewood.errors import RequestError, WorkError, invalid
+from latewood.slim.csr_linear import CsrLinear
+from latewood.slim.edits import (
+    Edit,
+    apply_edit,
+    packed,
+    remember,
+    slim_recipe,
+    unpacked,
+)
+
+__all__ = ["load_slim", "repeat_edits", "save_edits", "save_slim"]
+
+_FORMAT = "latewood slim module 2"
+_EDITS = "latewood edits 1"
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def save_slim(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    factory: str | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> None:
+    """Writes a slim module as PATH.safetensors and PATH.json; nothing is pickled.
+
+    The JSON file holds the kept channels of every group, and how the full model is made.
+
+    Args:
+        model: a result of ``slim``, also after further training.
+        path: path without suffix, in an existing folder.
+        factory: what makes the full model, "module:function"; None if the reader is to know.
+        arguments: its keyword arguments: scalars, lists, dicts.
+
+    Raises:
+        RequestError: the model did not come from ``slim``, or the factory or its arguments have
+            another form.
+        WorkError: the files cannot be written.
+    """
+    recipe = slim_recipe(model)
+    if factory is not None:
+        _check_factory(factory)
+    named = {} if arguments is None else arguments
+    if not isinstance(named, dict) or not all(isinstance(each, str) for each in named):
+        raise invalid("arguments", arguments, "a dict of keyword arguments")
+    content = {
+        "format": _FORMAT,
+        "factory": factory,
+        "arguments": named,
+        "edits": [packed(edit) for edit in recipe.edits],
+        "examples": recipe.examples,
+        "state": dict(model.state_dict()),
+    }
+    save_state(path, content)
+
+
+def load_slim(
+    path: str | Path,
+    make_model: Callable[..., nn.Module] | None = None,
+    *,
+    trust: bool = False,
+) -> nn.Module:
+    """Rebuilds a slim module: makes the full model, removes the same channels, fills in the values.
+
+    Args:
+        path: the path that was given to ``save_slim``.
+        make_model: makes the full model when called with the stored arguments; None takes the
+            factory that the file names.
+        trust: allows to import and call what the file names, which may be any function of any
+            installed package: only for files whose maker is trusted.
+
+    Returns:
+        The module in evaluation mode on the CPU, with the same values bit for bit.
+
+    Raises:
+        RequestError: no model to start from, or one that the recipe does not fit.
+        WorkError: a file is missing, torn or not a slim module.
+    """
+    content = load_state(path)
+    parts = {"format", "factory", "arguments", "edits", "examples", "state"}
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.keys() != parts:
+        raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
+    if make_model is None:
+        make_model = _factory(content["factory"], trust)
+    model = _made(make_model, content["arguments"]).eval()
+    edits, examples = [unpacked(each) for each in content["edits"]], content["examples"]
+    with torch.no_grad():
+        model.to(_floating(content["state"]))
+        model = _edited(model, edits, examples)
+        _fill(model, content["state"])
+    remember(model, edits, examples)
+    return model
+
+
+def save_edits(model: nn.Module, path: str | Path) -> None:
+    """Writes what made a slim module of a full one, without its values.
+
+    For those who store the values elsewhere, as a run does: ``repeat_edits`` gives a full model
+    the shape that they fit.
+
+    Args:
+        model: a module that carries a recipe, such as a result of ``slim``.
+        path: path without suffix, in an existing folder.
+
+    Raises:
+        RequestError: it carries none.
+        WorkError: the files cannot be written.
+    """
+    recipe = slim_recipe(model)
+    edits = [packed(edit) for edit in recipe.edits]
+    save_state(path, {"format": _EDITS, "edits": edits, "examples": recipe.examples})
+
+
+def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
+    """Does to a full model what ``save_edits`` wrote down.
+
+    Args:
+        model: made as the one that was edited; changed in place.
+        path: the path that was given to ``save_edits``.
+
+    Returns:
+        The smaller model in evaluation mode, or what took its place, with values of its own.
+
+    Raises:
+        RequestError: the edits do not fit the model.
+        WorkError: a file is missing, torn or holds something else.
+    """
+    content = load_state(path)
+    if not isinstance(content, dict) or content.get("format") != _EDITS:
+        raise WorkError(f"{path}.json: not the edits of a model that Latewood wrote")
+    edits = [unpacked(each) for each in content["edits"]]
+    made = _edited(model.eval(), edits, content["examples"])
+    remember(made, edits, content["examples"])
+    return made
+
+
+def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module:
+    with torch.no_grad():
+        for edit in edits:
+            model = apply_edit(model, edit, examples).eval()
+    return model
+
+
+def _check_factory(name: object) -> None:
+    if not isinstance(name, str) or not _FACTORY.fullmatch(name):
+        raise invalid("factory", name, 'the form "module:function"')
+
+
+def _made(make_model: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model = make_model(**arguments)
+    except TypeError as error:
+        raise invalid(
+            "arguments", arguments, f"those of the full model's factory ({error})"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise invalid("make_model", type(model).__name__, "a factory that returns a module")
+    return model
+
+
+def _factory(name: str | None, trust: bool) -> Callable[..., nn.Module]:
+    if name is None:
+        raise invalid("make_model", None, "the full model's factory, since the file names none")
+    if not trust:
+        raise RequestError(
+            f"make_model: got None; expected the full model's factory, or trust=True to import and "
+            f"call {name!r}, which the file names"
+        )
+    _check_factory(name)
+    module, _, function = name.partition(":")
+    package, _, rest = module.partition(".models")
+    if package == "latewood.training":
+        module = f"latewood.models{rest}"  # where files of earlier versions say it is
+    try:
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise invalid("factory", name, f"something to import ({error})") from error
+    return found
+
+
+def _floating(state: dict[str, torch.Tensor]) -> torch.dtype:
+    """The type to trace in: that of the stored values, which the examples have as well."""
+    kinds = [each.dtype for each in state.values() if each.is_floating_point()]
+    return kinds[0] if kinds else torch.get_default_dtype()
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    own = model.state_dict(keep_vars=True)
+    sized = _sized_by_values(model)
+    wrong = sorted(
+        set(own) ^ set(state)
+        | {name for name in (set(own) & set(state)) - sized if own[name].shape != state[name].shape}
+    )
+    if wrong:
+        raise RequestError(
+            f"make_model: the slim module's values do not fit it: {', '.join(wrong[:5])}; expected "
+            "the model that was slimmed, made with the same arguments"
+        )
+    for name, tensor in own.items():
+        tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(state)
+
+
+def _sized_by_values(model: nn.Module) -> set[str]:
+    """Names of the tensors of compressed rows, as many as there are weights that are not zero."""
+    return {
+        f"{name}.{part}" if name else part
+        for name, module in model.named_modules()
+        if isinstance(module, CsrLinear)
+        for part in ("columns", "values")
+    }

@@ -1,0 +1,110 @@
+"""Masks that are given, not learned: pruned weights are exactly 0 for as long as they are on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core import Selected
+from latewood.core.masks import Masks, require_masks
+from latewood.errors import RequestError, invalid
+from latewood.sparsity.attached_masks import AttachedMasks
+from latewood.sparsity.binary_mask import BinaryMask
+from latewood.sparsity.maskable_weights import maskable
+
+__all__ = ["FixedMasks"]
+
+
+class FixedMasks:
+    """A method that trains a network under given masks.
+
+    The masks multiply in every forward pass. Momentum, weight decay, AdamW or an average of the
+    weights (``torch.optim.swa_utils``) move only stored values that no output sees, and
+    ``finalize`` sets those to 0.
+
+    Args:
+        model: its weights named in ``masks`` are masked in place.
+        masks: parameter name -> bool tensor, True where kept.
+        scale: factor of what is kept, one for all or by parameter name.
+
+    Raises:
+        RequestError: no mask, a name that the model does not have, a mask of another shape or
+            dtype, a mask without a scale, or a weight that already has a mask.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        *,
+        scale: float | Mapping[str, float] = 1.0,
+    ) -> None:
+        self._model = model
+        self._finished = False
+        if not isinstance(masks, Mapping) or not masks:
+            shown = masks if isinstance(masks, Mapping) else type(masks).__name__
+            raise invalid("masks", shown, "a mapping with the mask of at least one weight")
+        chosen = {each.name: each for each in maskable(model, include=tuple(masks), exclude=())}
+        require_masks(masks, {name: each.stored for name, each in chosen.items()})
+        if isinstance(scale, Mapping) and (missing := sorted(masks.keys() - scale.keys())):
+            raise invalid("scale", sorted(scale), f"also factors for {', '.join(missing)}")
+
+        def make(each: Selected) -> BinaryMask:
+            factor = scale[each.name] if isinstance(scale, Mapping) else scale
+            return BinaryMask(masks[each.name].to(each.stored.device), scale=factor)
+
+        self._attached = AttachedMasks(model, chosen.values(), make)
+
+    def masks(self) -> Masks:
+        """The masks by parameter name: bool, shape of the weight, True where kept."""
+        return self._attached.read(lambda mask: mask.kept.clone())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """None: nothing is learned beside the weights."""
+        return []
+
+    def penalty(self) -> Tensor:
+        """0, a 0-dim tensor."""
+        return torch.zeros(())
+
+    def step(self) -> None:
+        """Does nothing: the masks stay."""
+
+    def finalize(self) -> nn.Module:
+        """Folds the masks into the weights, which then hold exact zeros, and removes them.
+
+        Returns:
+            The model with plain weights.
+
+        Raises:
+            RequestError: a second call.
+        """
+        if self._finished:
+            raise RequestError("finalize: has been called; the masks are folded into the model")
+        self._finished = True
+        self._attached.fold()
+        return self._model
+
+    def metrics(self) -> dict[str, float]:
+        """ "density" (fraction kept of all masked weights) and "density/<layer>"."""
+        density, by_layer = self._attached.shares(lambda mask: mask.kept)
+        return {
+            "density": density,
+            **{f"density/{layer}": share for layer, share in by_layer.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the masks are in the model's own state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` returned.
+
+        Raises:
+            RequestError: a state of another kind.
+        """
+        if state:
+            raise invalid("state", state, "what FixedMasks.state_dict() returned, {}")

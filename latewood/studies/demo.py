@@ -1,0 +1,109 @@
+"""The demo: one small network, dense, with the methods of ``demo.toml``, and grown to a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from latewood.core.threads import threads
+from latewood.errors import Interrupted, RequestError
+from latewood.report import write_report
+from latewood.report.summary_table import outcome
+from latewood.terminal.tables import Row
+from latewood.training.loop import train
+from latewood.training.recipe import Recipe, load_recipe
+from latewood.training.run_folder import RunFolder
+
+__all__ = ["BASELINE", "COMPOSED", "GROWN", "DemoResult", "run_demo"]
+
+BASELINE, COMPOSED, GROWN = "dense", "latewood", "grown"
+"""The runs: the recipe without its methods, the whole recipe, and one that grows to a budget."""
+
+GROW = "methods=[{name='structured_sparsification', budget={macs=0.2}}]"
+"""The method of the third run: it grows from one channel a layer to a fifth of the operations."""
+
+GROWN_EPOCHS = "epochs=60"
+"""The third run's epochs, unless the user sets others: those of its own recipe."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo came to.
+
+    Args:
+        rows: the before/after table, see ``outcome``.
+        report: the HTML page.
+        seconds: how long it took, wall-clock.
+        trained: how many of the three runs were trained now rather than found finished.
+    """
+
+    rows: list[Row]
+    report: Path
+    seconds: float
+    trained: int
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> DemoResult:
+    """Trains the three runs, compares them and writes ``report.html``.
+
+    A demo that was stopped goes on, and one that had been finished only writes its report again.
+
+    Args:
+        folder: gets a run folder for each run, and the report.
+        overrides: changes of the recipe, "key.path=value".
+        overwrite: train again what is there already.
+        show_progress: None shows it when it takes longer than two seconds; False never.
+
+    Raises:
+        RequestError: a wrong override, or a folder with runs of another recipe.
+        WorkError: a training failed, or a file cannot be written.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    with as_file(files("latewood.studies").joinpath("demo.toml")) as path:
+        recipes = {
+            BASELINE: load_recipe(path, [*overrides, "methods=[]"]),
+            COMPOSED: load_recipe(path, overrides),
+            GROWN: load_recipe(path, [GROWN_EPOCHS, *overrides, GROW]),
+        }
+    runs = {name: RunFolder(folder / name) for name in recipes}
+    for name, run in runs.items():
+        if run.exists and not overwrite and _differ(load_recipe(run.recipe_path), recipes[name]):
+            raise RequestError(
+                f"folder: got '{folder}', which holds a demo with other settings; expected a new "
+                "folder, or --overwrite to replace that one"
+            )
+    trained = 0
+    for name, recipe in recipes.items():
+        # So small a network gains nothing from a second thread, and beside other work two threads
+        # wait for each other most of the time.
+        try:
+            with threads(1):
+                done = train(
+                    recipe,
+                    folder=runs[name].path,
+                    resume=runs[name].exists and not overwrite,
+                    overwrite=overwrite,
+                    show_progress=show_progress,
+                )
+        except Interrupted:
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            raise Interrupted(f"stopped; {again} goes on") from None
+        trained += done.model is not None
+    report = write_report(list(runs.values()), folder / "report.html")
+    return DemoResult(outcome(runs), report, time.monotonic() - start, trained)
+
+
+def _differ(one: Recipe, other: Recipe) -> bool:
+    # The folders that modules are looked for in may differ; they are no part of the recipe.
+    return one.model_dump() != other.model_dump()

@@ -1,0 +1,58 @@
+"""What the weight matrices of a checkpoint look like, from the file alone, without its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from latewood.core import read_tensors
+from latewood.errors import RequestError
+from latewood.spectra import analyze
+from latewood.spectra.analyze import COLUMNS
+from latewood.spectra.matrices.named_matrices import Conv, Lora, Split
+from latewood.terminal.progress import Track
+from latewood.terminal.tables import Row
+
+__all__ = ["COLUMNS", "inspect_checkpoint"]
+
+
+def inspect_checkpoint(
+    path: Path,
+    *,
+    split: Split = "fused",
+    conv: Conv = "flatten",
+    lora: Lora = "factors",
+    track: Track | None = None,
+) -> list[Row]:
+    """Measures every weight matrix of a checkpoint.
+
+    Args:
+        path: a safetensors or torch file, a Hugging Face model folder, or a run folder.
+        split: see ``analyze``, as ``conv`` and ``lora``.
+        conv: see ``analyze``.
+        lora: see ``analyze``.
+        track: shows progress over the tensors.
+
+    Returns:
+        One row for each floating-point tensor with at least two dimensions, in the file's order.
+
+    Raises:
+        RequestError: nothing to read there, it holds no matrix, or a choice that is not allowed.
+        WorkError: the file is torn or corrupted.
+    """
+    tensors = read_tensors(path)
+
+    def shown(items: Iterable[Any], total: int) -> Iterator[Any]:
+        assert track is not None
+        return track(items, f"spectra of {path.name}", total)
+
+    measured = partial(analyze, tensors, split=split, conv=conv, lora=lora)
+    rows = measured(track=None if track is None else shown)
+    if not rows:
+        raise RequestError(
+            f"{path}: got {len(tensors)} tensors, none of them a matrix; expected floating-point "
+            "tensors with two or more dimensions"
+        )
+    return list(rows)

@@ -1,0 +1,275 @@
+"""Many runs of one recipe: on this machine's cores or on a cluster, resumed where they stopped."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+import torch
+
+from latewood.core.threads import threads as limited
+from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
+from latewood.optim import RateStudy
+from latewood.report.summary_table import final_reading
+from latewood.studies.sweeps.grid_points import Point, folder_name, grid_points, settings
+from latewood.studies.sweeps.rate_eps import rate_eps_study
+from latewood.studies.sweeps.sweep_page import write_sweep_page
+from latewood.terminal.progress import one_line_warnings, progress
+from latewood.terminal.tables import Row, write_table
+from latewood.training.recipe import Recipe, environment, load_recipe
+from latewood.training.run_folder import RunFolder, write_atomically
+
+__all__ = ["Backend", "SweepResult", "sweep"]
+
+Backend = Literal["loky", "ray", "dask"]
+
+RECIPE_NAME = "sweep.toml"
+"""The recipe that all runs of a sweep start from; in the sweep's folder."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Args:
+        rows: one for each run, best headline first, failed ones last: "run", a column for each
+            key that was swept, the headline, sizes, "seconds", "status" ("done" or "failed") and
+            "error".
+        headline: the column that the rows are sorted by.
+        folder: where everything is; ``sweep.csv``, ``sweep.json`` and ``sweep.html`` in it.
+        study: what the matrix says where the two keys are the optimizer's lr and eps.
+    """
+
+    rows: list[Row]
+    headline: str
+    folder: Path
+    study: RateStudy | None = None
+
+    @property
+    def failed(self) -> list[Row]:
+        """The rows of the runs that did not come to their end."""
+        return [row for row in self.rows if row["status"] != "done"]
+
+
+def sweep(
+    recipe: str | Path,
+    grid: Mapping[str, Sequence[object]] | None = None,
+    *,
+    points: Sequence[Point] = (),
+    overrides: Sequence[str] = (),
+    folder: str | Path,
+    jobs: int | None = None,
+    threads: int = 1,
+    backend: Backend = "loky",
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> SweepResult:
+    """Trains a recipe at every point; what a run of the same sweep finished is not done again.
+
+    Each run has the same number of threads however many run at once, so that its result, to the
+    last bit, depends on its point alone. A run that fails is recorded, and the others go on.
+
+    Args:
+        recipe: path of the recipe.
+        grid: key path -> values; all combinations are run.
+        points: further points, or the only ones.
+        overrides: changes of the recipe for all runs.
+        folder: the sweep's folder; each point's run folder is in it.
+        jobs: runs at the same time; if None, as many as the cores have room for, one on a GPU.
+        threads: threads of each run; more than one only pays when there are fewer runs than cores.
+        backend: "loky" for processes of this machine, "ray" or "dask" for a cluster whose machines
+            share the folder.
+        overwrite: replace the earlier sweep in the folder, all its runs included.
+        show_progress: None shows it when the sweep takes longer than two seconds.
+
+    Raises:
+        RequestError: a wrong recipe, point, backend or folder; nothing was started.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    folder = Path(folder)
+    found = [*grid_points(grid or {}), *map(tuple, points)]
+    if not found or len(set(found)) < len(found):
+        raise invalid("grid, points", [*map(list, found)], "one point or more, each once")
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None and value < 1:
+            raise invalid(name, value, "1 or more")
+    _require(backend)
+    base = load_recipe(recipe, overrides)
+    for point in found:
+        load_recipe(recipe, [*overrides, *point])
+    start = _prepare(folder, base, overwrite)
+    names = {point: folder_name(point) for point in found}
+    missing = [point for point in found if not RunFolder(folder / names[point]).finished]
+    jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
+    errors: dict[Point, str] = {}
+    tasks = [(start, point, folder / names[point], threads) for point in missing]
+    try:
+        finished = len(found) - len(missing)
+        title = f"sweep {folder.name}"
+        with progress(title, len(found), done=finished, show=show_progress) as advance:
+            for point, error in _run(tasks, jobs, backend):
+                advance(note=", ".join(point))
+                if error:
+                    errors[point] = error
+    except (Interrupted, KeyboardInterrupt):
+        done = sum(RunFolder(folder / name).finished for name in names.values())
+        raise Interrupted(
+            f"stopped with {done} of {len(found)} runs done; the same command goes on with the rest"
+        ) from None
+    return _summarise(folder, found, errors)
+
+
+def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
+    """Writes the sweep's recipe, after checking that the folder holds no other sweep's."""
+    path = folder / RECIPE_NAME
+    if path.exists() and not overwrite:
+        # The folders that modules are looked for in differ, and are no part of the recipe.
+        if load_recipe(path).model_dump() != base.model_dump():
+            raise RequestError(
+                f"folder: got '{folder}', which holds a sweep of another recipe; expected a new "
+                "folder, or the same recipe to go on, or --overwrite to replace it"
+            )
+        return path
+    if folder.is_dir() and not path.exists() and any(folder.iterdir()):
+        raise RequestError(
+            f"folder: got '{folder}', which is not empty and holds no sweep; expected a new or an "
+            "empty folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            # Left behind, a run of the earlier sweep would pass for a finished one of this.
+            if RunFolder(entry).exists:
+                shutil.rmtree(entry)
+        write_atomically(path, base.to_toml(**environment(base)))
+    except (OSError, WorkError) as error:
+        raise RequestError(
+            f"folder: got '{folder}', which cannot be written to ({error})"
+        ) from error
+    return path
+
+
+def _default_jobs(threads: int) -> int:
+    return 1 if torch.cuda.is_available() else max(1, int(joblib.cpu_count()) // threads)
+
+
+def _require(backend: Backend) -> None:
+    module = {"loky": "joblib", "ray": "ray", "dask": "distributed"}.get(backend)
+    if module is None:
+        raise invalid("backend", backend, "one of 'loky', 'ray', 'dask'")
+    if find_spec(module) is None:
+        raise RequestError(
+            f"backend: got {backend!r}, which is not installed; expected: "
+            f"pip install 'latewood[{backend}]'"
+        )
+
+
+def _run(
+    tasks: Sequence[tuple[Path, Point, Path, int]], jobs: int, backend: Backend
+) -> Iterator[tuple[Point, str]]:
+    """Yields each point when its run has ended, with its error or ""."""
+    if jobs == 1 and backend == "loky":
+        yield from (_train_point(*task) for task in tasks)
+        return
+    calls = (joblib.delayed(_train_point)(*task) for task in tasks)
+    with _workers(backend, jobs, threads=tasks[0][-1] if tasks else 1):
+        # Ray's backend cannot hand over one result at a time.
+        form = "list" if backend == "ray" else "generator_unordered"
+        yield from joblib.Parallel(return_as=form)(calls)
+
+
+@contextmanager
+def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[None]:
+    if backend == "loky":
+        # The limit also reaches what a worker loads before it can set its own.
+        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+            yield
+    elif backend == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        with joblib.parallel_config("ray", n_jobs=jobs):
+            yield
+    else:
+        from distributed import Client
+
+        # A cluster that the environment names, else one of this machine's processes.
+        named = "DASK_SCHEDULER_ADDRESS" in os.environ
+        local = {} if named else {"n_workers": jobs, "threads_per_worker": 1}
+        with Client(**local), joblib.parallel_config("dask", n_jobs=jobs):
+            yield
+
+
+def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
+    """Trains one point to its end; runs in a worker, so that errors travel as text."""
+    from latewood.training.loop import train
+
+    try:
+        with one_line_warnings(folder.name), limited(threads):
+            train(
+                load_recipe(recipe, point),
+                folder=folder,
+                resume=RunFolder(folder).exists,
+                show_progress=False,
+            )
+    except Interrupted:
+        raise
+    except LatewoodError as error:
+        return point, str(error)
+    except Exception as error:
+        # One broken run must not take the others with it, whatever broke it.
+        return point, f"{type(error).__name__}: {error}"
+    return point, ""
+
+
+def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str]) -> SweepResult:
+    """Collects the runs' summaries into one table and writes it as CSV and JSON."""
+    runs = [(point, RunFolder(folder / folder_name(point))) for point in points]
+    summaries = [run.summary for _, run in runs]
+    headline = next((summary["headline"] for summary in summaries if summary), "headline")
+    higher = all(summary.get("higher_is_better", True) for summary in summaries)
+    rows: list[dict[str, Any]] = []
+    for (point, run), summary in zip(runs, summaries, strict=True):
+        row: dict[str, Any] = {"run": run.name, **settings(point)}
+        row[headline] = final_reading(summary).get(headline) if summary else None
+        row |= {key: summary.get("size", {}).get(key) for key in ("parameters", "density", "bits")}
+        row["seconds"] = summary.get("seconds")
+        row["status"] = "done" if summary else "failed"
+        row["error"] = "" if summary else errors.get(point, "it has no summary")
+        rows.append(row)
+    order = sorted(range(len(rows)), key=lambda i: _rank(rows[i][headline], higher))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    filled: list[Row] = [{key: rows[i].get(key) for key in columns} for i in order]
+    write_table(filled, folder / "sweep.csv", columns=columns)
+    write_table(filled, folder / "sweep.json", columns=columns)
+    keys = list(dict.fromkeys(key for point in points for key in settings(point)))
+    study = rate_eps_study(filled, keys, headline, higher_is_better=higher)
+    if summaries[order[0]]:
+        write_sweep_page(
+            filled,
+            keys,
+            headline,
+            runs[order[0]][1],
+            folder / "sweep.html",
+            methods=[_methods(folder, points[i]) for i in order],
+            notes=study.lines() if study else (),
+        )
+    return SweepResult(filled, headline, folder, study)
+
+
+def _methods(folder: Path, point: Point) -> str:
+    sections = load_recipe(folder / RECIPE_NAME, point).methods
+    return " and ".join(section["name"] for section in sections)
+
+
+def _rank(value: Any, higher: bool) -> tuple[bool, float]:
+    known = isinstance(value, int | float) and not math.isnan(value)
+    return (not known, (-value if higher else value) if known else 0.0)

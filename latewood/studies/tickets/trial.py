@@ -1,0 +1,198 @@
+"""One training of the ticket search: from given weights, under given masks or a method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.schedules import Schedule
+from latewood.core.threads import threads as limited
+from latewood.errors import RequestError
+from latewood.sparsity import Ticket, maskable, snapshot
+from latewood.tasks.task import Task
+from latewood.training import components
+from latewood.training.evaluation import evaluate
+from latewood.training.loop import train_steps
+from latewood.training.processes import Processes, processes
+from latewood.training.randomness import caller_unchanged, derive, seed_everything
+from latewood.training.recipe import Recipe
+from latewood.training.run_folder import RunFolder
+from latewood.training.session import Session, open_session
+
+__all__ = ["Bench", "Protocol", "Trained", "bench", "score"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all trainings of a search have in common.
+
+    Args:
+        recipe: task, model, optimizer, schedule and epochs of one training; no methods.
+        rewind_epoch: (k) tickets start from the weights at the start of this epoch.
+        include: patterns of the weights that may be pruned.
+        exclude: patterns of the weights that may not.
+        rounds: of continuous sparsification, each as long as one training.
+        method: further arguments of continuous sparsification.
+        supermask_lr: learning rate of the logits where the weights are frozen.
+        iterations: rounds of iterative magnitude pruning.
+        fraction: what each of these removes.
+        folder: where failures are recorded and tickets are saved.
+        threads: of each training.
+    """
+
+    recipe: Recipe
+    rewind_epoch: int
+    include: tuple[str, ...]
+    exclude: tuple[str, ...] | None
+    rounds: int
+    method: Mapping[str, Any]
+    supermask_lr: float
+    iterations: int
+    fraction: float
+    folder: Path
+    threads: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of one training."""
+        return self.recipe.epochs or 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of one training.
+
+    Args:
+        session: with the model, its methods not finalized.
+        early: the model at the rewind point, plain; {} if the training stopped before it.
+        seconds: wall-clock time of the steps.
+    """
+
+    session: Session
+    early: dict[str, Tensor]
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """The headline measure of the model as it is."""
+        return score(self.session, self.session.model)
+
+
+@dataclass
+class Bench:
+    """Trains, always from the same initial weights and in the same order of the data.
+
+    Args:
+        protocol: of the search.
+        seed: of the initial weights, the order and all other randomness.
+        group: the one process.
+        task: what is learned.
+    """
+
+    protocol: Protocol
+    seed: int
+    group: Processes
+    task: Task
+
+    def train(
+        self,
+        *,
+        ticket: Ticket | None = None,
+        method: Mapping[str, Any] | None = None,
+        rounds: int = 1,
+    ) -> Trained:
+        """One training, or several rounds of it with the learning rate started anew in each.
+
+        Args:
+            ticket: rewind to it and keep to its masks.
+            method: section of a recipe; built on the model.
+            rounds: how many times the schedule runs.
+
+        Raises:
+            WorkError: the loss was not finite.
+        """
+        session = self._session([dict(method)] if method else [], rounds)
+        session.schedule = _repeated(session.schedule, rounds, session.total_steps)
+        if ticket is not None:
+            ticket.rewind(session.model)
+        early: dict[str, Tensor] = {}
+        rewind_step = self.protocol.rewind_epoch * session.steps_per_epoch
+
+        def keep_early(now: Session) -> None:
+            if now.step == rewind_step:
+                early.update(snapshot(now.model))
+
+        start = time.monotonic()
+        keep_early(session)
+        train_steps(session, [keep_early], lambda: False)
+        return Trained(session, early, time.monotonic() - start)
+
+    def untrained(self) -> float:
+        """The headline measure of the initial network."""
+        session = self._session([], 1)
+        return score(session, session.model)
+
+    def prunable(self, model: nn.Module) -> list[str]:
+        """The names of the weights that may be pruned, in the order of a model without masks."""
+        protocol = self.protocol
+        return [each.name for each in maskable(model, protocol.include, protocol.exclude)]
+
+    def _session(self, methods: list[dict[str, Any]], rounds: int) -> Session:
+        own = {"seed": self.seed, "methods": methods, "epochs": self.protocol.epochs * rounds}
+        recipe = self.protocol.recipe.model_copy(update=own)
+        return open_session(recipe, RunFolder(self.protocol.folder), self.group, self.task)
+
+
+@contextmanager
+def bench(protocol: Protocol, seed: int) -> Iterator[Bench]:
+    """A bench for one seed; the caller's generators and threads are given back as they were."""
+    recipe = protocol.recipe
+    with (
+        caller_unchanged(),
+        torch.enable_grad(),
+        limited(protocol.threads),
+        components.importable(*recipe.folders),
+        processes(
+            device=recipe.device,
+            precision=recipe.precision,
+            trackers=[],
+            folder=protocol.folder,
+        ) as group,
+    ):
+        if group.count > 1:
+            raise RequestError(
+                "search_tickets: got several processes of a launcher; expected one, with jobs= for "
+                "several trainings at the same time"
+            )
+        seed_everything(derive(seed, "task"), group.device)
+        task = components.build("task", recipe.task, "task")
+        if not isinstance(task, Task):
+            raise RequestError(f"task: {recipe.task['name']!r} returned no Task")
+        yield Bench(protocol, seed, group, task)
+
+
+def score(session: Session, model: nn.Module) -> float:
+    """The task's headline measure on its validation samples."""
+    return evaluate(session, model)[session.task.headline]
+
+
+def _repeated(schedule: Schedule, rounds: int, total_steps: int) -> Schedule:
+    """The schedule run through once per round."""
+    if rounds == 1:
+        return schedule
+    steps = total_steps // rounds
+
+    def value_at(at: float) -> float:
+        # In whole steps: a fraction of the run may fall just short of the start of a round.
+        done = math.floor(at * total_steps + 0.5)
+        return schedule(1.0 if done >= total_steps else done % steps / steps)
+
+    return value_at
