@@ -3,7 +3,7 @@
 from latewood.slim.compressed_linear import LinearChoice, export_linear
 from latewood.slim.csr_linear import CsrLinear
 from latewood.slim.edits import SlimRecipe, slim_recipe
-from latewood.slim.export import ExportReport, LayerChoice, Mode, export
+from latewood.slim.fastest_form import ExportReport, LayerChoice, Mode, export
 from latewood.slim.head_attention import HeadAttention
 from latewood.slim.idle_blocks import Skip, Zeros
 from latewood.slim.removal import slim

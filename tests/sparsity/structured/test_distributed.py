@@ -45,10 +45,10 @@ freeze = 0.7
 SCRIPT = """
 import hashlib, json, os, sys, warnings
 warnings.simplefilter("ignore")
-from latewood.sparsity.structured import anatomy
+from latewood.sparsity.structured import live_structure
 from latewood.training.loop import train
 seen = []
-become = anatomy.Anatomy.become
+become = live_structure.Anatomy.become
 def watched(self, *args, **named):
     changed = become(self, *args, **named)
     bits = b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
@@ -56,7 +56,7 @@ def watched(self, *args, **named):
     seen.append([[p.tolist() for p in self.present], self.blocks.tolist(), logits,
                  hashlib.sha256(bits).hexdigest()])
     return changed
-anatomy.Anatomy.become = watched
+live_structure.Anatomy.become = watched
 result = train("recipe.toml", folder="run", show_progress=False)
 bits = b"".join(p.detach().numpy().tobytes() for p in result.model.parameters())
 seen.append(hashlib.sha256(bits).hexdigest())
