@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.labels import Labels
-from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member
+from latewood.core.coupling.consequences import settle
+from latewood.core.coupling.labels import NONE, Labels
+from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member, Resized
 
 __all__ = ["gather_plan"]
 
@@ -26,7 +27,10 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         The groups, in that order.
     """
     _settle_elements(labels)
-    follows = labels.settle()
+    follows: dict[int, list[Resized]] = {}
+    for attribute, counted in settle(labels).items():
+        for channel, count in counted.items():
+            follows.setdefault(channel, []).append(Resized(attribute.module, attribute.name, count))
     place = {name: position for position, name in enumerate(order)}
     axes = sorted(labels.axes, key=lambda axis: (place[axis[0]], axis[1]))
     positions: dict[int, dict[int, list[int]]] = {}
@@ -78,7 +82,7 @@ def _settle_elements(labels: Labels) -> None:
     """Finds, for tensors that were labelled element by element, the axis that holds channels."""
     for name, atoms in labels.elements.items():
         channels = labels.channels(atoms)
-        shared = labels.shared(atoms)
+        shared = (labels.components.sizes(channels) > 1) & (channels != NONE)
         found = {
             axis: chosen
             for axis in range(atoms.ndim)

@@ -1,0 +1,190 @@
+"""How channels pass through operations that compute each element alone, or reduce dimensions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from latewood.core.coupling.label_layout import compact, compact_together
+from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
+
+__all__ = ["ELEMENTWISE_RULES", "merged"]
+
+
+def _elementwise(call: Call) -> Result:
+    tensors = [x for x in tensors_in((call.positional, call.named)) if x.ndim > 0]
+    if not tensors:
+        return None
+    view = _scaled_view(call, tensors)
+    if view:
+        return None
+    shape = next(tensors_in(call.output)).shape
+    labels = [call.labels.of(tensor).expand(shape) for tensor in tensors]
+    for tensor, own in zip(tensors, labels, strict=True):
+        _meet_fixed_size(call, tensor, own, labels)
+    result = labels[0]
+    for other in labels[1:]:
+        result = call.labels.meet(result, other).expand(shape)
+    return result
+
+
+def _scaled_view(call: Call, tensors: list[Tensor]) -> bool:
+    """Whether the result is a weight whose entries were only scaled or cast, still one."""
+    if len(tensors) > 1 or not isinstance(call.output, Tensor):
+        return False
+    view = call.labels.view(tensors[0])
+    if view is None or call.output.shape != tensors[0].shape or call.output.ndim < 2:
+        return False
+    call.labels.put_view(call.output, view)
+    return True
+
+
+def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tensor]) -> None:
+    """Bars channels that are added to entries of none, along a dimension that has both."""
+    absent = compact(own) == NONE
+    if not bool(absent.any()):
+        return
+    reason = f"{call.where} meets data of fixed size"
+    for other in labels:
+        if other is own:
+            continue
+        if bool(absent.all()):
+            for dim in range(-tensor.ndim, 0):
+                if tensor.shape[dim] > 1:
+                    call.labels.must_not_vary(other, dim, "fixed", reason)
+        elif any(call.labels.vary(other, dim) for dim in range(-tensor.ndim, 0)):
+            mine, theirs = compact_together(own, other)
+            call.labels.bar(theirs[mine == NONE], "fixed", reason)
+
+
+def _along_one(call: Call) -> Result:
+    """Softmax and its kin: one output an element, each from all along one dimension."""
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    dim = call.argument(1, "dim")
+    if not isinstance(dim, int):
+        return call.unknown()
+    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} compares channels")
+    return labels
+
+
+def _ordered(call: Call) -> Result:
+    """Sorting and choosing along a dimension, with the values' places beside the values."""
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    dim = call.argument(1 if call.name in ("sort", "argsort") else 2, "dim", -1)
+    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} compares channels")
+    first = labels.narrow(dim, 0, 1)
+    outputs = [first.expand(output.shape) for output in tensors_in(call.output)]
+    return outputs[0] if isinstance(call.output, Tensor) else outputs
+
+
+def _reduce(call: Call) -> Result:
+    dim = call.argument(1, "dim", call.named.get("axis"))
+    if call.name in ("norm", "linalg_vector_norm", "vector_norm"):
+        dim = call.argument(2, "dim")
+    if isinstance(dim, Tensor):
+        return _elementwise(call)
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    dims = range(inputs.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = sorted({axis % inputs.ndim for axis in dims})
+    output = next(tensors_in(call.output))
+    for axis in dims:
+        labels = merged(call, labels, axis, "reduces over channels")
+    if output.ndim < inputs.ndim:
+        labels = labels.squeeze(tuple(dims))
+    return labels if isinstance(call.output, Tensor) else tuple(labels for _ in call.output)
+
+
+def merged(call: Call, labels: Tensor, dim: int, verb: str) -> Tensor:
+    """Labels of what is left of one dimension when all along it comes together.
+
+    Args:
+        call: the operation.
+        labels: before it.
+        dim: the dimension, of which size 1 is left.
+        verb: what the operation does, for the barrier.
+    """
+    first = labels.narrow(dim, 0, 1)
+    if not call.labels.vary(labels, dim):
+        return first
+    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} {verb}")
+    return torch.full((), NONE).expand(first.shape)
+
+
+def _spatial(call: Call) -> Result:
+    """Pooling and resizing of the dimensions behind the channels."""
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    digits = [int(letter) for letter in call.name if letter in "123"]
+    spatial = digits[0] if digits else inputs.ndim - 2
+    for dim in range(-spatial, 0):
+        labels = merged(call, labels, dim, "mixes channels")
+    return labels if isinstance(call.output, Tensor) else (labels, labels)
+
+
+def _normalize(call: Call) -> Result:
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    dim = call.argument(2, "dim", 1)
+    call.labels.must_not_vary(
+        labels, dim, "normalised", f"{call.where} divides by a norm over the channels"
+    )
+    return labels
+
+
+def _glu(call: Call) -> Result:
+    inputs, *_ = call.split_first()
+    dim = call.argument(1, "dim", -1)
+    gate = call.labels.of(inputs).unflatten(dim, (2, -1))
+    first, second = gate.unbind(dim if dim >= 0 else dim - 1)
+    call.labels.couple(first, second)
+    return first
+
+
+_ELEMENTWISE: Final = """
+    abs acos add addcdiv addcmul alpha_dropout asin atan atan2 bernoulli bfloat16 bool ceil celu
+    clamp clamp_max clamp_min clip clone contiguous copysign cos cosh cpu cuda deg2rad detach
+    div divide double dropout dropout1d dropout2d dropout3d elu empty_like eq erf erfc exp exp2
+    expm1 feature_alpha_dropout fill float float_power floor floor_divide floordiv fmod frac
+    full_like ge gelu gt half hardshrink hardsigmoid hardswish hardtanh heaviside hypot iadd iand
+    idiv imul int invert ior ipow isfinite isinf isnan isub itruediv ldexp le leaky_relu lerp
+    log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor logit
+    logsigmoid long lt masked_fill maximum minimum mish mod mul multiply nan_to_num ne neg
+    negative ones_like or and xor positive pow radd rand_like randn_like rdiv reciprocal relu
+    relu6 remainder requires_grad rmul round rpow rrelu rsqrt rsub rtruediv selu sgn sigmoid sign
+    silu sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract tan
+    tanh tanhshrink threshold to tril triu true_divide truediv trunc type type_as where xlogy zero
+    zeros_like
+""".split()  # noqa: SIM905
+_REDUCTIONS: Final = """
+    all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean
+    median min nanmean nansum norm prod std sum var var_mean std_mean vector_norm
+""".split()  # noqa: SIM905
+_POOLS: Final = [
+    f"{adaptive}{kind}_pool{n}d"
+    for adaptive in ("", "adaptive_")
+    for kind in ("avg", "max")
+    for n in (1, 2, 3)
+] + [f"{adaptive}max_pool{n}d_with_indices" for adaptive in ("", "adaptive_") for n in (1, 2, 3)]
+
+ELEMENTWISE_RULES: Final[dict[str, Rule]] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(
+        ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "cummax", "logcumsumexp"),
+        _along_one,
+    ),
+    **dict.fromkeys(("topk", "sort", "argsort", "kthvalue"), _ordered),
+    **dict.fromkeys(
+        [*_POOLS, "interpolate", "upsample", "upsample_nearest", "lp_pool1d", "lp_pool2d"],
+        _spatial,
+    ),
+    "normalize": _normalize,
+    "glu": _glu,
+}
+"""Rules by the name of the operation."""
