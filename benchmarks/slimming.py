@@ -17,12 +17,12 @@ from latewood.core import trace_channels
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import select_parameters
 from latewood.models import resnet20
-from latewood.slim import CsrLinear, Mode, export
+from latewood.slim import CsrLinear, ExportForm, export
 from latewood.sparsity import FixedMasks
 
 SIZE: Final = 1024
 TURN_SECONDS: Final = 0.01
-FORMS: Final[tuple[Mode, ...]] = ("dense", "masked", "csr", "slim", "auto")
+FORMS: Final[tuple[ExportForm, ...]] = ("dense", "masked", "csr", "slim", "auto")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _print_case(case: Case, rounds: int) -> None:
 
 
 def _row(model: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
-    forms: dict[Mode, nn.Module] = {}
+    forms: dict[ExportForm, nn.Module] = {}
     for mode in FORMS:
         forms[mode], report = export(model, inputs, mode=mode)
     best = _minima({mode: partial(made, inputs) for mode, made in forms.items()}, rounds)
