@@ -5,7 +5,7 @@ import torch
 
 from latewood.core.modes import evaluated
 from latewood.errors import RequestError
-from latewood.sparsity.structured import latency_table
+from latewood.sparsity.structured import latency_measurement
 from latewood.sparsity.structured.latency_table import Surface
 
 
@@ -26,17 +26,17 @@ def test_a_surface_is_linear_between_its_marks_and_never_falls():
 def steady(monkeypatch):
     """A clock that nothing else on the machine disturbs: values of a module, and its call."""
 
-    def taken(module, *_):
-        return 1e-3 * sum(each.numel() for each in module.parameters()) + 0.01
+    def milliseconds(module, calls):
+        assert calls, "a layer that the model runs"
+        return 1e-3 * sum(parameter.numel() for parameter in module.parameters()) + 0.01
 
-    monkeypatch.setattr(latency_table, "_milliseconds", taken)
-    monkeypatch.setattr(latency_table, "_inside", lambda model, layer, inputs: taken(layer))
+    monkeypatch.setattr(latency_measurement, "_milliseconds", milliseconds)
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet20", "lstm"])
 def test_a_network_meets_a_budget_in_milliseconds(runs, name, steady):
-    skeleton = runs(name).method._anatomy.skeleton
-    groups, blocks = len(skeleton.groups), len(skeleton.blocks)
+    spec = runs(name).method._structure.spec
+    groups, blocks = len(spec.groups), len(spec.blocks)
     probe = runs(name, budget={"latency": 1.0}).method.budget
     assert probe.full > 0 and probe.limit == probe.full
     least = probe.cost.at([1] * groups, [False] * blocks)
@@ -45,9 +45,9 @@ def test_a_network_meets_a_budget_in_milliseconds(runs, name, steady):
     budget = run.method.budget
     for _ in range(6):
         run.epoch()
-        anatomy = run.method._anatomy
-        assert budget.cost.at(anatomy.widths, anatomy.blocks.tolist()) <= budget.limit
-    full = probe.parameters.at([group.width for group in skeleton.groups], [True] * blocks)
+        structure = run.method._structure
+        assert budget.cost.at(structure.widths, structure.blocks.tolist()) <= budget.limit
+    full = probe.parameters.at([group.width for group in spec.groups], [True] * blocks)
     assert run.method.metrics()["budget/used"] <= 1
     assert run.method.metrics()["parameters"] < full
     with evaluated(run.model):
