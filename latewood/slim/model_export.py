@@ -191,17 +191,17 @@ def _others(forms: Mapping[ExportForm, _Exported]) -> dict[str, nn.Module]:
 def _multiples(dense: nn.Module, exact: _Exported, example_inputs: Examples) -> dict[str, int]:
     """For each group that lost channels, the multiple of channels whose layers take least time."""
     full = copy.deepcopy(dense)
-    kept: dict[str, list[int]] = {}
+    keep: dict[str, list[int]] = {}
     for edit in exact.edits:
         if isinstance(edit, Channels):
-            kept = edit.keep
+            keep = edit.keep
             break
         full = apply_edit(full, edit, example_inputs).eval()
-    groups = [group for group in trace_channels(full, example_inputs) if group.name in kept]
+    groups = [group for group in trace_channels(full, example_inputs) if group.name in keep]
     candidates = {"1": exact.model, "full": full}
     for multiple in _MULTIPLES:
         # Where all widths are multiples already there is nothing to try.
-        if any(len(kept[group.name]) % multiple for group in groups):
+        if any(len(keep[group.name]) % multiple for group in groups):
             exported = slimmed(dense, example_inputs, Limits(round_to=multiple))[0]
             candidates[str(multiple)] = exported
     times = layer_times(candidates, example_inputs)

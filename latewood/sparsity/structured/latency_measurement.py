@@ -25,7 +25,7 @@ __all__ = ["measured_latency"]
 
 _SHARES: Final = (0.0, 0.25, 0.5, 1.0)
 """Widths at which a layer is measured, as shares; 0 is one channel."""
-_PATIENCE: Final[dict[str, Any]] = {"steady": 5, "seconds": 0.1}
+_PATIENCE: Final[dict[str, Any]] = {"steady": 3, "seconds": 0.05}
 """Of the timer: there are hundreds of small measurements."""
 _FEATURE_COUNT: Final[Mapping[type[nn.Module], str]] = {
     nn.Linear: "in_features",

@@ -62,14 +62,24 @@ class StructuredSparsification:
         total_steps: optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch, between two samples of the structures.
         preset: "recommended", ours, or "paper", the plain algorithm: decides what is None below.
-        estimator, temperature, final_temperature: what scales a structure while it is there
-            (``GateSettings``).
-        penalty, layer_penalty, normalised: how strongly the logits are driven towards the budget
-            (``PenaltySettings``).
-        seed_width, seed_logit, growth_logit, growth_time, overshoot, capped, birth: what a run
-            begins with, and how it grows (``GrowthSettings``).
-        freeze, ranking, floor: when the structures are fixed, and which stay (``FreezeSettings``).
-        logit_lr, logit_decay: how the optimizer moves the logits (``LogitSettings``).
+        estimator: "soft" or "ste", of the factors (``GateSettings``).
+        temperature: "per_structure" or "global".
+        final_temperature: beta of a structure that is there in all epochs.
+        penalty: (lambda_base) of channels (``PenaltySettings``).
+        layer_penalty: (lambda_base) of blocks; None takes ``penalty``.
+        normalised: divide lambda by the budget's share of the full model.
+        seed_width: channels of each group at the start (``GrowthSettings``).
+        seed_logit: of those.
+        growth_logit: of all others; None follows ``growth_time``.
+        growth_time: share of the run in which the penalty alone brings them to 0.
+        freeze: share of the run after which the structures are fixed (``FreezeSettings``).
+        ranking: "norms" or "logits", by which channels are chosen then.
+        floor: least width of a group then, as a share of groups narrowed alike.
+        overshoot: how many times the budget the network grows to before.
+        capped: keep also the samples within that.
+        logit_lr: learning rate of the logits; None follows the optimizer (``LogitSettings``).
+        logit_decay: weight decay of the logits.
+        birth: scale of new weights, "initial" or "kaiming".
         layers: whether residual blocks may be removed as well.
         exclude: patterns on names of groups and blocks that stay whole.
         seed: of the samples and the newly born values, the same on all processes.

@@ -1,4 +1,4 @@
-"""Coming and going: bits that return, clocks, samples, layers above channels."""
+"""Coming and going: bits that return, ages, samples, layers above channels."""
 
 import copy
 
@@ -96,13 +96,13 @@ def test_newborn_entries_have_the_full_layers_scale_and_neutral_norms(runs, birt
     assert momentum[:1, :1].abs().sum() > 0 and momentum[1:].abs().sum() == 0
 
 
-def test_clocks_count_the_epochs_in_which_a_structure_was_there(runs):
+def test_ages_count_the_epochs_in_which_a_structure_was_there(runs):
     run = runs("resnet20", epochs=12, freeze=1.0, growth_logit=0.0, capped=False)
     method, structure = run.method, run.method._structure
     run.epoch()
-    assert all(not clock.any() for clock in method._ages.epochs)
+    assert all(not ages.any() for ages in method._ages.epochs)
     for _ in range(8):
-        before = [clock.clone() for clock in method._ages.epochs]
+        before = [ages.clone() for ages in method._ages.epochs]
         run.epoch()
         sets = [*structure.present, structure.blocks]
         for number, (old, new, there) in enumerate(
@@ -110,14 +110,14 @@ def test_clocks_count_the_epochs_in_which_a_structure_was_there(runs):
         ):
             hidden = number < len(structure.present) and not structure.visible(number)
             assert torch.equal(new - old, torch.zeros_like(old) if hidden else there.long())
-        for gate, clock in zip(method._structure.all_gates, method._ages.epochs, strict=True):
+        for gate, ages in zip(method._structure.all_gates, method._ages.epochs, strict=True):
             ratio = 100 ** (1 / 12)
-            expected = torch.tensor([ratio**t for t in clock.tolist()], dtype=torch.float64)
+            expected = torch.tensor([ratio**t for t in ages.tolist()], dtype=torch.float64)
             assert torch.equal(gate.temperature, expected)
-    assert max(int(clock.max()) for clock in method._ages.epochs) >= 6
+    assert max(int(ages.max()) for ages in method._ages.epochs) >= 6
 
 
-def test_the_global_clock_is_that_of_the_run(runs):
+def test_the_global_temperature_is_that_of_the_epoch(runs):
     run = runs("convnet", epochs=12, temperature="global", freeze=1.0)
     for _ in range(4):
         run.epoch()
@@ -136,13 +136,13 @@ def test_an_absent_layer_hides_its_channels_and_leaves_their_logits(runs):
     inside = [n for n, home in enumerate(structure.spec.block_of) if home is not None]
     assert len(inside) == 7
     logits = [gate.logits.detach().clone() for gate in structure.gates]
-    clocks = copy.deepcopy(method._ages.epochs)
+    ages = copy.deepcopy(method._ages.epochs)
     with torch.no_grad():
         structure.layer_gate.logits.fill_(-50.0)
     run.epoch()
     for number in inside:
         assert torch.equal(structure.gates[number].logits, logits[number])
-        assert torch.equal(method._ages.epochs[number], clocks[number])
+        assert torch.equal(method._ages.epochs[number], ages[number])
         assert method.metrics()[f"kept/{structure.spec.groups[number].name}"] == 0
     assert any(
         not torch.equal(structure.gates[number].logits, logits[number])
