@@ -22,11 +22,10 @@ _NORM_VECTORS: Final = ("running_mean", "running_var", "weight", "bias")
 
 
 def _elementwise(operation: Operation) -> Tensor | None:
-    shape = _shape(operation)
     mask = None
     for operand in (*operation.positional, *operation.named.values()):
         if isinstance(operand, Tensor):
-            dependent = operation.state.of(operand).expand(shape)
+            dependent = operation.state.of(operand).expand(operation.output.shape)
             mask = dependent if mask is None else mask | dependent
     return mask
 
@@ -37,7 +36,7 @@ def _product(operation: Operation) -> Tensor | None:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor) or operation.output is left:
         # In place, the factor that was there is gone.
         return _elementwise(operation)
-    state, shape = operation.state, _shape(operation)
+    state, shape = operation.state, operation.output.shape
     first = state.of(left).expand(shape) & state.matters(right).expand(shape)
     second = state.of(right).expand(shape) & state.matters(left).expand(shape)
     return first | second
@@ -45,13 +44,12 @@ def _product(operation: Operation) -> Tensor | None:
 
 def _same_entries(operation: Operation) -> Tensor:
     """For what changes the type of its first argument only."""
-    mask: Tensor = operation.state.of(operation.positional[0])
-    return mask
+    return operation.state.of(operation.positional[0])
 
 
 def _dropout(operation: Operation) -> Tensor | None:
     inputs = operation.argument(0, "input")
-    mask: Tensor = operation.state.of(inputs)
+    mask = operation.state.of(inputs)
     if operation.output is inputs:
         return None if operation.argument(2, "training", True) else mask
     # A function's dropout is on by default; then only zeros stay what they are.
@@ -153,7 +151,7 @@ def _record_reads(
     operation.state.reads.add(names[id(weight)], zeros, fold)
 
 
-def _given(operation: Operation) -> dict[str, Any]:
+def _arguments(operation: Operation) -> dict[str, Any]:
     return argument_names(operation.function, operation.name, operation.positional, operation.named)
 
 
@@ -168,13 +166,13 @@ def _index_add(operation: Operation) -> Tensor | None:
 
 
 def _batch_norm(operation: Operation) -> Tensor | None:
-    given = _given(operation)
+    given = _arguments(operation)
     inputs, weight = given["input"], given.get("weight")
     if given.get("training", False) or given.get("running_mean") is None:
         return None
     if not _fixed(operation, *(given.get(name) for name in _NORM_VECTORS)):
         return None
-    mask: Tensor = operation.state.of(inputs)
+    mask = operation.state.of(inputs)
     return mask if weight is None else mask & _along(weight != 0, inputs, 1)
 
 
@@ -199,7 +197,7 @@ def _along(vector: Tensor, like: Tensor, dim: int) -> Tensor:
 
 
 def _embedding(operation: Operation) -> Tensor | None:
-    given = _given(operation)
+    given = _arguments(operation)
     weight = given["weight"]
     if given.get("max_norm") is not None or not _fixed(operation, weight):
         return None
@@ -263,11 +261,6 @@ def _alive(name: str, entering: Tensor, cell: Sequence[Tensor], started: Tensor)
         if bool((grown == alive).all()):
             return grown
         alive = grown
-
-
-def _shape(operation: Operation) -> torch.Size:
-    shape: torch.Size = operation.output.shape
-    return shape
 
 
 _ELEMENTWISE: Final = """

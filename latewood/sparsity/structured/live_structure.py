@@ -18,7 +18,7 @@ from latewood.slim.idle_blocks import Skip
 from latewood.sparsity.structured.detached_store import DetachedStore
 from latewood.sparsity.structured.gates import Estimator, Gate
 from latewood.sparsity.structured.new_weight_init import NewWeightScale, new_values
-from latewood.sparsity.structured.removable_blocks import RemovableBlock, replace_block
+from latewood.sparsity.structured.removable_blocks import RemovableBlock
 from latewood.sparsity.structured.soft_factors import SoftFactors
 from latewood.sparsity.structured.structure_spec import StructureSpec, TensorSpec
 
@@ -242,7 +242,7 @@ class LiveStructure:
             self.spec.blocks, before.tolist(), self.blocks.tolist(), strict=True
         ):
             if was_there != is_there:
-                replace_block(self.model, block.name, block.module if is_there else Skip())
+                self.model.set_submodule(block.name, block.module if is_there else Skip())
                 for parameter in block.module.parameters():
                     parameter.grad = None
 

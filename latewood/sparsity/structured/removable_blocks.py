@@ -14,7 +14,7 @@ from latewood.core.coupling import ChannelPlan
 from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.modes import evaluated
 
-__all__ = ["RemovableBlock", "removable_blocks", "replace_block"]
+__all__ = ["RemovableBlock", "removable_blocks"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def removable_blocks(
                 continue
             if any(block.name.startswith(f"{name}.") for block in blocks):
                 continue
-            for last in _endings(twin, plan, inside):
+            for last in _endings(plan, inside):
                 written = [tensors[tensor] for tensor in last]
                 if _is_identity_without(twin, module, written, example_inputs):
                     blocks.append(RemovableBlock(name, model.get_submodule(name), last))
@@ -67,19 +67,7 @@ def removable_blocks(
     return tuple(sorted(blocks, key=lambda block: order[block.name]))
 
 
-def replace_block(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts another module in the place of a block, in its old position.
-
-    Args:
-        model: what holds the block.
-        name: qualified name of the block.
-        module: what to put there.
-    """
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module
-
-
-def _endings(model: nn.Module, plan: ChannelPlan, inside: set[str]) -> Iterator[tuple[str, ...]]:
+def _endings(plan: ChannelPlan, inside: set[str]) -> Iterator[tuple[str, ...]]:
     """What may write last onto a stream that passes through the block: its norms, or its layers."""
     for group in plan:
         names = {member.tensor for member in group.members}
