@@ -8,11 +8,7 @@ from torch import nn
 
 from latewood import models
 from latewood.errors import RequestError, WorkError
-<<<<<<<< HEAD:tests/slim/test_fastest_form.py
-from latewood.slim import CsrLinear, compressed_linear, export, fastest_form, load_slim, save_slim
-========
 from latewood.slim import CsrLinear, compressed_linear, export, load_slim, model_export, save_slim
->>>>>>>> structured:tests/slim/test_model_export.py
 from latewood.sparsity import FixedMasks
 
 ARGUMENTS = {"in_features": 6, "hidden": [16, 12], "num_classes": 3}
@@ -41,21 +37,12 @@ def clock(monkeypatch):
     def layers(models, inputs):
         found = {}
         for form, model in models.items():
-<<<<<<<< HEAD:tests/slim/test_fastest_form.py
-            for name in fastest_form.heavy_layers(model):
-                found.setdefault(name, {})[form] = table.get(form, 1.0)
-        return found
-
-    monkeypatch.setattr(fastest_form, "least_times", whole)
-    monkeypatch.setattr(fastest_form, "layer_times", layers)
-========
             for name in model_export.heavy_layers(model):
                 found.setdefault(name, {})[form] = table.get(form, 1.0)
         return found
 
     monkeypatch.setattr(model_export, "least_times", whole)
     monkeypatch.setattr(model_export, "layer_times", layers)
->>>>>>>> structured:tests/slim/test_model_export.py
     monkeypatch.setattr(compressed_linear, "_times", lambda *_: (1.0, table["csr of a layer"]))
     return table
 
