@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import nn
 
-__all__ = ["evaluated", "unfused"]
+__all__ = ["attributes_restored", "evaluated", "unfused"]
+
+_REGISTRIES: Final = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, buffers, submodules, hooks and mode."""
 
 
 @contextmanager
@@ -36,3 +41,26 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Puts the attributes of all modules back, so that what a run keeps for the next is forgotten.
+
+    Args:
+        model: any module; parameters, buffers and submodules are not attributes.
+    """
+    before = [
+        (module, {name: copy.copy(value) if type(value) in (dict, list) else value
+                  for name, value in vars(module).items() if name not in _REGISTRIES})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            for name in [name for name in now if name not in _REGISTRIES]:
+                if name not in attributes:
+                    del now[name]
+            now.update(attributes)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latewood.core.coupling.code_numbers import (
     Attribute,
+    CodeNumber,
     attribute_of,
     attributes_in,
     recomputed,
@@ -36,7 +37,7 @@ def settle(labels: Labels) -> Follows:
     while _couple_shared(labels) or _couple_parts(labels, follows) or _follow(labels, follows):
         pass
     for channels, few in labels.shared:
-        labels.bar(few, "fixed", "it is the same for channels of several groups")
+        labels.bar(few, "fixed", "it meets every channel of another group, such as every head")
     for parts in labels.parts:
         for moving in _misplaced(labels, parts, follows):
             labels.bar(moving, "fixed", f"{parts.where} takes channels by position")
@@ -134,7 +135,10 @@ def _couple_shared(labels: Labels) -> bool:
 def _couple_parts(labels: Labels, follows: Follows) -> bool:
     """Couples parts of one size where the code would not follow a change in one of them."""
     for parts in labels.parts:
-        if parts.equal > 1 and next(_misplaced(labels, parts, follows), None) is not None:
+        # Where the code's bounds are plain numbers, nothing would make them follow.
+        if parts.equal < 2 or not any(type(bound) is CodeNumber for bound in parts.bounds or ()):
+            continue
+        if next(_misplaced(labels, parts, follows), None) is not None:
             moved = parts.labels.movedim(parts.dim, 0)
             apart = moved.unflatten(0, (parts.equal, -1))
             before = labels.channels(apart)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.label_layout import compact, compact_together
-from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.labels import NONE, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
 
 __all__ = ["ELEMENTWISE_RULES", "merged"]
@@ -25,10 +25,21 @@ def _elementwise(call: Call) -> Result:
     labels = [call.labels.of(tensor).expand(shape) for tensor in tensors]
     for tensor, own in zip(tensors, labels, strict=True):
         _meet_fixed_size(call, tensor, own, labels)
-    result = labels[0]
-    for other in labels[1:]:
-        result = call.labels.meet(result, other).expand(shape)
+    # Entries of a parameter that stands beside channels, such as a table of positions, are theirs.
+    order = sorted(range(len(tensors)), key=lambda n: call.labels.view(tensors[n]) is not None)
+    result = labels[order[0]]
+    for number in order[1:]:
+        bare = call.labels.view(tensors[number]) is not None
+        wider = bare and _varies_more(labels[number], result)
+        join = call.labels.merge if wider else call.labels.meet
+        result = join(result, labels[number])
     return result
+
+
+def _varies_more(labels: Tensor, than: Tensor) -> bool:
+    return all(
+        varies_along(labels, dim) or not varies_along(than, dim) for dim in range(labels.ndim)
+    )
 
 
 def _scaled_view(call: Call, tensors: list[Tensor]) -> bool:
@@ -58,6 +69,11 @@ def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tenso
         elif any(call.labels.vary(other, dim) for dim in range(-tensor.ndim, 0)):
             mine, theirs = compact_together(own, other)
             call.labels.bar(theirs[mine == NONE], "fixed", reason)
+
+
+def _none(call: Call) -> Result:
+    """For what asks a tensor for its type or size only."""
+    return None
 
 
 def _along_one(call: Call) -> Result:
@@ -113,6 +129,9 @@ def merged(call: Call, labels: Tensor, dim: int, verb: str) -> Tensor:
     if not call.labels.vary(labels, dim):
         return first
     call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} {verb}")
+    if any(varies_along(first, other) for other in range(first.ndim)):
+        # Channels of another kind, such as heads, go on.
+        return first
     return torch.full((), NONE).expand(first.shape)
 
 
@@ -183,6 +202,9 @@ ELEMENTWISE_RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(
         [*_POOLS, "interpolate", "upsample", "upsample_nearest", "lp_pool1d", "lp_pool2d"],
         _spatial,
+    ),
+    **dict.fromkeys(
+        "new_empty new_full new_ones new_tensor new_zeros histc bincount arange".split(), _none
     ),
     "normalize": _normalize,
     "glu": _glu,

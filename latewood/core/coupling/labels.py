@@ -190,14 +190,18 @@ class Labels:
             The labels of what both make together.
         """
         for many, few in ((left, right), (right, left)):
-            wide = [dim for dim in range(many.ndim) if varies_along(many, dim)]
-            shared = [varies_along(few, dim) for dim in wide]
-            if any(shared) and not all(shared):
+            wide = [dim for dim in range(many.ndim) if self.vary(many, dim)]
+            distinct = all(varies_along(few, dim) for dim in wide)
+            if not distinct and bool((compact(few) != NONE).any()):
                 self.shared.append((many, few))
                 return many
+        return self.merge(left, right)
+
+    def merge(self, left: Tensor, right: Tensor) -> Tensor:
+        """Couples labels of one shape, and returns those of the first, or of the second if none."""
         self.couple(left, right)
-        left, right = compact_together(left, right)
-        return torch.where(left != NONE, left, right) if bool((left == NONE).any()) else left
+        few = compact_together(left, right)
+        return torch.where(few[0] != NONE, *few).expand(left.shape)
 
     def bar(self, labels: Tensor, kind: BarrierKind, reason: str) -> None:
         """Declares that the channels of some labels cannot change."""

@@ -38,8 +38,14 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
         return
     if call.labels.view(tensor) is not None:
         call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
-    elif tensor.numel() > 1:
-        call.labels.couple(call.labels.of(tensor), atoms)
+        return
+    labels = call.labels.of(tensor)
+    call.labels.couple(labels, atoms)
+    if bool((compact(labels) == NONE).any()):
+        for dim in range(-tensor.ndim, 0):
+            if tensor.shape[dim] > 1:
+                reason = f"{call.where} adds data of fixed size"
+                call.labels.must_not_vary(atoms, dim, "fixed", reason)
 
 
 def _linear(call: Call) -> Result:
@@ -53,7 +59,8 @@ def _contract(
     """Labels of a product of activations (..., size) with a matrix."""
     labels = call.labels.of(inputs)
     if call.labels.view(weight) is None:
-        return _product(call, labels, call.labels.of(weight).movedim(axis_in, -1), bias)
+        reason = f"{call.where} uses a weight computed on the way"
+        call.labels.bar(call.labels.of(weight), "unknown", reason)
     atoms_in = call.labels.axis(weight, axis_in, "consumer")
     atoms_out = call.labels.axis(weight, 1 - axis_in, "producer")
     write(call, bias, atoms_out)

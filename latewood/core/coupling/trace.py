@@ -21,7 +21,7 @@ from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
-from latewood.core.modes import evaluated, unfused
+from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.selection import parametrization_list
 from latewood.errors import invalid
 
@@ -65,7 +65,12 @@ def trace_channels(
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         watcher = _Watcher(Labels(computed))
-        with code_numbers(model), _call_stack(model, watcher.modules), watcher:
+        with (
+            attributes_restored(model),
+            code_numbers(model),
+            _call_stack(model, watcher.modules),
+            watcher,
+        ):
             outputs = run_model(model, example_inputs)
         for output in outputs_of(outputs):
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
