@@ -14,6 +14,7 @@ __all__ = [
     "experiments",
     "kernels",
     "optim",
+    "recipes",
     "segmentation",
     "sparsity",
     "spectra",
