@@ -20,7 +20,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo build/site/index.html
 
 native: $(READY)
 	$(BIN)/pip install -q --no-deps --no-build-isolation -c constraints.txt -e .

@@ -7,6 +7,20 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers and the reference of the API see of what loads on first use
+    from latewood import (
+        core,
+        experiments,
+        kernels,
+        optim,
+        recipes,
+        segmentation,
+        sparsity,
+        spectra,
+        training,
+    )
 
 __version__ = "0.1.0"
 __all__ = [

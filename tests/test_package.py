@@ -69,10 +69,12 @@ def test_users_see_the_types(tmp_path: Path) -> None:
     (packages / "latewood").symlink_to(ROOT / "latewood")
     script = tmp_path / "script.py"
     script.write_text(
-        "from latewood.optim import AvaGrad\n"
+        "import latewood\n"
         "from latewood.recipes import shipped_recipes\n"
-        "reveal_type(AvaGrad)\n"
+        "from latewood.training import load_recipe\n"
+        "reveal_type(latewood.optim.AvaGrad)\n"
         "reveal_type(shipped_recipes()[0].task)\n"
+        "reveal_type(load_recipe)\n"
     )
     python = tmp_path / "venv" / "bin" / "python"
     done = subprocess.run(
@@ -86,6 +88,7 @@ def test_users_see_the_types(tmp_path: Path) -> None:
     revealed = [line.partition("Revealed type is ")[2] for line in done.stdout.splitlines()]
     assert "lr: float | Any =" in revealed[0] and "latewood.optim.avagrad.AvaGrad" in revealed[0]
     assert revealed[1] == '"str"'
+    assert revealed[2].startswith('"def (recipe: str | pathlib.Path')
 
 
 def test_torchvision_builds_its_networks() -> None:

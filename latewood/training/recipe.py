@@ -52,7 +52,7 @@ Section = Annotated[
 class Recipe(BaseModel):
     """Everything that decides a run.
 
-    Args:
+    Attributes:
         task: what is learned, from which data.
         model: what learns it; the task's own choice if left out.
         optimizer: a name and its arguments.
