@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from latewood.recipes import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +64,25 @@ def test_a_skip_for_a_missing_package_fails_ci(ci: str, expected: str, tmp_path:
     )
     assert done.stdout.splitlines()[-1].startswith(f"{expected} in "), done.stdout
     assert (done.returncode == 0) == (ci == "")
+
+
+def test_the_wheel_holds_recipes_and_types_and_its_page_no_dead_links(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core")
+    pytest.importorskip("hatch_fancy_pypi_readme")
+    # Without the compiled kernels, which take longer than everything else.
+    settings = {"wheel.cmake": "false", "build-dir": str(tmp_path / "build")}
+    build = f"build_wheel({str(tmp_path)!r}, {settings})"
+    code = f"from scikit_build_core.build import build_wheel; {build}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        (metadata,) = (name for name in names if name.endswith("METADATA"))
+        page = wheel.read(metadata).decode()
+    shipped = {f"latewood/recipes/{recipe.name}.toml" for recipe in shipped_recipes()}
+    assert shipped and names > {*shipped, "latewood/py.typed"}
+    assert "# Latewood" in page and "`docs/optimizers.md`" in page
+    assert not re.findall(r"\]\((?!https?://)", page)
 
 
 def test_users_see_the_types(tmp_path: Path) -> None:
