@@ -1,6 +1,9 @@
 """The errors that tell a user what was wrong with a request and what failed in the work."""
 
-__all__ = ["Interrupted", "LatewoodError", "RequestError", "WorkError", "invalid"]
+import difflib
+from collections.abc import Collection
+
+__all__ = ["Interrupted", "LatewoodError", "RequestError", "WorkError", "invalid", "nearest"]
 
 
 class LatewoodError(Exception):
@@ -28,3 +31,9 @@ def invalid(argument: str, value: object, expected: str) -> RequestError:
         expected: what would be accepted, in words.
     """
     return RequestError(f"{argument}: got {value!r}; expected {expected}")
+
+
+def nearest(key: str, allowed: Collection[str]) -> str:
+    """The clause that suggests the allowed key closest to ``key``; empty if none is close."""
+    close = difflib.get_close_matches(key, list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

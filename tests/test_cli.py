@@ -225,6 +225,18 @@ def test_reproduce(
     assert (tmp_path / "d.md").read_text() == page.replace("c.md", "d.md")
 
 
+def test_a_shipped_recipe_is_trained_by_its_name(
+    succeeds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "digits-mlp" in succeeds("recipes")
+    small = ("--set", "epochs=1", "model.hidden=[8]")
+    assert "runs/digits-mlp/report.html" in succeeds("train", "digits-mlp", *small)
+    assert "folder" not in (tmp_path / "runs" / "digits-mlp" / "recipe.toml").read_text()
+    succeeds("sweep", "digits-mlp", *small, "--grid", "seed=0", "--jobs", "1")
+    assert (tmp_path / "runs" / "digits-mlp-sweep" / "sweep.html").is_file()
+
+
 def test_help_and_version_do_not_load_torch() -> None:
     for word in ("--help", "--version", "train --help", "--nothing"):
         code = (
@@ -253,13 +265,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", "RECIPE: missing"),
         ("train --resume run --overwrite", "--overwrite"),
         ("train missing.toml", "missing.toml: cannot be read"),
+        ("train digit-convnet", "did you mean 'digits-convnet'?"),
         ("train --resume missing", "expected the folder of a run"),
         ("sweep missing.toml --grid seed=0", "missing.toml: cannot be read"),
         ("sweep missing.toml --grid seed", "--grid"),
         ("sweep missing.toml --list missing.txt", "missing.txt"),
         ("sweep missing.toml --backend slurm", '"loky", "ray", "dask"'),
         ("tickets", "RECIPE"),
+        ("sweep digits --grid seed=0", "latewood recipes"),
         ("tickets missing.toml", "missing.toml: cannot be read"),
+        ("tickets digitsmlp", "did you mean 'digits-mlp'?"),
         ("tickets missing.toml --rounds x", "--rounds"),
         ("slim", "RUN"),
         ("slim missing", "does not exist"),

@@ -77,7 +77,8 @@ def connect(
     second
         Likewise.
     recipe
-        The recipe of the model and its data; not needed if one of the two belongs to a run.
+        The recipe of the model and its data, a TOML file or a name that latewood recipes lists; not
+        needed if one of the two belongs to a run.
     points
         Points on the line, both ends included.
     permute

@@ -1,4 +1,4 @@
-"""Commands that look at what is on disk: inspect, spectra, segment and report."""
+"""Commands that look at what is on disk: recipes, inspect, spectra, segment and report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from cyclopts import Parameter
 
 from latewood.cli.app import Flag, app, require_endings
 from latewood.errors import RequestError, WorkError
+
+
+@app.command
+def recipes() -> None:
+    """List the recipes that ship with the package; train, sweep and tickets take their names."""
+    from latewood.recipes import shipped_recipes
+    from latewood.terminal.tables import print_table
+
+    rows = [
+        {"recipe": recipe.name, "task": recipe.task, "model": recipe.model, "about": recipe.about}
+        for recipe in shipped_recipes()
+    ]
+    print_table(rows)
 
 
 @app.command

@@ -163,10 +163,7 @@ class AdaBound(Optimizer):
 
 
 class AMSBound(AdaBound):
-    """`AdaBound` with the running maximum of the second moment; see there.
-
-    Args:
-        params, lr, betas, final_lr, gamma, eps, weight_decay, ...: as in `AdaBound`.
+    """`AdaBound` with the running maximum of the second moment; its arguments are explained there.
 
     Source: as `AdaBound`.
     """

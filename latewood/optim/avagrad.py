@@ -286,10 +286,9 @@ class AvaGrad(Optimizer):
 
 
 class AvaGradW(AvaGrad):
-    """`AvaGrad` with decoupled weight decay; see there.
+    """`AvaGrad` with decoupled weight decay; the other arguments are explained there.
 
     Args:
-        params, lr, betas, eps, ...: as in `AvaGrad`.
         weight_decay: decoupled decay, times the learning rate.
 
     Source: released code of arXiv 1912.01823.

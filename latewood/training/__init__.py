@@ -6,7 +6,13 @@ Names load on first use, so that a recipe is checked, and refused, before torch 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and the reference of the API see of what loads on first use
+    from latewood.training.loop import RunResult, train
+    from latewood.training.processes import Processes
+    from latewood.training.recipe import Recipe, load_recipe, parse_recipe
+    from latewood.training.run_folder import RunFolder
 
 _HOMES = {
     "Processes": "processes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import json
@@ -19,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, nearest
 
 __all__ = [
     "METHODS",
@@ -34,7 +33,6 @@ __all__ = [
     "build",
     "check",
     "importable",
-    "nearest",
     "resolve",
 ]
 
@@ -147,12 +145,6 @@ def importable(*folders: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def nearest(key: str, allowed: Collection[str]) -> str:
-    """The clause that suggests the allowed key closest to ``key``; empty if none is close."""
-    close = difflib.get_close_matches(key, list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:

@@ -290,7 +290,7 @@ DAMPENING = register(
             Claim(
                 name="ends-in-sgd",
                 statement="With gamma 100 it is dampened SGD.",
-                source="[D][M] limit of large gamma",
+                source="[D] limit of large gamma; [M] too",
                 paper_figure="indistinguishable",
                 measured=lambda r: r.texts("AdaBound 100", "dampened SGD", digits=5),
                 holds=lambda r: abs(r.difference("AdaBound 100", "dampened SGD")) <= 5e-3,

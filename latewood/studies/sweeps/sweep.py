@@ -78,7 +78,7 @@ def sweep(
     last bit, depends on its point alone. A run that fails is recorded, and the others go on.
 
     Args:
-        recipe: path of the recipe.
+        recipe: a TOML file, or the name of a recipe that ships with the package.
         grid: key path -> values; all combinations are run.
         points: further points, or the only ones.
         overrides: changes of the recipe for all runs.

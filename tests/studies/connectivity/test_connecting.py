@@ -261,7 +261,7 @@ def test_the_documented_protocol_runs_in_small(home, call, tmp_path, monkeypatch
     lines = [line for block in blocks for line in block.partition("```")[0].splitlines()]
     first, *rest = [shlex.split(line)[1:] for line in lines]
     recipe = str(home / "small.toml")
-    words = {"recipes/cifar10-vgg16.toml": recipe, "1760": "20"}
+    words = {"cifar10-vgg16": recipe, "1760": "20"}
 
     def small(command, trunk="0"):
         # Two branches, at the end of the first epoch of 20 steps.
