@@ -215,11 +215,11 @@ def test_reproduce(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = latewood("reproduce", "continuous-sparsification", "--out", "r", "--claims", "c.md")
+    done = latewood("reproduce", "ticket-search", "--out", "r", "--claims", "c.md")
     assert done.returncode == 0, done.stderr
     assert "pruning-in-one-run" in done.stdout
     page = (tmp_path / "c.md").read_text()
-    assert "`latewood reproduce continuous-sparsification --scale quick`" in page
+    assert "`latewood reproduce ticket-search --scale quick`" in page
     monkeypatch.chdir(tmp_path)
     assert succeeds("reproduce", "--no-run", "--out", "r", "--claims", "d.md") == "claims: d.md\n"
     assert (tmp_path / "d.md").read_text() == page.replace("c.md", "d.md")

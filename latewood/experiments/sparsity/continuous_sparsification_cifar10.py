@@ -1,7 +1,7 @@
 """Continuous sparsification of ResNet-20 on CIFAR-10 in the authors' setting, one round.
 
 One training each: dense, with masks, and with magnitudes pruned step by step. Tickets, which need a
-second training, are in ``tickets_cifar10``. Needs the data. At cpu scale 5,000 training and 2,000
+second training, are in ``ticket_search_cifar10``. Needs the data. At cpu scale 5,000 training and 2,000
 test images, five epochs without augmentation, in batches of 64 so that there are more steps; most
 logits are still undecided after them. The full scale is the authors' protocol and, to be done in an
 hour rather than in days, needs a GPU.

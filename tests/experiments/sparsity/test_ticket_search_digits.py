@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree", "ignore
 def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
     results = experiment.run("quick", Bench(tmp_path_factory.mktemp("bench")))
     claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
-    assert len(claims) >= 6
+    assert len(claims) >= 8
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
 
 
@@ -42,7 +42,7 @@ def test_what_only_the_longer_scale_measures(
 
 def test_every_claim_can_fail() -> None:
     # As if the search had destroyed the network while every baseline had done well.
-    good = ("dense", "shuffled", "magnitude", "one_shot", "gradual", "iterative", "untrained")
+    good = ("dense", "soft", "shuffled", "magnitude", "one_shot", "gradual", "iterative", "untrained")
     bad = ("ticket", "hard", "supermask", "first round density", "unscaled density")
     bad += ("unscaled ticket", "unscaled supermask", "unscaled shuffled")
     broken = Results(
