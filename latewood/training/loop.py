@@ -21,6 +21,7 @@ from latewood.tasks.task import Task
 from latewood.terminal.progress import progress
 from latewood.training import checkpoints, components
 from latewood.training.evaluation import evaluate, recalibrate
+from latewood.training.fit import compute_gradients, update
 from latewood.training.guards import first_break
 from latewood.training.interrupts import interrupts
 from latewood.training.observers import Observer, begin, observers, save_checkpoint
@@ -122,25 +123,18 @@ def train(
 
 
 def train_steps(session: Session, after_step: list[Observer], stopping: Callable[[], bool]) -> None:
-    optimizer, processes = session.optimizer, session.processes
+    optimizer, scaler = session.optimizer, session.processes.scaler
     for raw, weight in _remaining_batches(session):
         session.begin_epoch()
         session.begin_step()
         batch = session.prepared(raw)
         loss, penalty = session.loss(session.network, batch, weight)
-        optimizer.zero_grad()
-        (loss if processes.scaler is None else processes.scaler.scale(loss)).backward()
+        compute_gradients(loss, optimizer, scaler)
         norm = _clipped_norm(session).item()
         value = loss.item()
-        if _is_broken(processes, value, norm):
+        if _is_broken(session.processes, value, norm):
             _fail(session, batch, weight, value)
-        if processes.scaler is None:
-            optimizer.step()
-        else:
-            processes.scaler.step(optimizer)
-            processes.scaler.update()
-        for method in session.methods.values():
-            method.step()
+        update(optimizer, session.methods.values(), scaler)
         session.step += 1
         regular = 0.0 if penalty is None else penalty.item()
         session.meter.add(value - regular, regular, norm)
@@ -173,13 +167,7 @@ def _remaining_batches(session: Session) -> Iterator[tuple[Batch, float]]:
 
 
 def _clipped_norm(session: Session) -> Tensor:
-    """The norm of the gradient, clipped if the recipe says so.
-
-    Only the model's own parameters count: masks and other parameters of methods have gradients of
-    another scale, which must not shrink the weights' steps, nor be shrunk by theirs.
-    """
-    if session.processes.scaler is not None:
-        session.processes.scaler.unscale_(session.optimizer)
+    """The norm of the gradient, clipped if the recipe says so."""
     if session.recipe.clip_norm is not None:
         return nn.utils.clip_grad_norm_(session.clipped, session.recipe.clip_norm)
     return nn.utils.get_total_norm([p.grad for p in session.trained if p.grad is not None])

@@ -20,6 +20,7 @@ from latewood.tasks.data import Batch, batch_count
 from latewood.tasks.task import Task
 from latewood.training import components
 from latewood.training.checkpoints import Checkpoint, load_into, split_points
+from latewood.training.fit import set_rates, total_penalty, unclaimed
 from latewood.training.processes import Processes
 from latewood.training.randomness import (
     derive,
@@ -116,13 +117,7 @@ class Session:
             # Where torch's own schedules keep it: methods may change it, checkpoints hold it.
             group.setdefault("initial_lr", group["lr"])
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        claimed = {
-            id(parameter)
-            for method in self.methods.values()
-            for group in method.parameter_groups()
-            for parameter in group["params"]
-        }
-        self.clipped = [p for p in self.trained if id(p) not in claimed]
+        self.clipped = unclaimed(self.trained, self.methods.values())
 
     @property
     def epoch(self) -> float:
@@ -171,8 +166,7 @@ class Session:
         whole = self.steps_per_epoch if self.schedule_per_epoch else 1
         done = self.step // whole * whole
         factor = self.schedule(min(1.0, done / self.total_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        set_rates(self.optimizer, factor)
         seed, rank = self.recipe.seed, self.processes.rank
         seed_torch(derive(seed, "model", self.step, rank), self.processes.device)
         self.objective_noise.manual_seed(derive(seed, "objective", self.step, rank))
@@ -202,10 +196,7 @@ class Session:
             loss = self.task.objective.loss(network, batch, self.objective_noise)
             if weight != 1.0:
                 loss = loss * weight
-            penalty: Tensor | None = None
-            for method in self.methods.values():
-                own = method.penalty()
-                penalty = own if penalty is None else penalty + own
+            penalty = total_penalty(self.methods.values())
         return (loss if penalty is None else loss + penalty), penalty
 
     def state(self) -> dict[str, Any]:
