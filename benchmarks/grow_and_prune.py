@@ -13,10 +13,10 @@ import torch
 from benchmarks._timing import print_table
 from latewood.errors import WorkError
 from latewood.experiments.sparsity.flop_counted_training import (
-    Course,
+    TrainingSetting,
     build,
     dense_training_macs,
-    fit,
+    fit_and_count,
 )
 from latewood.experiments.sparsity.grow_and_prune_costs import (
     GROWN_EPOCHS,
@@ -26,16 +26,16 @@ from latewood.experiments.sparsity.grow_and_prune_costs import (
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import images
 from latewood.experiments.sparsity.train_prune_finetune import (
-    Outcome,
+    ScoreAndCost,
     narrow_from_scratch,
-    outcome,
+    score_and_cost,
     size,
     train_prune_finetune,
 )
 
 EPOCHS = 60
 
-Way = Callable[[int], Outcome]
+Way = Callable[[int], ScoreAndCost]
 
 
 def main(arguments: list[str]) -> None:
@@ -55,17 +55,17 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(before)
 
 
-def _print(course: Course, seeds: range) -> None:
+def _print(setting: TrainingSetting, seeds: range) -> None:
     rows = []
-    for name, way in _ways(course).items():
+    for name, way in _ways(setting).items():
         try:
             timed = [_timed(way, seed) for seed in seeds]
         except WorkError as error:
             print(f"{name}: {error}")
             continue
-        rows.append([name, *_cells(course, timed)])
+        rows.append([name, *_cells(setting, timed)])
     print_table(
-        f"Digits, 1-32-64-64, {len(seeds)} seeds, {course.epochs} epochs dense",
+        f"Digits, 1-32-64-64, {len(seeds)} seeds, {setting.epochs} epochs dense",
         [
             "network",
             "accuracy %",
@@ -78,53 +78,57 @@ def _print(course: Course, seeds: range) -> None:
     )
 
 
-def _ways(course: Course) -> dict[str, Way]:
-    ways: dict[str, Way] = {"dense": partial(_dense, course)}
+def _ways(setting: TrainingSetting) -> dict[str, Way]:
+    ways: dict[str, Way] = {"dense": partial(_dense, setting)}
     for name, keep in KEPT.items():
         grown_for, narrow_for = (
-            max(1, round(each["cpu"][name] * course.epochs / EPOCHS))
+            max(1, round(each["cpu"][name] * setting.epochs / EPOCHS))
             for each in (GROWN_EPOCHS, NARROW_EPOCHS)
         )
         options: dict[str, Any] = {"keep": keep, "measure": "macs"}
 
-        def pruned(seed: int, options: dict[str, Any] = options) -> Outcome:
-            return train_prune_finetune(course, seed=seed, **options)
+        def pruned(seed: int, options: dict[str, Any] = options) -> ScoreAndCost:
+            return train_prune_finetune(setting, seed=seed, **options)
 
-        def grown(seed: int, options: dict[str, Any] = options, epochs: int = grown_for) -> Outcome:
-            return grow(course, epochs=epochs, seed=seed, **options)
+        def grown(
+            seed: int, options: dict[str, Any] = options, epochs: int = grown_for
+        ) -> ScoreAndCost:
+            return grow(setting, epochs=epochs, seed=seed, **options)
 
         def narrow(
             seed: int, options: dict[str, Any] = options, epochs: int = narrow_for
-        ) -> Outcome:
-            return narrow_from_scratch(course, epochs=epochs, seed=seed, **options)
+        ) -> ScoreAndCost:
+            return narrow_from_scratch(setting, epochs=epochs, seed=seed, **options)
 
         ways |= {
-            f"{name}, Torch-Pruning, {course.epochs // 2} + {course.epochs // 2} epochs": pruned,
+            f"{name}, Torch-Pruning, {setting.epochs // 2} + {setting.epochs // 2} epochs": pruned,
             f"{name}, grown, {grown_for} epochs": grown,
             f"{name}, narrow from the start, {narrow_for} epochs": narrow,
         }
     return ways
 
 
-def _dense(course: Course, seed: int) -> Outcome:
-    model = build(course, seed)
-    return outcome(course, model, fit(course, model, epochs=course.epochs, seed=seed))
+def _dense(setting: TrainingSetting, seed: int) -> ScoreAndCost:
+    model = build(setting, seed)
+    return score_and_cost(
+        setting, model, fit_and_count(setting, model, epochs=setting.epochs, seed=seed)
+    )
 
 
-def _timed(way: Way, seed: int) -> tuple[Outcome, float]:
+def _timed(way: Way, seed: int) -> tuple[ScoreAndCost, float]:
     start = time.process_time()
     found = way(seed)
     return found, time.process_time() - start
 
 
-def _cells(course: Course, timed: list[tuple[Outcome, float]]) -> list[str]:
+def _cells(setting: TrainingSetting, timed: list[tuple[ScoreAndCost, float]]) -> list[str]:
     found = [each for each, _ in timed]
-    full = build(course, 0)
+    full = build(setting, 0)
     spread = f" ± {100 * stdev(each.score for each in found):.2f}" if len(found) > 1 else ""
     shares = (
-        mean(each.parameters for each in found) / size(course, full, "parameters"),
-        mean(each.macs for each in found) / size(course, full, "macs"),
-        mean(each.training_macs for each in found) / dense_training_macs(course),
+        mean(each.parameters for each in found) / size(setting, full, "parameters"),
+        mean(each.macs for each in found) / size(setting, full, "macs"),
+        mean(each.training_macs for each in found) / dense_training_macs(setting),
     )
     return [
         f"{100 * mean(each.score for each in found):.2f}{spread}",

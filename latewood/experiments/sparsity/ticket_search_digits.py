@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -31,42 +31,42 @@ MATCHED = {
 ITERATIONS = 20
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Measures tickets and baselines with the same seeds, data order and epochs."""
     iterative = ("iterative",) if scale == "cpu" else ()
 
     recipe = digits_recipe(EPOCHS[scale])
 
-    def searched(name: str, seed: int, **settings: Any) -> TicketTable:
-        return search(bench, name, recipe, seed, again=True, exclude=(), **settings)
+    def search_seed(name: str, seed: int, **settings: Any) -> TicketTable:
+        return search(workspace, name, recipe, seed, again=True, exclude=(), **settings)
 
     def measure(seed: int) -> dict[str, float]:
-        table = searched(
+        table = search_seed(
             "one-round",
             seed,
             initial_logits=(-0.1,),
             baselines=(*MATCHED[scale], *iterative, "supermask"),
             iterations=ITERATIONS,
         )
-        rounds = searched("two-rounds", seed, initial_logits=(-0.05,), rounds=2)
-        found = _one_round(table) | _two_rounds(rounds)
+        rounds = search_seed("two-rounds", seed, initial_logits=(-0.05,), rounds=2)
+        measurements = _one_round(table) | _two_rounds(rounds)
         if scale == "quick":
-            return found
-        formula = searched(
+            return measurements
+        formula = search_seed(
             "unscaled",
             seed,
             initial_logits=(-0.1,),
             baselines=("shuffled", "supermask"),
             method={"scale": "none"},
         )
-        return found | _unscaled(formula)
+        return measurements | _unscaled(formula)
 
     settings = {
         "epochs of each training": EPOCHS[scale],
         "rounds of iterative magnitude pruning": ITERATIONS if iterative else 0,
         "rewinding": "to epoch 2",
     }
-    return replicate(measure, range(SEEDS[scale]), bench, title="seeds", settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, title="seeds", settings=settings)
 
 
 def _one_round(table: TicketTable) -> dict[str, float]:
@@ -76,12 +76,12 @@ def _one_round(table: TicketTable) -> dict[str, float]:
         key=lambda row: row["round"],
         default=None,
     )
-    found = {
+    measurements = {
         name: row["accuracy"]
         for name, row in rows.items()
         if name not in ("iterative", "supermask", "hard")
     }
-    found |= {
+    measurements |= {
         "density": rows["ticket"]["density"],
         "soft": rows["hard"]["soft"],
         "hard": rows["hard"]["hard"],
@@ -89,7 +89,7 @@ def _one_round(table: TicketTable) -> dict[str, float]:
         "supermask density": rows["supermask"]["density"],
     }
     if last is not None:
-        found |= {
+        measurements |= {
             "iterative": last["accuracy"],
             "iterative density": last["density"],
             "iterative over ticket epochs": last["search_epochs"] / rows["ticket"]["search_epochs"],
@@ -97,7 +97,7 @@ def _one_round(table: TicketTable) -> dict[str, float]:
                 last["search_seconds"] / rows["ticket"]["search_seconds"]
             ),
         }
-    return found
+    return measurements
 
 
 def _two_rounds(table: TicketTable) -> dict[str, float]:
@@ -113,11 +113,11 @@ def _two_rounds(table: TicketTable) -> dict[str, float]:
 
 def _unscaled(table: TicketTable) -> dict[str, float]:
     rows = {row["method"]: row for row in table.rows}
-    found = {
+    measurements = {
         f"unscaled {name}": rows[name]["accuracy"]
         for name in ("ticket", "hard", "shuffled", "supermask")
     }
-    return found | {
+    return measurements | {
         "unscaled density": rows["ticket"]["density"],
         "unscaled supermask density": rows["supermask"]["density"],
     }
