@@ -14,10 +14,8 @@ import torch.nn.functional as F
 
 from benchmarks._timing import interleaved_minima, print_table
 from latewood.models import convnet, resnet20
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import Classification, Task, TensorDataset
 from latewood.tasks.digits import digits
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
 from latewood.training.loop import train_steps
 from latewood.training.observers import observers
 from latewood.training.processes import processes

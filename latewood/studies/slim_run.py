@@ -19,7 +19,7 @@ from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
 from latewood.slim import CsrLinear, ExportReport, Mode, export, save_slim
 from latewood.slim.saved_files import repeat_edits
-from latewood.tasks.task import Task
+from latewood.tasks import Task
 from latewood.terminal.progress import Track
 from latewood.terminal.tables import Row
 from latewood.training import checkpoints, components

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from latewood.tasks.data import Normalise
 from latewood.tasks.data.augmentation import CropAndFlip
+from latewood.tasks.data.datasets import Normalise
 from latewood.tasks.data.images import image_splits
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.objectives import Classification

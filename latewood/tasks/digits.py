@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latewood.tasks.data import TensorDataset
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.objectives import Classification
 from latewood.tasks.task import Task

@@ -12,7 +12,7 @@ from latewood.errors import WorkError, invalid
 from latewood.segmentation import PRESETS, downsample, segment
 from latewood.segmentation.image_files import find_images
 from latewood.segmentation.image_tensors import pictures
-from latewood.tasks.data import Batch, TensorDataset
+from latewood.tasks.data.datasets import Batch, TensorDataset
 from latewood.tasks.data.locate import find_folder
 from latewood.tasks.foreground_objective import Dihedral, Foreground
 from latewood.tasks.task import Task

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latewood.errors import invalid
 from latewood.kernels.inpainting import evaluate
 from latewood.segmentation import Settings
-from latewood.tasks.data import Batch
+from latewood.tasks.data.datasets import Batch
 
 __all__ = ["Dihedral", "Foreground", "inpainting_error"]
 

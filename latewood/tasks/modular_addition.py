@@ -7,7 +7,7 @@ import random
 import torch
 
 from latewood.errors import invalid
-from latewood.tasks.data import TensorDataset
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.objectives import LastPosition
 from latewood.tasks.task import Task
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latewood.errors import invalid
-from latewood.tasks.data import Batch
+from latewood.tasks.data.datasets import Batch
 
 __all__ = ["Classification", "Diffusion", "LanguageModelling", "LastPosition", "Objective"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from latewood.errors import WorkError, invalid
-from latewood.tasks.data import TensorDataset
 from latewood.tasks.data.audio import decode_wav, log_mel, mel_filters
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.data.decoded import decoded
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.data.locate import open_splits

@@ -9,7 +9,7 @@ from torch import nn
 
 from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.core.modes import evaluated
-from latewood.tasks.data import Batch, Dataset, batches
+from latewood.tasks import Batch, Dataset, batches
 from latewood.training.randomness import derive
 from latewood.training.session import Session
 

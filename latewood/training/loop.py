@@ -16,8 +16,7 @@ from latewood.core.measure import measure
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.slim.edits import has_recipe
 from latewood.slim.saved_files import save_edits
-from latewood.tasks.data import Batch, batches
-from latewood.tasks.task import Task
+from latewood.tasks import Batch, Task, batches
 from latewood.terminal.progress import progress
 from latewood.training import checkpoints, components
 from latewood.training.evaluation import evaluate, recalibrate

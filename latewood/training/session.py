@@ -16,8 +16,7 @@ from latewood.core.groups import parameter_groups
 from latewood.core.protocols import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
-from latewood.tasks.data import Batch, batch_count
-from latewood.tasks.task import Task
+from latewood.tasks import Batch, Task, batch_count
 from latewood.training import components
 from latewood.training.checkpoints import Checkpoint, load_into, split_points
 from latewood.training.fit import set_rates, total_penalty, unclaimed

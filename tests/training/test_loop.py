@@ -19,9 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latewood.errors import Interrupted, RequestError, WorkError
-from latewood.tasks.data import TensorDataset, batches
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task, TensorDataset, batches
 from latewood.training import checkpoints, observers
 from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe

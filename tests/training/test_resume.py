@@ -17,9 +17,9 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from latewood.tasks.data import TensorDataset
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import TensorDataset
+from latewood.tasks import Classification
+from latewood.tasks import Task
 
 class Noisy(TensorDataset):
     """A data set that, like many people's own, draws from the global generators of the host."""

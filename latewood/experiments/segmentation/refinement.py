@@ -14,7 +14,7 @@ from latewood.experiments.registry import Claim, Experiment, Results, Scale, Wor
 from latewood.experiments.segmentation.composite_images import composites
 from latewood.models import segmentation_unet
 from latewood.segmentation import evaluate_masks, rgb_features, segment
-from latewood.tasks.data import Batch
+from latewood.tasks import Batch
 from latewood.tasks.foreground_objective import Dihedral, Foreground, inpainting_error
 from latewood.training.fit import fit
 

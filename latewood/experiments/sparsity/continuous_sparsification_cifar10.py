@@ -27,8 +27,7 @@ from latewood.experiments.registry import (
     replicate,
 )
 from latewood.sparsity import maskable
-from latewood.tasks.data import batches
-from latewood.tasks.task import Task
+from latewood.tasks import Task, batches
 from latewood.training import components
 from latewood.training.loop import train
 from latewood.training.recipe import Recipe, parse_recipe

@@ -13,8 +13,7 @@ from latewood.core import Method, Restructuring, parameter_groups
 from latewood.core.measure import macs
 from latewood.core.modes import evaluated
 from latewood.core.schedules import cosine, progress
-from latewood.tasks.data import Batch, batch_count, batch_stream
-from latewood.tasks.task import Task
+from latewood.tasks import Batch, Task, batch_count, batch_stream
 from latewood.training.fit import fit
 from latewood.training.randomness import derive, seed_torch
 

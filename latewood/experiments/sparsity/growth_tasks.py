@@ -18,11 +18,10 @@ from latewood.experiments.sparsity.flop_counted_training import TrainingSetting
 from latewood.models import convnet, deeplab, lstm_language_model
 from latewood.segmentation import downsample
 from latewood.segmentation.image_tensors import pictures
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import Task, TensorDataset
 from latewood.tasks.digits import digits
 from latewood.tasks.foreground_objective import Dihedral, Foreground
 from latewood.tasks.shakespeare import shakespeare
-from latewood.tasks.task import Task
 
 __all__ = ["characters", "foregrounds", "images"]
 

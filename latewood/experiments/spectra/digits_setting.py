@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latewood.core.schedules import Schedule, constant, progress
 from latewood.models import mlp
-from latewood.tasks.data import Batch, TensorDataset, batch_count, batch_stream
+from latewood.tasks import Batch, TensorDataset, batch_count, batch_stream
 from latewood.training.fit import fit
 
 __all__ = ["Digits", "fit_part", "load", "network", "scores", "steps_per_epoch"]

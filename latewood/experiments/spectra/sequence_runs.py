@@ -23,9 +23,9 @@ from latewood.spectra import (
     snapshot_paths,
     truncation_scores,
 )
+from latewood.tasks import Task
 from latewood.tasks.shakespeare import shakespeare
 from latewood.tasks.spoken_digits import spoken_digits
-from latewood.tasks.task import Task
 from latewood.training.loop import RunResult, train
 from latewood.training.recipe import parse_recipe
 

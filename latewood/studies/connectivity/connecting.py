@@ -20,8 +20,7 @@ from latewood.spectra import (
     endpoint_factors,
     matched,
 )
-from latewood.tasks.data import Dataset, TensorDataset
-from latewood.tasks.task import Task
+from latewood.tasks import Dataset, Task, TensorDataset
 from latewood.terminal.progress import progress
 from latewood.terminal.tables import Row
 from latewood.training import checkpoints, components

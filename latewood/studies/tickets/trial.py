@@ -17,7 +17,7 @@ from latewood.core.schedules import Schedule
 from latewood.core.threads import threads as limited
 from latewood.errors import RequestError
 from latewood.sparsity import Ticket, maskable, snapshot
-from latewood.tasks.task import Task
+from latewood.tasks import Task
 from latewood.training import components
 from latewood.training.evaluation import evaluate
 from latewood.training.loop import train_steps

@@ -7,10 +7,10 @@ import sys
 
 PARTS = """
 import torch
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.models import resnet20
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification
+from latewood.tasks import Task
 
 def task():
     noise = torch.Generator().manual_seed(0)

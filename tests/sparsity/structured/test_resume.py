@@ -14,10 +14,10 @@ from latewood.training.run_folder import RunFolder
 PARTS = """
 import torch
 from torch import nn
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.models import resnet20
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification
+from latewood.tasks import Task
 
 def task():
     noise = torch.Generator().manual_seed(0)

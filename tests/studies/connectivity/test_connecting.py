@@ -14,7 +14,7 @@ from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import barrier, interpolate, truncate_
 from latewood.studies.connectivity.connecting import connect_files, model_session
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.training import checkpoints, train
 from latewood.training.evaluation import Recalibration, evaluate, recalibrate
 from latewood.training.recipe import load_recipe

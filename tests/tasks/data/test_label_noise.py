@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latewood.errors import RequestError
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.digits import digits
 
