@@ -75,7 +75,7 @@ def cifar10(
         limit_train=limit_train,
         limit_validation=limit_validation,
     )
-    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
+    train, scored = permute_labels(train, scored, fraction=label_noise, seed=label_seed)
     channels, height, width = train.tensors[0].shape[1:]
     black = Normalise(torch.tensor(mean), torch.tensor(std)).black
     return Task(

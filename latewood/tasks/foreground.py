@@ -63,22 +63,24 @@ def foreground(
     home = find_folder("foreground", folder, names=("foreground",), layout="image files")
     files = [path for path in find_images([home]) if not path.stem.endswith("_mask")]
     images = torch.stack([_square(path, size) for path in track(files, "reading", len(files))])
-    found = segment(images.float() / 255, preset=PRESETS[preset], scaled=True, size=None)
-    useful = [i for i, one in enumerate(found) if not {"constant", "degenerate"} & {*one.flags}]
-    held = round(validation * len(useful))
-    if not 0 < held < len(useful):
+    segmentations = segment(images.float() / 255, preset=PRESETS[preset], scaled=True, size=None)
+    useful = [
+        i for i, one in enumerate(segmentations) if not {"constant", "degenerate"} & {*one.flags}
+    ]
+    held_out = round(validation * len(useful))
+    if not 0 < held_out < len(useful):
         raise WorkError(
             f"{home}: {len(useful)} of {len(files)} images have a mask to learn from; at least one "
             f"is needed for training and one to hold out (validation = {validation})"
         )
-    masks = torch.stack([one.mask for one in found])
+    masks = torch.stack([one.mask for one in segmentations])
     order = torch.tensor(useful)
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(split_seed))]
     data = TensorDataset(images, masks, transform=_scaled)
     return Task(
         name="foreground",
-        train=data.subset(order[held:].sort().values),
-        validation=data.subset(order[:held].sort().values),
+        train=data.subset(order[held_out:].sort().values),
+        validation=data.subset(order[:held_out].sort().values),
         objective=Foreground(),
         headline="inpainting",
         model="segmentation_unet",

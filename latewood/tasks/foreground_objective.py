@@ -69,8 +69,8 @@ def inpainting_error(images: Tensor, masks: Tensor) -> Tensor:
     if len(both):
         height, width = masks.shape[-2:]
         settings = Settings(scaled=True).inpainting(height, width, images.shape[1])
-        found = evaluate(images[both].float(), masks[both], settings)
-        errors[both] = found.inpainting.to(errors.dtype)
+        evaluation = evaluate(images[both].float(), masks[both], settings)
+        errors[both] = evaluation.inpainting.to(errors.dtype)
     return errors
 
 

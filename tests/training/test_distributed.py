@@ -19,9 +19,7 @@ import os
 import torch
 from torch import nn
 from latewood.errors import WorkError
-from latewood.tasks import TensorDataset
-from latewood.tasks import Classification
-from latewood.tasks import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 def task(*, samples: int = 53):
     noise = torch.Generator().manual_seed(0)

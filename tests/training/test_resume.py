@@ -17,9 +17,7 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from latewood.tasks import TensorDataset
-from latewood.tasks import Classification
-from latewood.tasks import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 class Noisy(TensorDataset):
     """A data set that, like many people's own, draws from the global generators of the host."""

@@ -9,8 +9,7 @@ PARTS = """
 import torch
 from latewood.tasks import TensorDataset
 from latewood.models import resnet20
-from latewood.tasks import Classification
-from latewood.tasks import Task
+from latewood.tasks import Classification, Task
 
 def task():
     noise = torch.Generator().manual_seed(0)

@@ -15,9 +15,7 @@ from latewood.training.run_folder import RunFolder
 PARTS = """
 import torch
 from torch import nn
-from latewood.tasks import TensorDataset
-from latewood.tasks import Classification
-from latewood.tasks import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 def task(*, alike: bool = False):
     noise = torch.Generator().manual_seed(0)

@@ -168,9 +168,7 @@ def test_a_stream_is_epoch_after_epoch_from_any_step_on(n, batch_size, steps, st
     assume(not drop_last or n >= batch_size)
     whole = []
     for epoch in range(60):
-        order = batches(
-            indexed(n), batch_size=batch_size, seed=3, epoch=epoch, drop_last=drop_last
-        )
+        order = batches(indexed(n), batch_size=batch_size, seed=3, epoch=epoch, drop_last=drop_last)
         whole += [batch[0].tolist() for batch, _ in order]
     stream = batch_stream(
         indexed(n), batch_size=batch_size, seed=3, steps=steps, start=start, drop_last=drop_last

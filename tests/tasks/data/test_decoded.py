@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from latewood.tasks import decoded as module
+from latewood.tasks.data import decoded as module
 from latewood.tasks.data.decoded import cache_folder, decoded
 
 pytestmark = pytest.mark.usefixtures("clean_places")
