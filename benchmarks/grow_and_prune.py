@@ -82,8 +82,8 @@ def _ways(setting: TrainingSetting) -> dict[str, Way]:
     ways: dict[str, Way] = {"dense": partial(_dense, setting)}
     for name, keep in KEPT.items():
         grown_for, narrow_for = (
-            max(1, round(each["cpu"][name] * setting.epochs / EPOCHS))
-            for each in (GROWN_EPOCHS, NARROW_EPOCHS)
+            max(1, round(epochs["cpu"][name] * setting.epochs / EPOCHS))
+            for epochs in (GROWN_EPOCHS, NARROW_EPOCHS)
         )
         options: dict[str, Any] = {"keep": keep, "measure": "macs"}
 
@@ -117,21 +117,22 @@ def _dense(setting: TrainingSetting, seed: int) -> ScoreAndCost:
 
 def _timed(way: Way, seed: int) -> tuple[ScoreAndCost, float]:
     start = time.process_time()
-    found = way(seed)
-    return found, time.process_time() - start
+    result = way(seed)
+    return result, time.process_time() - start
 
 
 def _cells(setting: TrainingSetting, timed: list[tuple[ScoreAndCost, float]]) -> list[str]:
-    found = [each for each, _ in timed]
+    results = [result for result, _ in timed]
+    scores = [100 * result.score for result in results]
     full = build(setting, 0)
-    spread = f" ± {100 * stdev(each.score for each in found):.2f}" if len(found) > 1 else ""
-    shares = (
-        mean(each.parameters for each in found) / size(setting, full, "parameters"),
-        mean(each.macs for each in found) / size(setting, full, "macs"),
-        mean(each.training_macs for each in found) / dense_training_macs(setting),
+    spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+    fractions = (
+        mean(result.parameters for result in results) / size(setting, full, "parameters"),
+        mean(result.macs for result in results) / size(setting, full, "macs"),
+        mean(result.training_macs for result in results) / dense_training_macs(setting),
     )
     return [
-        f"{100 * mean(each.score for each in found):.2f}{spread}",
-        *(f"{100 * share:.1f}" for share in shares),
+        f"{mean(scores):.2f}{spread}",
+        *(f"{100 * fraction:.1f}" for fraction in fractions),
         f"{mean(seconds for _, seconds in timed):.1f}",
     ]

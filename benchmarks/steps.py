@@ -13,6 +13,8 @@ from latewood.models import convnet, resnet20
 from latewood.tasks import Batch, Normalise, TensorDataset, batches
 from latewood.tasks.data.augmentation import CropAndFlip
 
+__all__ = ["main"]
+
 BATCH = 128
 
 

@@ -146,8 +146,8 @@ class Workspace:
 
     def track(self, items: Iterable[T], title: str) -> Iterator[T]:
         """Yields the items of a finite iterable, telling the user how far it is."""
-        known = list(items)
-        return self._track(known, title, len(known)) if self._track else iter(known)
+        listed = list(items)
+        return self._track(listed, title, len(listed)) if self._track else iter(listed)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from latewood.experiments.sparsity.ticket_runs import search
 from latewood.experiments.sparsity.ticket_search_digits import digits_recipe
 from latewood.studies.tickets import TicketTable
 
-__all__ = ["EXPERIMENT", "EARLY_HARDENING"]
+__all__ = ["EARLY_HARDENING", "EXPERIMENT"]
 
 EPOCHS = {"quick": 12, "cpu": 40}
 SEEDS = {"quick": 1, "cpu": 5}

@@ -32,7 +32,7 @@ from latewood.experiments.sparsity.growth_tasks import images
 from latewood.sparsity.structured import StructuredSparsification
 from latewood.training.randomness import derive
 
-__all__ = ["TEMPERATURES", "REPAIRS", "Thresholded"]
+__all__ = ["REPAIRS", "TEMPERATURES", "Thresholded"]
 
 HALF, FIFTH = 0.5, 0.2
 EPOCHS: dict[Scale, int] = {"quick": 4, "cpu": 60}

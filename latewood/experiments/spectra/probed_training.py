@@ -69,12 +69,12 @@ def train_probed(
     """
     per_epoch = steps_per_epoch(data, batch_size)
     probed = ProbedRun(folder, per_epoch)
-    wanted = {0, *at, epochs}
+    measured_epochs = {0, *at, epochs}
     probe = SpectralProbe(model, every=1, folder=folder, vectors=128, half=False)
 
     def observe(step: int) -> None:
         epoch, rest = divmod(step, per_epoch)
-        if rest or epoch not in wanted:
+        if rest or epoch not in measured_epochs:
             return
         ranks = probe.observe(step)
         probed.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in ranks.items()}

@@ -95,7 +95,7 @@ MIDDLE = {"LSTM": "input to input", "Transformer": "first to second"}
 
 @dataclass(frozen=True)
 class SequenceSetting:
-    """What all runs of one network share.
+    """What all runs of one network have in common.
 
     Args:
         recipe: of a run, all but its decay and its seed.
@@ -126,12 +126,14 @@ class SequenceRun:
     losses: dict[str, float] = field(default_factory=dict)
     scored: dict[str, float] = field(default_factory=dict)
 
-    def of_kind(
+    def mean_over_kind(
         self, network: str, kind: str, step: int, read: Callable[[PairAlignment], float]
     ) -> float:
         """The mean over all pairs of a kind at a step of what ``read`` takes from them."""
-        wanted = KINDS[network][kind]
-        values = [read(p) for name, p in self.alignments[step].items() if kind_of(name) == wanted]
+        pair_kind = KINDS[network][kind]
+        values = [
+            read(p) for name, p in self.alignments[step].items() if kind_of(name) == pair_kind
+        ]
         return sum(values) / len(values)
 
 
@@ -145,21 +147,21 @@ def sequence_setting(network: str, scale: Scale, workspace: Workspace) -> Sequen
         text = workspace.folder / "text"
         text.mkdir(exist_ok=True)
         (text / "input.txt").write_text(inspect.getsource(argparse), encoding="utf-8")
-        given = {"name": "shakespeare", "folder": str(text), "context": 32}
-        length = {"task": given, "model": _SMALL[network], "steps": 120, "batch_size": 16}
+        task_section = {"name": "shakespeare", "folder": str(text), "context": 32}
+        length = {"task": task_section, "model": _SMALL[network], "steps": 120, "batch_size": 16}
         task, measure_every, early = shakespeare(folder=str(text), context=32), 30, 60
     elif network == "LSTM":
         length = {"task": "spoken_digits", "epochs": 12, "batch_size": 64}
         # About half an epoch, and two of them.
         task, measure_every, early = spoken_digits(), 21, 84
     else:
-        given = {"name": "shakespeare", "context": 64}
-        length = {"task": given, "steps": 800, "batch_size": 16}
+        task_section = {"name": "shakespeare", "context": 64}
+        length = {"task": task_section, "steps": 800, "batch_size": 16}
         task, measure_every, early = shakespeare(context=64), 40, 200
     probe = {"name": "spectral", "every": measure_every, "pairs": "auto"}
     # Scored once, at the end.
-    rest = {"clip_norm": 1.0, "evaluate_every": 10_000, "device": "cpu", "probes": [probe]}
-    return SequenceSetting(recipe | length | rest, task, measure_every, early)
+    common = {"clip_norm": 1.0, "evaluate_every": 10_000, "device": "cpu", "probes": [probe]}
+    return SequenceSetting(recipe | length | common, task, measure_every, early)
 
 
 def train_sequence_model(

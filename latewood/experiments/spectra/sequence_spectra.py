@@ -52,13 +52,13 @@ def run(scale: Scale, workspace: Workspace) -> Results:
                     measurements |= {f"{network} {key}": value for key, value in curve.items()}
         return measurements
 
-    about = {
+    run_settings = {
         "decays": list(DECAYS[scale]),
         "looks": f"at decay {PUBLISHED:g}, every so many steps: "
         + ", ".join(f"{name} {setting.measure_every}" for name, setting in settings.items()),
         "early": {name: f"up to step {setting.early}" for name, setting in settings.items()},
     }
-    return replicate(measure, range(SEEDS[scale]), workspace, settings=about)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=run_settings)
 
 
 def _at_the_end(network: str, observed: SequenceRun) -> dict[str, float]:
@@ -67,7 +67,7 @@ def _at_the_end(network: str, observed: SequenceRun) -> dict[str, float]:
     full, top, bottom = (observed.losses[part] for part in ("full", "top", "bottom"))
     return {
         "rank": sum(ranks) / len(ranks),
-        "peak": observed.of_kind(network, MIDDLE[network], last, lambda p: max(p.diagonal)),
+        "peak": observed.mean_over_kind(network, MIDDLE[network], last, lambda p: max(p.diagonal)),
         "validation loss": observed.scored["loss"],
         "full loss": full,
         "top loss": top,
@@ -89,13 +89,15 @@ def read_curves(network: str, observed: SequenceRun, setting: SequenceSetting) -
     curves: dict[str, dict[int, float]] = {}
     for kind in KINDS[network]:
         curves[kind] = {
-            step: observed.of_kind(network, kind, step, lambda p: p.score)
+            step: observed.mean_over_kind(network, kind, step, lambda p: p.score)
             for step in observed.alignments
         }
         measurements[f"start/{kind}"] = curves[kind][0]
         measurements[f"highest/{kind}"] = max(curves[kind].values())
         measurements[f"end/{kind}"] = curves[kind][last]
-        measurements[f"random/{kind}"] = observed.of_kind(network, kind, 0, lambda p: p.baseline)
+        measurements[f"random/{kind}"] = observed.mean_over_kind(
+            network, kind, 0, lambda p: p.baseline
+        )
     mean = {
         step: sum(c[step] for c in curves.values()) / len(curves) for step in observed.alignments
     }

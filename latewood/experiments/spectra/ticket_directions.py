@@ -58,23 +58,22 @@ def run(scale: Scale, workspace: Workspace) -> Results:
         final = dense[max(dense)]
         for density in DENSITIES[scale]:
             masks = magnitude_masks(final, density)
-            for kind, chosen in (
+            for kind, kind_masks in (
                 ("largest", masks),
                 ("random", random_masks(masks, seed=seed)),
                 ("redrawn", masks),
             ):
-                weights, loss = _train(training, seed, chosen, redrawn=kind == "redrawn")
+                weights, loss = _train(training, seed, kind_masks, redrawn=kind == "redrawn")
                 measurements[f"{kind} {density:g} loss"] = loss
                 for layer, name in enumerate(final, start=1):
                     agreements = [
                         _agreement(weights[step][name], dense[step][name]) for step in dense
                     ]
-                    measurements[f"{kind} {density:g} way/{layer}"] = sum(agreements) / len(
-                        agreements
-                    )
+                    mean = sum(agreements) / len(agreements)
+                    measurements[f"{kind} {density:g} way/{layer}"] = mean
                     if kind == "redrawn":
                         continue  # its mask is that of the largest
-                    masked = _agreement(final[name] * chosen[name], final[name])
+                    masked = _agreement(final[name] * kind_masks[name], final[name])
                     measurements[f"{kind} {density:g} mask/{layer}"] = masked
         return measurements
 
