@@ -23,7 +23,7 @@ from latewood.training.recipe import Recipe, parse_recipe
 __all__ = ["EXPERIMENT", "digits_recipe"]
 
 EPOCHS = {"quick": 16, "cpu": 40}
-SEEDS = {"quick": 1, "cpu": 5}
+SEEDS = {"quick": 1, "cpu": 3}
 MATCHED = {
     "quick": ("shuffled", "magnitude"),
     "cpu": ("shuffled", "magnitude", "one_shot", "gradual"),

@@ -63,7 +63,7 @@ def test_what_is_read_on_the_way() -> None:
     assert (found["highest at"], found["early until"]) == (10, 10)
     assert [found[key] for key in ("start", "highest", "end")] == pytest.approx([0.2, 0.8, 0.4])
     assert found["share of falling ranks"] == 0.5
-    assert seen.of_kind("LSTM", "input to input", 20, lambda p: max(p.diagonal)) == (
+    assert seen.mean_over_kind("LSTM", "input to input", 20, lambda p: max(p.diagonal)) == (
         pytest.approx((0.4 + 0.6) / 2)
     )
 
