@@ -79,8 +79,8 @@ def train(
     from latewood.report import write_report
     from latewood.report.summary_table import outcome
     from latewood.terminal.tables import print_table
-    from latewood.training.loop import train as run_training
     from latewood.training.recipe import load_recipe
+    from latewood.training.run import train as run_training
     from latewood.training.run_folder import RunFolder
 
     folder = resume or out or Path("runs") / (recipe or Path()).stem

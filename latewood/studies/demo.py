@@ -13,8 +13,8 @@ from latewood.errors import Interrupted, RequestError
 from latewood.report import write_report
 from latewood.report.summary_table import outcome
 from latewood.terminal.tables import Row
-from latewood.training.loop import train
 from latewood.training.recipe import Recipe, load_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["BASELINE", "COMPOSED", "GROWN", "DemoResult", "run_demo"]

@@ -23,8 +23,8 @@ from latewood.tasks.data import TensorDataset, batches
 from latewood.tasks.objectives import Classification
 from latewood.tasks.task import Task
 from latewood.training import checkpoints, observers
-from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 
@@ -502,7 +502,7 @@ def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypat
 
     kept = observers.observers
     with monkeypatch.context() as patch:
-        patch.setattr("latewood.training.loop.observers", lambda tick: [stop_at_seven, *kept(tick)])
+        patch.setattr("latewood.training.run.observers", lambda tick: [stop_at_seven, *kept(tick)])
         with pytest.raises(Interrupted, match=r"stopped after step 7 of 20; go on with --resume"):
             train(recipe(epochs=4), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [7]
@@ -517,7 +517,7 @@ def test_a_signal_while_the_run_starts_leaves_a_checkpoint(tmp_path, monkeypatch
         observers.begin(session)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("latewood.training.loop.begin", begin_and_stop)
+    monkeypatch.setattr("latewood.training.run_start.begin", begin_and_stop)
     with pytest.raises(Interrupted, match="stopped after step 1 of"):
         train(recipe(), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [1]

@@ -17,8 +17,8 @@ from typing import Any
 
 from latewood.errors import WorkError
 from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
-from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["CHARACTERS", "IMAGES", "Line", "search"]

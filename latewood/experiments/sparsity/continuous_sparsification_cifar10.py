@@ -30,8 +30,8 @@ from latewood.sparsity import maskable
 from latewood.tasks.data import batches
 from latewood.tasks.task import Task
 from latewood.training import components
-from latewood.training.loop import train
 from latewood.training.recipe import Recipe, parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["EXPERIMENT"]

@@ -26,8 +26,8 @@ from latewood.spectra import (
 from latewood.tasks.shakespeare import shakespeare
 from latewood.tasks.spoken_digits import spoken_digits
 from latewood.tasks.task import Task
-from latewood.training.loop import RunResult, train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import RunResult, train
 
 __all__ = ["KINDS", "MIDDLE", "Followed", "Setting", "follow", "kind_of", "setting"]
 

@@ -9,7 +9,12 @@ from latewood.report import Figure, Group, Section
 from latewood.report.formatting import is_share, number, plot_text, reading
 from latewood.report.headline import Result, Tile
 from latewood.report.report import write_page
-from latewood.studies.connectivity.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
+from latewood.studies.connectivity.connected_networks import (
+    AS_THEY_ARE,
+    PERMUTED,
+    WHOLE,
+    Connected,
+)
 
 __all__ = ["write_connection_page"]
 

@@ -210,7 +210,7 @@ def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[None]:
 
 def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
-    from latewood.training.loop import train
+    from latewood.training.run import train
 
     try:
         with one_line_warnings(folder.name), limited(threads):

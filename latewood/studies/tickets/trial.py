@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from latewood.core.schedules import Schedule
@@ -18,14 +17,14 @@ from latewood.core.threads import threads as limited
 from latewood.errors import RequestError
 from latewood.sparsity import Ticket, maskable, snapshot
 from latewood.tasks.task import Task
-from latewood.training import components
 from latewood.training.evaluation import evaluate
 from latewood.training.loop import train_steps
-from latewood.training.processes import Processes, processes
-from latewood.training.randomness import caller_unchanged, derive, seed_everything
+from latewood.training.processes import Processes
 from latewood.training.recipe import Recipe
+from latewood.training.run_context import build_task, joined_processes
 from latewood.training.run_folder import RunFolder
-from latewood.training.session import Session, open_session
+from latewood.training.session import Session
+from latewood.training.session_builder import open_session
 
 __all__ = ["Bench", "Protocol", "Trained", "bench", "score"]
 
@@ -154,29 +153,14 @@ class Bench:
 @contextmanager
 def bench(protocol: Protocol, seed: int) -> Iterator[Bench]:
     """A bench for one seed; the caller's generators and threads are given back as they were."""
-    recipe = protocol.recipe
-    with (
-        caller_unchanged(),
-        torch.enable_grad(),
-        limited(protocol.threads),
-        components.importable(*recipe.folders),
-        processes(
-            device=recipe.device,
-            precision=recipe.precision,
-            trackers=[],
-            folder=protocol.folder,
-        ) as group,
-    ):
+    recipe = protocol.recipe.model_copy(update={"trackers": []})
+    with limited(protocol.threads), joined_processes(recipe, protocol.folder) as group:
         if group.count > 1:
             raise RequestError(
                 "search_tickets: got several processes of a launcher; expected one, with jobs= for "
                 "several trainings at the same time"
             )
-        seed_everything(derive(seed, "task"), group.device)
-        task = components.build("task", recipe.task, "task")
-        if not isinstance(task, Task):
-            raise RequestError(f"task: {recipe.task['name']!r} returned no Task")
-        yield Bench(protocol, seed, group, task)
+        yield Bench(protocol, seed, group, build_task(recipe, group, seed))
 
 
 def score(session: Session, model: nn.Module) -> float:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from latewood.training.loop import train
 from latewood.training.recipe import load_recipe
+from latewood.training.run import train
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "digits-grow-and-prune.toml"
 

@@ -8,7 +8,7 @@ import torch
 
 from latewood.errors import RequestError, WorkError
 from latewood.studies.connectivity.branching import branch_run
-from latewood.training import checkpoints, loop, observers
+from latewood.training import checkpoints, observers, train
 from latewood.training.recipe import load_recipe, parse_recipe
 from latewood.training.run_folder import RunFolder
 
@@ -58,7 +58,7 @@ def trunk_of(tmp_path):
 
     def make(**changes):
         recipe = parse_recipe(RECIPE | changes, [tmp_path])
-        return loop.train(recipe, folder=tmp_path / "trunk", show_progress=False).folder
+        return train(recipe, folder=tmp_path / "trunk", show_progress=False).folder
 
     return make
 
