@@ -34,19 +34,19 @@ def finish(session: Session) -> tuple[nn.Module, dict[str, Any]]:
     seed_torch(derive(session.recipe.seed, "finish"), group.device)
     if session.scores is None:  # resumed after the last step
         session.scores = evaluate(session, model)
-    readings = {"trained": session.scores}
+    evaluations = {"trained": session.scores}
     if session.methods:
         for method in session.methods.values():
             model = method.finalize()
-        readings["finalized"] = evaluate(session, model)
+        evaluations["finalized"] = evaluate(session, model)
         if recalibrate(session, model):
-            readings["recalibrated"] = evaluate(session, model)
+            evaluations["recalibrated"] = evaluate(session, model)
     model.eval()
     summary: dict[str, Any] = {
         "task": task.name,
         "headline": task.headline,
         "higher_is_better": task.higher_is_better,
-        "readings": readings,
+        "evaluations": evaluations,
         "steps": session.step,
         "seconds": round(session.seconds, 3),
     }

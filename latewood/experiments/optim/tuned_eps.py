@@ -170,7 +170,7 @@ def _run(recipe: Section, section: Section, seed: int, bench: Bench, key: str) -
         run = train(parsed, folder=folder.path, resume=folder.exists).folder
     except WorkError:
         return math.nan
-    return float(run.summary["readings"]["trained"][key])
+    return float(run.summary["evaluations"]["trained"][key])
 
 
 IMAGES = register(

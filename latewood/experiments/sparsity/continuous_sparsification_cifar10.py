@@ -109,7 +109,7 @@ def run(scale: Scale, bench: Bench) -> Results:
 
 
 def _reading(run: RunFolder, stage: str) -> float:
-    accuracy: float = run.summary["readings"][stage]["accuracy"]
+    accuracy: float = run.summary["evaluations"][stage]["accuracy"]
     return accuracy
 
 

@@ -173,7 +173,7 @@ def follow(chosen: Setting, *, decay: float, seed: int, bench: Bench) -> Followe
 def _read(run: RunResult, task: Task) -> Followed:
     if run.model is None:
         raise WorkError(f"{run.folder.path}: a fresh run has left no model")
-    found = Followed(scored=dict(run.summary["readings"]["trained"]))
+    found = Followed(scored=dict(run.summary["evaluations"]["trained"]))
     for step, path in snapshot_paths(run.folder.spectra_folder).items():
         found.alignments[step] = read_alignments(path)
         for spectrum in read_snapshot(path):

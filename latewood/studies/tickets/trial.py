@@ -26,7 +26,7 @@ from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session
 from latewood.training.session_builder import open_session
 
-__all__ = ["Bench", "Protocol", "Trained", "bench", "score"]
+__all__ = ["TicketTrainer", "Protocol", "FinishedTraining", "score", "ticket_trainer"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedTraining:
     """The end of one training.
 
     Args:
@@ -86,7 +86,7 @@ class Trained:
 
 
 @dataclass
-class Bench:
+class TicketTrainer:
     """Trains, always from the same initial weights and in the same order of the data.
 
     Args:
@@ -107,7 +107,7 @@ class Bench:
         ticket: Ticket | None = None,
         method: Mapping[str, Any] | None = None,
         rounds: int = 1,
-    ) -> Trained:
+    ) -> FinishedTraining:
         """One training, or several rounds of it with the learning rate started anew in each.
 
         Args:
@@ -125,14 +125,14 @@ class Bench:
         early: dict[str, Tensor] = {}
         rewind_step = self.protocol.rewind_epoch * session.steps_per_epoch
 
-        def keep_early(now: Session) -> None:
-            if now.step == rewind_step:
-                early.update(snapshot(now.model))
+        def keep_early(session: Session) -> None:
+            if session.step == rewind_step:
+                early.update(snapshot(session.model))
 
         start = time.monotonic()
         keep_early(session)
         train_steps(session, [keep_early], lambda: False)
-        return Trained(session, early, time.monotonic() - start)
+        return FinishedTraining(session, early, time.monotonic() - start)
 
     def untrained(self) -> float:
         """The headline measure of the initial network."""
@@ -142,17 +142,17 @@ class Bench:
     def prunable(self, model: nn.Module) -> list[str]:
         """The names of the weights that may be pruned, in the order of a model without masks."""
         protocol = self.protocol
-        return [each.name for each in maskable(model, protocol.include, protocol.exclude)]
+        return [weight.name for weight in maskable(model, protocol.include, protocol.exclude)]
 
     def _session(self, methods: list[dict[str, Any]], rounds: int) -> Session:
-        own = {"seed": self.seed, "methods": methods, "epochs": self.protocol.epochs * rounds}
-        recipe = self.protocol.recipe.model_copy(update=own)
+        changes = {"seed": self.seed, "methods": methods, "epochs": self.protocol.epochs * rounds}
+        recipe = self.protocol.recipe.model_copy(update=changes)
         return open_session(recipe, RunFolder(self.protocol.folder), self.group, self.task)
 
 
 @contextmanager
-def bench(protocol: Protocol, seed: int) -> Iterator[Bench]:
-    """A bench for one seed; the caller's generators and threads are given back as they were."""
+def ticket_trainer(protocol: Protocol, seed: int) -> Iterator[TicketTrainer]:
+    """What trains with one seed; the caller's generators and threads stay as they were."""
     recipe = protocol.recipe.model_copy(update={"trackers": []})
     with limited(protocol.threads), joined_processes(recipe, protocol.folder) as group:
         if group.count > 1:
@@ -160,7 +160,7 @@ def bench(protocol: Protocol, seed: int) -> Iterator[Bench]:
                 "search_tickets: got several processes of a launcher; expected one, with jobs= for "
                 "several trainings at the same time"
             )
-        yield Bench(protocol, seed, group, build_task(recipe, group, seed))
+        yield TicketTrainer(protocol, seed, group, build_task(recipe, group, seed))
 
 
 def score(session: Session, model: nn.Module) -> float:

@@ -108,7 +108,7 @@ def test_the_branch_of_the_trunks_own_order_is_the_trunk(trunk_of, tmp_path, ste
     assert rows(run) == rows(branch.folder)
     spectra = [sorted(p.name for p in r.spectra_folder.iterdir()) for r in (run, branch.folder)]
     assert spectra[0] == spectra[1]
-    assert branch.summary["readings"] == run.summary["readings"]
+    assert branch.summary["evaluations"] == run.summary["evaluations"]
 
 
 def test_other_orders_share_the_beginning_only(trunk_of, tmp_path):

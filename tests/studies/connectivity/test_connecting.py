@@ -1,6 +1,5 @@
 """`latewood branch` and `latewood connect`: runs, checkpoints and files, and what does not fit."""
 
-import csv
 import json
 import shlex
 from dataclasses import replace
@@ -62,15 +61,12 @@ def call(capsys):
 def test_the_command_prints_draws_and_writes_everything(home, call, tmp_path):
     code, shown = call(
         *("connect", home / "one", home / "two", "--permute", "--points", 5, "--samples", 100),
-        *("--out", tmp_path / "page.html", "--csv", tmp_path / "all.csv"),
-        *("--json", tmp_path / "all.json"),
+        *("--out", tmp_path / "page.html", "--table", tmp_path / "all.json"),
     )
     assert code == 0, shown
     for word in ("train loss", "validation error, permuted", "between the ends", "conv1.weight"):
         assert word in shown
     rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    with (tmp_path / "all.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
     for channels in ("as they are", "permuted"):
         own = [row for row in rows if row["channels"] == channels and row["name"] == "train loss"]
         curve = [row["value"] for row in own if row["kind"] == "score"]
@@ -118,7 +114,7 @@ def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
     words = ("--truncate", 0.5, "--permute", "--points", 3, "--samples", 100)
     page, table = tmp_path / "page.html", tmp_path / "all.json"
     code, shown = call(
-        "connect", home / "one", home / "two", *words, "--out", page, "--json", table
+        "connect", home / "one", home / "two", *words, "--out", page, "--table", table
     )
     assert code == 0, shown
     assert "train loss, permuted, top 0.5" in shown
@@ -216,7 +212,7 @@ def test_architectures_that_do_not_match_are_named(home, call):
         (["--points", "1"], "points"),
         (["--samples", "0"], "samples"),
         (["--truncate", "1.5"], "truncate"),
-        (["--csv", "all.txt"], "--csv"),
+        (["--table", "all.txt"], "--table"),
     ],
 )
 def test_wrong_requests_exit_with_2(home, call, words, named):
