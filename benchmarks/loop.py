@@ -21,7 +21,8 @@ from latewood.training.observers import observers
 from latewood.training.processes import processes
 from latewood.training.recipe import Recipe, parse_recipe
 from latewood.training.run_folder import RunFolder
-from latewood.training.session import Session, open_session
+from latewood.training.session import Session
+from latewood.training.session_builder import open_session
 
 __all__ = ["main"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from latewood.tasks.foreground_objective import Dihedral, Foreground
 from latewood.tasks.task import Task
 from latewood.terminal.progress import track
 
-__all__ = ["foreground"]
+__all__ = ["foreground", "foreground_without_images"]
 
 
 def foreground(
@@ -77,16 +78,30 @@ def foreground(
     order = torch.tensor(useful)
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(split_seed))]
     data = TensorDataset(images, masks, transform=_scaled)
-    return Task(
-        name="foreground",
+    return replace(
+        foreground_without_images(size),
         train=data.subset(order[held_out:].sort().values),
         validation=data.subset(order[:held_out].sort().values),
+        augment=Dihedral(shift),
+    )
+
+
+def foreground_without_images(size: int = 64) -> Task:
+    """The task for those who only use a trained network: what it is like, and no samples.
+
+    Args:
+        size: side of the images that were learned from, in pixels.
+    """
+    nothing = TensorDataset(torch.zeros(0, 3, size, size), torch.zeros(0, size, size))
+    return Task(
+        name="foreground",
+        train=nothing,
+        validation=nothing,
         objective=Foreground(),
         headline="inpainting",
         model="segmentation_unet",
         model_arguments={"in_channels": 3},
         example_inputs=(torch.zeros(1, 3, size, size),),
-        augment=Dihedral(shift),
     )
 
 

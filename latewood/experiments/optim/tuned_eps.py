@@ -17,8 +17,8 @@ from typing import Any
 
 from latewood.errors import WorkError
 from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
-from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["CHARACTERS", "IMAGES", "Line", "search"]
@@ -174,7 +174,7 @@ def _run(recipe: Section, section: Section, seed: int, workspace: Workspace, key
         run = train(parsed, folder=folder.path, resume=folder.exists).folder
     except WorkError:
         return math.nan
-    return float(run.summary["readings"]["trained"][key])
+    return float(run.summary["evaluations"]["trained"][key])
 
 
 IMAGES = register(

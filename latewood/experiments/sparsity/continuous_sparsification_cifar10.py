@@ -29,8 +29,8 @@ from latewood.experiments.registry import (
 from latewood.sparsity import maskable
 from latewood.tasks import Task, batches
 from latewood.training import components
-from latewood.training.loop import train
 from latewood.training.recipe import Recipe, parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["EXPERIMENT"]
@@ -108,7 +108,7 @@ def run(scale: Scale, workspace: Workspace) -> Results:
 
 
 def _accuracy_of(run: RunFolder, stage: str) -> float:
-    accuracy: float = run.summary["readings"][stage]["accuracy"]
+    accuracy: float = run.summary["evaluations"][stage]["accuracy"]
     return accuracy
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latewood.spectra import alignment, effective_rank, read_snapshot, snapshot_paths
-from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["EMBEDDING", "IN_PROJ", "Curves", "addition", "landmarks", "run_addition"]

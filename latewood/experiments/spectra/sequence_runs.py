@@ -26,8 +26,8 @@ from latewood.spectra import (
 from latewood.tasks import Task
 from latewood.tasks.shakespeare import shakespeare
 from latewood.tasks.spoken_digits import spoken_digits
-from latewood.training.loop import RunResult, train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import RunResult, train
 
 __all__ = [
     "KINDS",
@@ -185,7 +185,7 @@ def train_sequence_model(
 def _read(run: RunResult, task: Task) -> SequenceRun:
     if run.model is None:
         raise WorkError(f"{run.folder.path}: a fresh run has left no model")
-    measured = SequenceRun(scored=dict(run.summary["readings"]["trained"]))
+    measured = SequenceRun(scored=dict(run.summary["evaluations"]["trained"]))
     for step, path in snapshot_paths(run.folder.spectra_folder).items():
         measured.alignments[step] = read_alignments(path)
         for spectrum in read_snapshot(path):

@@ -45,7 +45,7 @@ SCRIPT = """
 import hashlib, json, os, sys, warnings
 warnings.simplefilter("ignore")
 from latewood.sparsity.structured import anatomy
-from latewood.training.loop import train
+from latewood.training.run import train
 seen = []
 become = anatomy.Anatomy.become
 def watched(self, *args, **named):

@@ -8,7 +8,7 @@ import torch
 
 from latewood.core.state import load_state, save_state
 from latewood.training import checkpoints
-from latewood.training.loop import train
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 PARTS = """
