@@ -196,8 +196,10 @@ def test_inspect(
         {"state_dict": {"module.w": torch.eye(3), "module.b": torch.ones(3)}}, tmp_path / "a.pt"
     )
     save_file({"v": torch.ones(2, 4)}, tmp_path / "b.safetensors")
-    words = ("--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
-    lines = succeeds("inspect", "a.pt", "b.safetensors", *words).splitlines()
+    for ending in ("csv", "json", "parquet"):
+        shown = succeeds("inspect", "a.pt", "b.safetensors", "--table", f"t.{ending}")
+        assert shown.endswith(f"table: t.{ending}\n")
+    lines = shown.splitlines()
     assert lines[0] == "a.pt"
     assert lines[2].split()[:4] == ["w", "3x3", "3", "1"]
     rows = json.loads((tmp_path / "t.json").read_text())
@@ -215,11 +217,11 @@ def test_reproduce(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = latewood("reproduce", "continuous-sparsification", "--out", "r", "--claims", "c.md")
+    done = latewood("reproduce", "ticket-search", "--out", "r", "--claims", "c.md")
     assert done.returncode == 0, done.stderr
     assert "pruning-in-one-run" in done.stdout
     page = (tmp_path / "c.md").read_text()
-    assert "`latewood reproduce continuous-sparsification --scale quick`" in page
+    assert "`latewood reproduce ticket-search --scale quick`" in page
     monkeypatch.chdir(tmp_path)
     assert succeeds("reproduce", "--no-run", "--out", "r", "--claims", "d.md") == "claims: d.md\n"
     assert (tmp_path / "d.md").read_text() == page.replace("c.md", "d.md")
@@ -281,7 +283,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("slim . --mode masked", '"auto", "slim", "csr", "dense"'),
         ("inspect", "FILES"),
         ("inspect missing.pt", "missing.pt"),
-        ("inspect missing.pt --csv table.txt", "a name ending in .csv"),
+        ("inspect missing.pt --table all.txt", "ends in one of .csv, .json, .parquet"),
+        ("inspect missing.pt --table none/all.csv", "a file in a folder there is"),
+        ("spectra missing --table all", "--table: got 'all'; expected a name that ends in one of"),
+        ("connect missing missing --table all.xlsx", "--table: got 'all.xlsx'"),
         ("report missing", "missing"),
         ("reproduce nothing", "expected one of"),
         ("reproduce --scale huge", '"quick", "cpu", "full"'),

@@ -78,10 +78,10 @@ def train(
         raise RequestError("RECIPE: missing; expected a recipe, or --resume with a run's folder")
 
     from latewood.report import write_report
-    from latewood.report.summary_table import outcome
+    from latewood.report.summary_table import summary_rows
     from latewood.terminal.tables import print_table
-    from latewood.training.loop import train as run_training
     from latewood.training.recipe import load_recipe
+    from latewood.training.run import train as run_training
     from latewood.training.run_folder import RunFolder
 
     folder = resume or out or Path("runs") / (recipe or Path()).stem
@@ -96,7 +96,7 @@ def train(
     ).folder
     if os.environ.get("RANK", "0") == "0":
         columns = ("", run.name)
-        print_table(outcome({run.name: run}), columns=columns, right=columns[1:])
+        print_table(summary_rows({run.name: run}), columns=columns, right=columns[1:])
         print(f"report: {write_report([run], run.report_path)}")
 
 

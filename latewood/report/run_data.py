@@ -26,10 +26,15 @@ from latewood.spectra import (
 )
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["AlignedPair", "Layer", "Run", "Series", "load_runs"]
+__all__ = ["AlignedPair", "Layer", "Run", "STAGES", "Series", "load_runs"]
 
 _BOOKKEEPING = ("step", "epoch", "kind", "lag", "dropped")
-STAGES = ("trained", "finalized", "recalibrated")
+STAGES = {
+    "trained": "trained",
+    "finalized": "finalized (hard)",
+    "recalibrated": "finalized, batch norms recalibrated",
+}
+"""The stages at which a run is evaluated, in their order, with what a table calls them."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,9 @@ class Run:
         return bool(self.summary.get("higher_is_better", True))
 
     @property
-    def readings(self) -> dict[str, dict[str, float]]:
+    def evaluations(self) -> dict[str, dict[str, float]]:
         """The metrics by stage, in the order of the stages."""
-        found = self.summary.get("readings")
+        found = self.summary.get("evaluations")
         found = found if isinstance(found, dict) else {}
         order = [*STAGES, *(stage for stage in found if stage not in STAGES)]
         return {
@@ -166,10 +171,12 @@ class Run:
         }
 
     @property
-    def result(self) -> float | None:
+    def headline_value(self) -> float | None:
         """The headline's value at the last stage that has one."""
         values = [
-            metrics[self.headline] for metrics in self.readings.values() if self.headline in metrics
+            metrics[self.headline]
+            for metrics in self.evaluations.values()
+            if self.headline in metrics
         ]
         return values[-1] if values else None
 

@@ -22,16 +22,22 @@ from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError, WorkError, invalid
 
 __all__ = [
+    "WEIGHTS",
     "Checkpoint",
     "at_step",
     "discard_after",
     "latest",
     "load_into",
     "save",
+    "shapes",
     "split_points",
+    "step_of",
     "steps",
     "write_model",
 ]
+
+WEIGHTS = "model.safetensors"
+"""The file with the model's state in a checkpoint."""
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -49,9 +55,14 @@ class Checkpoint:
     path: Path
     step: int
 
+    @property
+    def weights(self) -> Path:
+        """The file with the model's state."""
+        return self.path / WEIGHTS
+
     def model_state(self) -> dict[str, Tensor]:
         """The model's state dict, on the CPU."""
-        return load_file(self.path / "model.safetensors")
+        return load_file(self.weights)
 
     def state(self) -> dict[str, Any]:
         """Everything else that was saved: optimizer, methods, metrics under way."""
@@ -90,7 +101,7 @@ def save(
     try:
         _sweep(folder)
         temporary.mkdir(parents=True)
-        write_model(temporary / "model.safetensors", model_state)
+        write_model(temporary / WEIGHTS, model_state)
         save_state(temporary / "state", dict(state))
         files = sorted(temporary.iterdir())
         manifest = {"step": step, "files": {file.name: _fingerprint(file) for file in files}}
@@ -119,6 +130,12 @@ def steps(folder: str | Path) -> list[int]:
         return []
     matches = (_NAME.fullmatch(entry.name) for entry in Path(folder).iterdir())
     return sorted(int(match[1]) for match in matches if match)
+
+
+def step_of(path: Path) -> int | None:
+    """The step that the name of a checkpoint's folder says; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match[1])
 
 
 def latest(folder: str | Path) -> Checkpoint | None:
@@ -192,8 +209,7 @@ def load_into(model: nn.Module, model_state: Mapping[str, Tensor], source: str) 
     Raises:
         RequestError: other keys or shapes; all that differ are listed.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in model_state.items()}
+    own, given = shapes(model.state_dict()), shapes(model_state)
     differences = [
         *(f"{name} is missing" for name in own if name not in given),
         *(f"{name} is not in the model" for name in given if name not in own),
@@ -207,6 +223,11 @@ def load_into(model: nn.Module, model_state: Mapping[str, Tensor], source: str) 
         listed = "\n  ".join(differences)
         raise RequestError(f"{source}: is of another model; these keys differ:\n  {listed}")
     model.load_state_dict(dict(model_state))
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every entry of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def write_model(path: Path, model_state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from latewood.terminal.progress import Advance
 from latewood.training import checkpoints
 from latewood.training.evaluation import evaluate
-from latewood.training.session import Meter, Session
+from latewood.training.session import Session, TrainingMeter
 
 __all__ = ["Observer", "begin", "observers", "save_checkpoint"]
 
@@ -38,7 +38,7 @@ def write_training_metrics(session: Session) -> None:
     if not session.due(session.recipe.log_every):
         return
     totals = session.meter.totals(session.processes)
-    session.meter = Meter()
+    session.meter = TrainingMeter()
     steps = totals["steps"]
     if not steps:
         return

@@ -7,7 +7,7 @@ import torch
 from latewood.core.groups import parameter_groups
 from latewood.core.schedules import step_decay
 from latewood.recipes import shipped_recipes
-from latewood.tasks.data import batches
+from latewood.tasks import batches
 from latewood.training import components
 from latewood.training.recipe import load_recipe
 

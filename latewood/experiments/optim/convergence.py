@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -83,7 +83,7 @@ def walk(make: Make, steps: int, seed: int, *, separate: bool = False) -> Iterat
         yield x.clamp_(-1.0, 1.0)
 
 
-def _failure(scale: Scale, bench: Bench) -> Results:
+def _failure(scale: Scale, workspace: Workspace) -> Results:
     makers: dict[str, tuple[Make, bool]] = {
         "Adam": (lambda p: torch.optim.Adam(p, lr=0.05, betas=BETAS, eps=0.1), False),
         "Adam, momentum 0.5": (lambda p: torch.optim.Adam(p, lr=0.5, betas=(0.5, 0.9)), False),
@@ -102,12 +102,12 @@ def _failure(scale: Scale, bench: Bench) -> Results:
     steps = STEPS[scale]
 
     def measure(seed: int) -> dict[str, float]:
-        found = {}
+        measurements = {}
         for name, (make, separate) in makers.items():
             length = min(steps, 2000) if separate else steps
             *_, last = walk(make, length, seed, separate=separate)
-            found[name] = last.mean().item()
-        return found
+            measurements[name] = last.mean().item()
+        return measurements
 
     settings = {
         "steps": steps,
@@ -115,10 +115,10 @@ def _failure(scale: Scale, bench: Bench) -> Results:
         "runs": RUNS,
         "runs of AvaGrad": FEW,
     }
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def _slowness(scale: Scale, bench: Bench) -> Results:
+def _slowness(scale: Scale, workspace: Workspace) -> Results:
     loose, steps = LOOSE[scale], STEPS[scale]
     beta2 = BETAS[1]
     switched = SwitchedBounds(ALPHA / LARGE, ALPHA / math.sqrt(1.0 - beta2), loose)
@@ -157,7 +157,7 @@ def _slowness(scale: Scale, bench: Bench) -> Results:
         }
 
     settings = {"K": loose, "steps": steps, "runs": RUNS, "C": LARGE, "gamma of the family": slow}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
 def _regrets(make: Make, steps: int, seed: int) -> tuple[float, float]:

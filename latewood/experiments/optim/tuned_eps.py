@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from latewood.errors import WorkError
-from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
-from latewood.training.loop import train
+from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["CHARACTERS", "IMAGES", "Line", "search"]
@@ -95,17 +95,19 @@ PAPER_POINTS: dict[str, Section] = {
 }
 
 
-def _images(scale: Scale, bench: Bench) -> Results:
+def _images(scale: Scale, workspace: Workspace) -> Results:
     recipe = IMAGE_RECIPES[scale]
     if scale == "full":
-        return _measure(recipe, PAPER_POINTS, bench, "accuracy")
-    return _measure(recipe, _tune(recipe, IMAGES_TUNED, bench, "accuracy"), bench, "accuracy")
+        return _measure(recipe, PAPER_POINTS, workspace, "accuracy")
+    return _measure(
+        recipe, _tune(recipe, IMAGES_TUNED, workspace, "accuracy"), workspace, "accuracy"
+    )
 
 
-def _characters(scale: Scale, bench: Bench) -> Results:
+def _characters(scale: Scale, workspace: Workspace) -> Results:
     key = "bits_per_character"
-    points = _tune(CHARACTER_RECIPE, CHARACTERS_TUNED, bench, key)
-    return _measure(CHARACTER_RECIPE, points, bench, key)
+    points = _tune(CHARACTER_RECIPE, CHARACTERS_TUNED, workspace, key)
+    return _measure(CHARACTER_RECIPE, points, workspace, key)
 
 
 def search(start: Section, lines: tuple[Line, ...], loss: Callable[[Section], float]) -> Section:
@@ -135,42 +137,44 @@ def _moved(section: Section, line: Line, sign: int) -> Section:
 
 
 def _tune(
-    recipe: Section, tuned: Mapping[str, Tuned], bench: Bench, key: str
+    recipe: Section, tuned: Mapping[str, Tuned], workspace: Workspace, key: str
 ) -> dict[str, Section]:
     sign = -1.0 if key == "accuracy" else 1.0
-    found = {}
-    for name in bench.track(tuned, "searches"):
+    points = {}
+    for name in workspace.track(tuned, "searches"):
         known: dict[str, float] = {}
 
         def loss(section: Section, known: dict[str, float] = known) -> float:
             if str(section) not in known:
-                value = sign * _run(recipe, section, SEARCH_SEED, bench, key)
+                value = sign * _run(recipe, section, SEARCH_SEED, workspace, key)
                 known[str(section)] = value if math.isfinite(value) else math.inf
             return known[str(section)]
 
-        found[name] = search(tuned[name].start, tuned[name].lines, loss)
-    return found
+        points[name] = search(tuned[name].start, tuned[name].lines, loss)
+    return points
 
 
-def _measure(recipe: Section, points: Mapping[str, Section], bench: Bench, key: str) -> Results:
-    found: dict[str, list[float]] = {name: [] for name in points}
+def _measure(
+    recipe: Section, points: Mapping[str, Section], workspace: Workspace, key: str
+) -> Results:
+    measurements: dict[str, list[float]] = {name: [] for name in points}
     runs = [(name, seed) for name in points for seed in SEEDS]
-    for name, seed in bench.track(runs, "runs"):
-        found[name].append(_run(recipe, points[name], seed, bench, key))
+    for name, seed in workspace.track(runs, "runs"):
+        measurements[name].append(_run(recipe, points[name], seed, workspace, key))
     settings = {"recipe": recipe, "chosen": dict(points), "search seed": SEARCH_SEED}
-    return Results(found, settings | {"seeds": list(SEEDS)})
+    return Results(measurements, settings | {"seeds": list(SEEDS)})
 
 
-def _run(recipe: Section, section: Section, seed: int, bench: Bench, key: str) -> float:
+def _run(recipe: Section, section: Section, seed: int, workspace: Workspace, key: str) -> float:
     """What one run ends with, nan if it diverged; it goes on where it was stopped."""
     name = "-".join(str(value) for value in (*section.values(), seed))
-    folder = RunFolder(bench.folder / name)
+    folder = RunFolder(workspace.folder / name)
     parsed = parse_recipe(recipe | {"optimizer": section, "seed": seed})
     try:
         run = train(parsed, folder=folder.path, resume=folder.exists).folder
     except WorkError:
         return math.nan
-    return float(run.summary["readings"]["trained"][key])
+    return float(run.summary["evaluations"]["trained"][key])
 
 
 IMAGES = register(

@@ -107,7 +107,7 @@ def _note(run: Run, *, several: bool) -> str:
     known = used.values[np.isfinite(used.values)]
     if not len(known):
         return ""
-    text = f"{percent(float(known[-1]))} of the budget was used at the last reading"
+    text = f"{percent(float(known[-1]))} of the budget was used at the last evaluation"
     if training is not None and np.isfinite(training.values[-1]):
         text += f", after {percent(float(training.values[-1]))} of a full network's training cost"
     return f"{run.name}: {text}." if several else f"{text}."

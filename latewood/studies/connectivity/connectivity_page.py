@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from latewood.report import Figure, Group, Section
-from latewood.report.formatting import is_share, number, plot_text, reading
-from latewood.report.headline import Result, Tile
+from latewood.report.formatting import is_share, metric_text, number, plot_text
+from latewood.report.headline import Headline, Tile
 from latewood.report.report import write_page
-from latewood.studies.connectivity.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
+from latewood.studies.connectivity.connected_networks import (
+    AS_THEY_ARE,
+    PERMUTED,
+    WHOLE,
+    Connected,
+)
 
 __all__ = ["write_connection_page"]
 
@@ -45,13 +50,13 @@ def write_connection_page(found: Connected, path: Path) -> Path:
         groups=[Group(figures=[_agreement(found)])],
         notes=["The dashes are what unrelated matrices of these shapes have on average."],
     )
-    return write_page(_result(found), [line, agreement], path)
+    return write_page(_headline(found), [line, agreement], path)
 
 
-def _result(found: Connected) -> Result:
+def _headline(found: Connected) -> Headline:
     own = found.lines[AS_THEY_ARE]
     tiles = [
-        Tile(reading(name, own.barrier(name)), f"barrier of the {name}") for name in own.scores
+        Tile(metric_text(name, own.barrier(name)), f"barrier of the {name}") for name in own.scores
     ][:4]
     if PERMUTED in found.lines:
         value = found.lines[PERMUTED].barrier("train loss")
@@ -62,7 +67,7 @@ def _result(found: Connected) -> Result:
         tiles.append(Tile(number(value), "barrier of the train loss", note))
     headline = f"A barrier of {number(own.barrier('train loss'))} in the training loss"
     lead = f"{found.first} and {found.second}, scored on {found.task}."
-    return Result(headline, lead, tuple(tiles))
+    return Headline(headline, lead, tuple(tiles))
 
 
 def _curve(found: Connected, name: str) -> Figure:

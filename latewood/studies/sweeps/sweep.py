@@ -18,7 +18,7 @@ import torch
 from latewood.core.threads import threads as limited
 from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
 from latewood.optim import RateStudy
-from latewood.report.summary_table import final_reading
+from latewood.report.summary_table import final_evaluation
 from latewood.studies.sweeps.grid_points import Point, folder_name, grid_points, settings
 from latewood.studies.sweeps.rate_eps import rate_eps_study
 from latewood.studies.sweeps.sweep_page import write_sweep_page
@@ -210,7 +210,7 @@ def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[None]:
 
 def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
-    from latewood.training.loop import train
+    from latewood.training.run import train
 
     try:
         with one_line_warnings(folder.name), limited(threads):
@@ -239,7 +239,7 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
     rows: list[dict[str, Any]] = []
     for (point, run), summary in zip(runs, summaries, strict=True):
         row: dict[str, Any] = {"run": run.name, **settings(point)}
-        row[headline] = final_reading(summary).get(headline) if summary else None
+        row[headline] = final_evaluation(summary).get(headline) if summary else None
         row |= {key: summary.get("size", {}).get(key) for key in ("parameters", "density", "bits")}
         row["seconds"] = summary.get("seconds")
         row["status"] = "done" if summary else "failed"

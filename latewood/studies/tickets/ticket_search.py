@@ -11,10 +11,10 @@ import joblib
 
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.studies.tickets import pruning_strategies
-from latewood.studies.tickets.pruning_strategies import ALONE, MATCHED, Dense, Found
+from latewood.studies.tickets.pruning_strategies import ALONE, MATCHED, Dense, FoundTicket
 from latewood.studies.tickets.ticket_page import write_tickets_page
 from latewood.studies.tickets.ticket_table import BASELINES, TicketTable
-from latewood.studies.tickets.trial import Protocol, bench
+from latewood.studies.tickets.trial import Protocol, ticket_trainer
 from latewood.terminal.progress import progress
 from latewood.training.recipe import Recipe, check_sections, load_recipe
 
@@ -155,36 +155,36 @@ def _setting(recipe: Recipe) -> str:
 
 
 def _dense(protocol: Protocol, seed: int) -> tuple[list[dict[str, Any]], Dense]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.dense(own)
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.dense(trainer)
 
 
 def _continuous(
     protocol: Protocol, seed: int, initial_logit: float
-) -> tuple[list[dict[str, Any]], list[Found]]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.continuous(own, initial_logit)
+) -> tuple[list[dict[str, Any]], list[FoundTicket]]:
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.continuous(trainer, initial_logit)
 
 
 def _supermask(
     protocol: Protocol, seed: int, initial_logit: float
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.supermask(own, initial_logit)
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.supermask(trainer, initial_logit)
 
 
 def _matched(
-    protocol: Protocol, seed: int, start: Dense, found: Found, name: str
+    protocol: Protocol, seed: int, start: Dense, found: FoundTicket, name: str
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return [MATCHED[name](own, start, found) | found.entry], None
+    with ticket_trainer(protocol, seed) as trainer:
+        return [MATCHED[name](trainer, start, found) | found.entry], None
 
 
 def _alone(
     protocol: Protocol, seed: int, start: Dense, name: str
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.iterative(own, start, name, **ALONE[name]), None
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.iterative(trainer, start, name, **ALONE[name]), None
 
 
 def _run(calls: Sequence[Call], jobs: int, advance: Callable[..., None]) -> list[Any]:
