@@ -163,8 +163,8 @@ def gradual(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Ent
     if reference.kept == 0:
         raise WorkError(
             f"seed {trainer.seed}, initial logit {reference.entry['initial_logit']:g}, round "
-            f"{reference.entry['round']}: the ticket kept no weight, so that gradual pruning cannot "
-            "be matched to it; a higher initial logit or more epochs keep some"
+            f"{reference.entry['round']}: the ticket kept no weight, so that gradual pruning "
+            "cannot be matched to it; a higher initial logit or more epochs keep some"
         )
     section = {
         "name": "gradual_magnitude_pruning",
