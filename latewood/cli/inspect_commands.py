@@ -59,9 +59,9 @@ def inspect(
 
     rows = []
     for file in files:
-        found = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
-        print_table(found, title=str(file))
-        rows += [{"file": str(file), **row} for row in found]
+        spectra_rows = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
+        print_table(spectra_rows, title=str(file))
+        rows += [{"file": str(file), **row} for row in spectra_rows]
     if table is not None:
         print(f"table: {write_table(rows, table)}")
 
@@ -106,14 +106,14 @@ def spectra(
     from latewood.training.run_folder import RunFolder
 
     folder, other = RunFolder(run), None if against is None else RunFolder(against)
-    found = run_agreement(folder, reference, against=other)
+    agreement = run_agreement(folder, reference, against=other)
     about = f"step {reference}" if reference.isdecimal() else f"the {reference} snapshot"
     if other is not None:
         about += f" of {other.name}"
-    print_table(score_rows(found), title=f"Agreement with {about}")
-    print(f"page: {write_agreement_page(folder, found, out or run / 'agreement.html', about)}")
+    print_table(score_rows(agreement), title=f"Agreement with {about}")
+    print(f"page: {write_agreement_page(folder, agreement, out or run / 'agreement.html', about)}")
     if table is not None:
-        print(f"table: {write_table(agreement_rows(found), table)}")
+        print(f"table: {write_table(agreement_rows(agreement), table)}")
 
 
 @app.command

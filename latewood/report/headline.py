@@ -92,8 +92,8 @@ def _against(base: Run, other: Run) -> str:
     ):
         return ""
     difference = other.headline_value - base.headline_value
-    share = is_share(base.headline)
-    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
+    in_percent = is_share(base.headline)
+    text = f"{100 * difference:+.1f} points" if in_percent else f"{difference:+.3g}"
     return f", {text.replace('-', MINUS)} against {base.name}"
 
 

@@ -73,8 +73,8 @@ def render(runs: Sequence[Run], *, sections: Sequence[SectionBuilder] = SECTIONS
     problems = [
         f"{run.name}: {problem}" if several else problem for run in runs for problem in run.problems
     ]
-    found = [section for build in sections if (section := build(runs)) is not None]
-    return _html(headline(runs), found, problems)
+    shown = [section for build in sections if (section := build(runs)) is not None]
+    return _html(headline(runs), shown, problems)
 
 
 def write_page(headline: Headline, sections: Sequence[Section], path: Path) -> Path:

@@ -113,13 +113,15 @@ def save(
         _sync(folder)
     except (OSError, WorkError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        kept = steps(folder) if folder.is_dir() else []
-        last = f"the last good one is of step {kept[-1]}" if kept else "there is no earlier one"
+        earlier = steps(folder) if folder.is_dir() else []
+        last = (
+            f"the last good one is of step {earlier[-1]}" if earlier else "there is no earlier one"
+        )
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise WorkError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); {last}"
         ) from error
-    for old in [each for each in steps(folder) if each not in spare][:-keep]:
+    for old in [number for number in steps(folder) if number not in spare][:-keep]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
     return final
 
@@ -146,15 +148,15 @@ def latest(folder: str | Path) -> Checkpoint | None:
     Raises:
         WorkError: there are checkpoints, and all are damaged.
     """
-    found = steps(folder)
-    for step in reversed(found):
+    there = steps(folder)
+    for step in reversed(there):
         path = Path(folder) / f"step-{step:08d}"
         damage = _damage(path, step)
         if damage is None:
             return Checkpoint(path=path, step=step)
         warnings.warn(f"{path}: {damage}; the checkpoint before it is used", stacklevel=2)
-    if found:
-        raise WorkError(f"{folder}: all {len(found)} checkpoints are damaged")
+    if there:
+        raise WorkError(f"{folder}: all {len(there)} checkpoints are damaged")
     return None
 
 
@@ -165,9 +167,9 @@ def at_step(folder: str | Path, step: int) -> Checkpoint:
         RequestError: there is none; the message lists those that are there.
         WorkError: it is damaged.
     """
-    found = steps(folder)
-    if step not in found:
-        listed = ", ".join(map(str, found)) or "none"
+    there = steps(folder)
+    if step not in there:
+        listed = ", ".join(map(str, there)) or "none"
         raise invalid("step", step, f"a step with a checkpoint in '{folder}' ({listed})")
     path = Path(folder) / f"step-{step:08d}"
     damage = _damage(path, step)
@@ -209,14 +211,14 @@ def load_into(model: nn.Module, model_state: Mapping[str, Tensor], source: str) 
     Raises:
         RequestError: other keys or shapes; all that differ are listed.
     """
-    own, given = shapes(model.state_dict()), shapes(model_state)
+    expected, given = shapes(model.state_dict()), shapes(model_state)
     differences = [
-        *(f"{name} is missing" for name in own if name not in given),
-        *(f"{name} is not in the model" for name in given if name not in own),
+        *(f"{name} is missing" for name in expected if name not in given),
+        *(f"{name} is not in the model" for name in given if name not in expected),
         *(
-            f"{name} has shape {given[name]}, the model's has {own[name]}"
-            for name in own
-            if name in given and own[name] != given[name]
+            f"{name} has shape {given[name]}, the model's has {expected[name]}"
+            for name in expected
+            if name in given and expected[name] != given[name]
         ),
     ]
     if differences:

@@ -39,9 +39,9 @@ def evaluate(
     noise = torch.Generator(processes.device)
     names: list[str] = []
     rows: list[torch.Tensor] = []
-    taken: list[float] = []
+    sample_counts: list[float] = []
     with evaluated(model):
-        shares = batches(
+        parts = batches(
             dataset,
             batch_size=recipe.batch_size,
             seed=0,
@@ -50,19 +50,19 @@ def evaluate(
             rank=processes.rank,
             world_size=processes.count,
         )
-        for number, (batch, weight) in enumerate(shares):
+        for number, (batch, weight) in enumerate(parts):
             noise.manual_seed(derive(recipe.seed, "evaluate", number, processes.rank))
             with processes.autocast():
                 scores = task.objective.evaluate(model, context.placed(batch), noise)
             in_batch = min(recipe.batch_size, len(dataset) - number * recipe.batch_size)
             names = names or list(scores)
             rows.append(torch.stack([scores[name].detach() for name in names]))
-            taken.append(weight * in_batch / processes.count)
+            sample_counts.append(weight * in_batch / processes.count)
     # Summed in double on the CPU: not every accelerator has it.
     means_of_batches = torch.stack(rows).cpu().double()
-    share = torch.tensor(taken, dtype=torch.float64)[:, None]
+    samples = torch.tensor(sample_counts, dtype=torch.float64)[:, None]
     # Not a product with 0: a process without a sample must not bring in its NaN.
-    weighted = torch.where(share > 0, means_of_batches * share, 0.0)
+    weighted = torch.where(samples > 0, means_of_batches * samples, 0.0)
     total = weighted.sum(dim=0).tolist()
     means = [value / len(dataset) for value in processes.sum(total)]
     return task.objective.summarise(dict(zip(names, means, strict=True)))
@@ -104,10 +104,10 @@ def recalibration_batches(context: RunContext) -> Iterator[Batch]:
     """Training batches to renew batch-norm statistics on, the same ones in every process."""
     recipe, dataset = context.recipe, context.task.train
     full = recipe.batch_size <= len(dataset)
-    taken = batches(
+    stream = batches(
         dataset, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, drop_last=full
     )
-    for number, (batch, _) in enumerate(taken):
+    for number, (batch, _) in enumerate(stream):
         if number == recipe.recalibration_batches:
             return
         yield context.placed(batch)

@@ -33,9 +33,9 @@ def fail(session: Session, batch: Batch, weight: float, loss: float) -> NoReturn
         session.begin_step()
         return session.loss(session.model, batch, weight)[0]
 
-    found = first_break(session.model, again, batch)
+    broken = first_break(session.model, again, batch)
     # Several processes stop together; what to say is what the one that broke has found.
-    shown = None if found is None else (loss, found)
+    shown = None if broken is None else (loss, broken)
     loss, where = session.processes.first(shown) or (loss, None)
     step, folder = session.step, session.folder
     state = session.state() | {"batch": batch, "finding": where}
@@ -49,8 +49,12 @@ def fail(session: Session, batch: Batch, weight: float, loss: float) -> NoReturn
         saved = str(error)
     again_finite = "a second run of the step was finite"
     first = again_finite if where is None else f"{where} is the first that is not finite"
-    kept = checkpoints.steps(folder.checkpoints)
-    last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+    saved_steps = checkpoints.steps(folder.checkpoints)
+    last = (
+        f"the last checkpoint is of step {saved_steps[-1]}"
+        if saved_steps
+        else "there is no checkpoint yet"
+    )
     raise WorkError(
         f"step {step + 1}: the loss is {loss}; {first}. The step was not taken: "
         f"{saved}; {last}. A smaller learning rate or clip_norm may help"

@@ -85,8 +85,8 @@ def _finish_probes(session: Session) -> None:
 def _write_seen(session: Session, values: dict[str, float]) -> None:
     # What a probe has worked out beside the training belongs to the step it says.
     step = int(values.get("step", session.step))
-    own = {"epoch": step / session.steps_per_epoch} if "step" in values else {}
-    _write(session, "probe", values | own)
+    epoch = {"epoch": step / session.steps_per_epoch} if "step" in values else {}
+    _write(session, "probe", values | epoch)
 
 
 def keep_state(session: Session) -> None:

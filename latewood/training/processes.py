@@ -201,8 +201,8 @@ def _require_device(device: str) -> None:
     if device.startswith("cuda"):
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise invalid("device", device, f"'auto' or 'cpu'; {found} CUDA devices are visible")
+            count = torch.cuda.device_count()
+            raise invalid("device", device, f"'auto' or 'cpu'; {count} CUDA devices are visible")
     if device == "mps" and not torch.backends.mps.is_available():
         raise invalid("device", device, "'auto' or 'cpu'; there is no Metal device")
 

@@ -218,11 +218,11 @@ def check_sections(recipe: Recipe) -> None:
     with importable(*recipe.folders):
         for path, section in _sections(recipe):
             kind = _kind(path)
-            own = section
+            arguments = section
             if kind == "schedule":
-                own, options = split_schedule(section)
+                arguments, options = split_schedule(section)
                 _check_schedule_options(options, path)
-            components.check(kind, own, path, offered=None if kind == "model" else ())
+            components.check(kind, arguments, path, offered=None if kind == "model" else ())
 
 
 def split_schedule(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

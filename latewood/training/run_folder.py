@@ -171,8 +171,8 @@ class RunFolder:
         Raises:
             WorkError: the file is damaged or cannot be written.
         """
-        kept = "".join(line for row, line in self._rows() if row["step"] <= step)
-        write_atomically(self.metrics_path, kept)
+        lines = "".join(line for row, line in self._rows() if row["step"] <= step)
+        write_atomically(self.metrics_path, lines)
 
     def remove_leftovers(self) -> None:
         """Removes the half-written files that a killed process leaves; no run may be under way."""

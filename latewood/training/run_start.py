@@ -36,13 +36,13 @@ def agreed_recipe(recipe: Recipe | str | Path | None, run: RunFolder, *, resume:
     if not run.exists:
         raise RequestError(f"resume: got '{run.path}'; expected the folder of a run")
     stored = load_recipe(run.recipe_path)
-    kept = stored.model_dump()
-    given = kept if recipe is None else recipe.model_dump()
-    if given != kept:
+    recorded = stored.model_dump()
+    given = recorded if recipe is None else recipe.model_dump()
+    if given != recorded:
         listed = "\n  ".join(
-            f"{key}: the run has {kept[key]!r}, the recipe {given[key]!r}"
-            for key in kept
-            if kept[key] != given[key]
+            f"{key}: the run has {recorded[key]!r}, the recipe {given[key]!r}"
+            for key in recorded
+            if recorded[key] != given[key]
         )
         raise RequestError(
             f"recipe: differs from that of the run in '{run.path}', which cannot change on the "
@@ -88,8 +88,8 @@ def start(session: Session, *, resume: bool, overwrite: bool) -> None:
 
 
 def _last_step(run: RunFolder) -> int | None:
-    found = checkpoints.latest(run.checkpoints)
-    return None if found is None else found.step
+    checkpoint = checkpoints.latest(run.checkpoints)
+    return None if checkpoint is None else checkpoint.step
 
 
 def _rewind(run: RunFolder, step: int) -> None:

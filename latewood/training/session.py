@@ -209,8 +209,8 @@ class Session(RunContext):
             for group, rate in zip(self.optimizer.param_groups, own_rates, strict=True):
                 # Checkpoints of earlier versions have none: the recipe's rate is what it was.
                 group.setdefault("initial_lr", rate)
-            for method, own in zip(self.methods.values(), state["methods"], strict=True):
-                method.load_state_dict(own)
+            for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
+                method.load_state_dict(method_state)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's optimizer and methods: {error}"
@@ -229,9 +229,9 @@ class Session(RunContext):
         if not changing:
             return
         try:
-            for method, own in zip(self.methods.values(), state["methods"], strict=True):
+            for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
                 if isinstance(method, Restructuring):
-                    method.reshape(own)
+                    method.reshape(method_state)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's methods: {error}"

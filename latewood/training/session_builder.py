@@ -48,11 +48,11 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     RunContext(recipe, processes, task).place_model(model)
     _require_fit(model, str((recipe.model or {"name": task.model})["name"]), processes, task)
     methods: dict[str, Method] = {}
-    for index, own in enumerate(recipe.methods):
+    for index, section in enumerate(recipe.methods):
         seed_torch(derive(seed, "method", index), processes.device)
-        methods[_prefix(own, methods)] = components.build(
+        methods[_prefix(section, methods)] = components.build(
             "method",
-            own,
+            section,
             f"methods[{index}]",
             model=model,
             total_steps=total_steps,
@@ -75,7 +75,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
         probes=[
             components.build(
                 "probe",
-                own,
+                section,
                 f"probes[{index}]",
                 offered={"worker": "auto", "shard": processes.count > 1},
                 model=model,
@@ -83,7 +83,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
                 steps_per_epoch=steps_per_epoch,
                 folder=folder.spectra_folder,
             )
-            for index, own in enumerate(recipe.probes)
+            for index, section in enumerate(recipe.probes)
         ],
         schedule=schedule,
         schedule_per_epoch=per_epoch,
@@ -128,8 +128,8 @@ def _optimizer(
 
 
 def _schedule(section: Mapping[str, Any]) -> tuple[Schedule, bool]:
-    own, options = split_schedule(section)
-    schedule: Schedule = components.build("schedule", own, "schedule")
+    arguments, options = split_schedule(section)
+    schedule: Schedule = components.build("schedule", arguments, "schedule")
     if options.get("warmup"):
         schedule = with_warmup(schedule, options["warmup"], options.get("warmup_start", 0.0))
     return schedule, options.get("per", "step") == "epoch"

@@ -121,6 +121,12 @@ def test_a_run_under_way_stands_for_its_last_checkpoint(plain, masked):
             assert holds(one, other.state_dict())
 
 
+def test_the_state_that_a_failed_step_left_opens_too(masked):
+    failed = masked / "failure" / "step-00000003"
+    shutil.copytree(step(masked, 3), failed)
+    assert holds(open_run(failed).model, open_run(step(masked, 3)).model.state_dict())
+
+
 def test_weights_elsewhere_in_a_run_open_where_no_state_of_a_method_is_needed(plain, masked):
     for run in (plain, masked):
         shutil.copy(run / "model.safetensors", run / "copy.safetensors")

@@ -77,13 +77,13 @@ class Connected:
         return [
             {
                 "weight": name,
-                "random": own.baseline,
+                "random": agreement.baseline,
                 **{
-                    _column("agreement", order): float(found[name].score.mean())
-                    for order, found in self.agreements.items()
+                    _column("agreement", order): float(agreements[name].score.mean())
+                    for order, agreements in self.agreements.items()
                 },
             }
-            for name, own in names.items()
+            for name, agreement in names.items()
         ]
 
     def rows(self) -> list[Row]:
@@ -103,11 +103,11 @@ class Connected:
             *heights,
             *(
                 _long(kind, name, order, WHOLE, value)
-                for order, found in self.agreements.items()
-                for name, own in found.items()
+                for order, agreements in self.agreements.items()
+                for name, agreement in agreements.items()
                 for kind, value in (
-                    ("agreement", float(own.score.mean())),
-                    ("random agreement", own.baseline),
+                    ("agreement", float(agreement.score.mean())),
+                    ("random agreement", agreement.baseline),
                 )
             ),
         ]

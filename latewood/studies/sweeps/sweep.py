@@ -95,26 +95,26 @@ def sweep(
         Interrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
-    found = [*grid_points(grid or {}), *map(tuple, points)]
-    if not found or len(set(found)) < len(found):
-        raise invalid("grid, points", [*map(list, found)], "one point or more, each once")
+    settings = [*grid_points(grid or {}), *map(tuple, points)]
+    if not settings or len(set(settings)) < len(settings):
+        raise invalid("grid, points", [*map(list, settings)], "one point or more, each once")
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
             raise invalid(name, value, "1 or more")
     _require(backend)
     base = load_recipe(recipe, overrides)
-    for point in found:
+    for point in settings:
         load_recipe(recipe, [*overrides, *point])
     start = _prepare(folder, base, overwrite)
-    names = {point: folder_name(point) for point in found}
-    missing = [point for point in found if not RunFolder(folder / names[point]).finished]
+    names = {point: folder_name(point) for point in settings}
+    missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
     jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
     errors: dict[Point, str] = {}
     tasks = [(start, point, folder / names[point], threads) for point in missing]
     try:
-        finished = len(found) - len(missing)
+        finished = len(settings) - len(missing)
         title = f"sweep {folder.name}"
-        with progress(title, len(found), done=finished, show=show_progress) as advance:
+        with progress(title, len(settings), done=finished, show=show_progress) as advance:
             for point, error in _run(tasks, jobs, backend):
                 advance(note=", ".join(point))
                 if error:
@@ -122,9 +122,10 @@ def sweep(
     except (Interrupted, KeyboardInterrupt):
         done = sum(RunFolder(folder / name).finished for name in names.values())
         raise Interrupted(
-            f"stopped with {done} of {len(found)} runs done; the same command goes on with the rest"
+            f"stopped with {done} of {len(settings)} runs done; the same command goes on with the "
+            "rest"
         ) from None
-    return _summarise(folder, found, errors)
+    return _summarise(folder, settings, errors)
 
 
 def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:

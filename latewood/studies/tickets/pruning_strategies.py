@@ -100,7 +100,7 @@ def continuous(
         | key
         | read
     ]
-    found = []
+    tickets = []
     for index, _ in enumerate(method.tickets):
         ticket = Ticket.of(method, done.early, finished_round=index)
         key = {"initial_logit": initial_logit, "round": index + 1}
@@ -108,8 +108,8 @@ def continuous(
         cost = (index + 1) * per_round
         entry = _entry(trainer, "ticket", index + 1, trained.score, ticket.density, cost)
         entries.append(entry | key)
-        found.append(FoundTicket(key, ticket))
-    return entries, found
+        tickets.append(FoundTicket(key, ticket))
+    return entries, tickets
 
 
 def supermask(trainer: TicketTrainer, initial_logit: float) -> tuple[list[Entry], None]:
@@ -132,43 +132,43 @@ def supermask(trainer: TicketTrainer, initial_logit: float) -> tuple[list[Entry]
     return [entry | {"initial_logit": initial_logit} | read], None
 
 
-def shuffled(trainer: TicketTrainer, start: Dense, found: FoundTicket) -> Entry:
+def shuffled(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """The ticket's counts per layer at random places, from the same early weights."""
     seed = derive(trainer.seed, "shuffled masks")
-    masks = shuffled_masks(found.ticket.masks, seed=seed)
-    done = trainer.train(ticket=Ticket(masks, found.ticket.snapshot, {}))
-    return _entry(trainer, "shuffled", 0, done.score, found.ticket.density, 0.0)
+    masks = shuffled_masks(reference.ticket.masks, seed=seed)
+    done = trainer.train(ticket=Ticket(masks, reference.ticket.snapshot, {}))
+    return _entry(trainer, "shuffled", 0, done.score, reference.ticket.density, 0.0)
 
 
-def magnitude(trainer: TicketTrainer, start: Dense, found: FoundTicket) -> Entry:
+def magnitude(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """One round of magnitude pruning: the largest weights of the dense network, rewound."""
-    masks = keep_largest(start.weights, found.kept)
+    masks = keep_largest(start.weights, reference.kept)
     done = trainer.train(ticket=Ticket(masks, start.early, {}))
-    return _entry(trainer, "magnitude", 1, done.score, found.ticket.density, 0.0)
+    return _entry(trainer, "magnitude", 1, done.score, reference.ticket.density, 0.0)
 
 
-def one_shot(trainer: TicketTrainer, start: Dense, found: FoundTicket) -> Entry:
+def one_shot(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """The largest weights of the dense network, trained on as long again."""
-    masks = keep_largest(start.weights, found.kept)
+    masks = keep_largest(start.weights, reference.kept)
     done = trainer.train(ticket=Ticket(masks, start.trained, {}))
-    return _entry(trainer, "one_shot", 1, done.score, found.ticket.density, 0.0)
+    return _entry(trainer, "one_shot", 1, done.score, reference.ticket.density, 0.0)
 
 
-def gradual(trainer: TicketTrainer, start: Dense, found: FoundTicket) -> Entry:
+def gradual(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """Gradual magnitude pruning to the ticket's density, in one training.
 
     Raises:
         WorkError: the ticket kept no weight.
     """
-    if found.kept == 0:
+    if reference.kept == 0:
         raise WorkError(
-            f"seed {trainer.seed}, initial logit {found.entry['initial_logit']:g}, round "
-            f"{found.entry['round']}: the ticket kept no weight, so that gradual pruning cannot be "
-            "matched to it; a higher initial logit or more epochs keep some"
+            f"seed {trainer.seed}, initial logit {reference.entry['initial_logit']:g}, round "
+            f"{reference.entry['round']}: the ticket kept no weight, so that gradual pruning "
+            "cannot be matched to it; a higher initial logit or more epochs keep some"
         )
     section = {
         "name": "gradual_magnitude_pruning",
-        "density": found.ticket.density,
+        "density": reference.ticket.density,
         **_selection(trainer),
     }
     done = trainer.train(method=section)
@@ -228,7 +228,7 @@ def _read(
 ) -> Entry:
     session = done.session
     noise = torch.Generator(session.processes.device.type)
-    found = evaluate_masks(
+    evaluations = evaluate_masks(
         method,
         lambda model: score(session, model),
         recalibration_batches(session),
@@ -237,10 +237,10 @@ def _read(
         ),
     )
     return {
-        "soft": found.soft,
-        "hard": found.hard,
-        "recalibrated": found.recalibrated,
-        "undecided": found.undecided,
+        "soft": evaluations.soft,
+        "hard": evaluations.hard,
+        "recalibrated": evaluations.recalibrated,
+        "undecided": evaluations.undecided,
     }
 
 

@@ -121,23 +121,23 @@ def _curves(table: TicketTable) -> dict[str, list[_Point]]:
 def _figures(table: TicketTable, curves: Mapping[str, Sequence[_Point]]) -> list[Figure]:
     name = label(table.headline).capitalize()
     whole = _over_density(table, curves, f"{name} against density")
-    found = [whole]
+    figures = [whole]
     if "dense" in curves and (near := _near_dense(table, curves)) is not None:
         closer = _over_density(table, curves, f"{name} against density, close to the dense network")
         closer.layout["yaxis"] |= {"range": near}
-        found.append(closer)
-    return [*found, _over_cost(table, curves)]
+        figures.append(closer)
+    return [*figures, _over_cost(table, curves)]
 
 
 def _near_dense(
     table: TicketTable, curves: Mapping[str, Sequence[_Point]]
 ) -> tuple[float, float] | None:
     """The band of the headline that holds all tickets; None if it holds nearly everything."""
-    own = [mean(point.values) for key in ("ticket", "dense") for point in curves.get(key, ())]
+    nearest = [mean(point.values) for key in ("ticket", "dense") for point in curves.get(key, ())]
     everything = [mean(point.values) for points in _sparse(curves).values() for point in points]
     if not everything:
         return None
-    low, high = min(own), max(own)
+    low, high = min(nearest), max(nearest)
     margin = 0.5 * (high - low) + 1e-3 * abs(high)
     low, high = low - margin, high + margin
     if max(everything) - min(everything) < 3 * (high - low):

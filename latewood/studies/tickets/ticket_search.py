@@ -116,24 +116,24 @@ def search_tickets(
         done = _run(first, jobs, advance)
         start = {seed: outcome[1] for seed, outcome in zip(seeds, done, strict=False)}
         tickets = [
-            (seed, found)
+            (seed, ticket)
             for (_, arguments), outcome in zip(first, done, strict=True)
             for seed in [arguments[1]]
             if isinstance(outcome[1], list)
-            for found in outcome[1]
+            for ticket in outcome[1]
         ]
         second: list[Call] = [
-            (_matched, (protocol, seed, start[seed], found, name))
-            for seed, found in tickets
+            (_matched, (protocol, seed, start[seed], ticket, name))
+            for seed, ticket in tickets
             for name in matched
         ]
         second += [
             (_alone, (protocol, seed, start[seed], name)) for seed in seeds for name in alone
         ]
         done += _run(second, jobs, advance)
-    for seed, found in tickets:
-        s0, number = found.entry["initial_logit"], found.entry["round"]
-        found.ticket.save(protocol.folder / f"ticket-seed{seed}-logit{s0:g}-round{number}")
+    for seed, ticket in tickets:
+        s0, number = ticket.entry["initial_logit"], ticket.entry["round"]
+        ticket.ticket.save(protocol.folder / f"ticket-seed{seed}-logit{s0:g}-round{number}")
     rows = [row for outcome in done for row in outcome[0]]
     order = ["untrained", "dense", "ticket", "hard", *BASELINES]
     rows.sort(key=lambda row: order.index(row["method"]))
@@ -174,10 +174,10 @@ def _supermask(
 
 
 def _matched(
-    protocol: Protocol, seed: int, start: Dense, found: FoundTicket, name: str
+    protocol: Protocol, seed: int, start: Dense, reference: FoundTicket, name: str
 ) -> tuple[list[dict[str, Any]], None]:
     with ticket_trainer(protocol, seed) as trainer:
-        return [MATCHED[name](trainer, start, found) | found.entry], None
+        return [MATCHED[name](trainer, start, reference) | reference.entry], None
 
 
 def _alone(
@@ -189,15 +189,15 @@ def _alone(
 
 def _run(calls: Sequence[Call], jobs: int, advance: Callable[..., None]) -> list[Any]:
     """What the calls return, in their order."""
-    found: Iterable[Any]
+    results: Iterable[Any]
     if jobs == 1:
-        found = (function(*arguments) for function, arguments in calls)
+        results = (function(*arguments) for function, arguments in calls)
     else:
         work = (joblib.delayed(function)(*arguments) for function, arguments in calls)
-        found = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator")(work)
+        results = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator")(work)
     collected = []
-    for each in found:
-        collected.append(each)
+    for result in results:
+        collected.append(result)
         advance()
     return collected
 

@@ -12,7 +12,7 @@ from latewood.cli import main
 from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import barrier, interpolate, truncate_
-from latewood.studies.connectivity.connecting import connect_files
+from latewood.studies.connectivity.connecting import _require_same_shape, connect_files
 from latewood.tasks import TensorDataset
 from latewood.training import checkpoints, open_run, train
 from latewood.training.evaluation import Recalibration, evaluate, recalibrate
@@ -204,6 +204,17 @@ def test_architectures_that_do_not_match_are_named(home, call):
     assert "wide" in shown
     assert "conv1.weight has shape (5, 1, 3, 3), that of the first (4, 1, 3, 3)" in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_networks_that_differ_outside_their_states_have_no_line(home):
+    paths = (home / "one", home / "two")
+    first, second = (open_run(home / "one").model for _ in paths)
+    for model, channel in ((first, 0), (second, 1)):
+        model.register_buffer("channel", torch.tensor([channel]), persistent=False)
+    with pytest.raises(RequestError, match=r"second: got '.*two'.*\n  channel, which is outside"):
+        _require_same_shape(first, second, paths)
+    second.channel.zero_()
+    _require_same_shape(first, second, paths)
 
 
 @pytest.mark.parametrize(
