@@ -29,7 +29,7 @@ from latewood.core.schedules import (
 from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
 from latewood.core.state import load_state, save_state
 from latewood.core.tensor_files import read_tensors
-from latewood.core.transforms import FAULTS, MASK, PRECISION, attach, bake, transformations
+from latewood.core.transforms import FAULTS, MASK, PRECISION, Follows, attach, bake, transformations
 
 __all__ = [
     "FAULTS",
@@ -39,6 +39,7 @@ __all__ = [
     "Barrier",
     "ChannelGroup",
     "ChannelPlan",
+    "Follows",
     "Member",
     "Method",
     "Observation",
