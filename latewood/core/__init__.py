@@ -11,6 +11,7 @@ from latewood.core.coupling import (
     verify_plan,
     widen_channels,
 )
+from latewood.core.finalize import SHAPES, EndsOnce, finalize
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
 from latewood.core.protocols import Method, Observation, Probe, Restructuring
@@ -35,10 +36,12 @@ __all__ = [
     "FAULTS",
     "MASK",
     "PRECISION",
+    "SHAPES",
     "WEIGHT_LAYERS",
     "Barrier",
     "ChannelGroup",
     "ChannelPlan",
+    "EndsOnce",
     "Follows",
     "Member",
     "Method",
@@ -53,6 +56,7 @@ __all__ = [
     "cosine",
     "cubic",
     "exponential",
+    "finalize",
     "linear",
     "load_state",
     "macs",
