@@ -21,7 +21,6 @@ from latewood.slim import CsrLinear, Mode, export
 from latewood.sparsity import FixedMasks
 
 SIZE: Final = 1024
-TURN_SECONDS: Final = 0.01
 FORMS: Final[tuple[Mode, ...]] = ("dense", "masked", "csr", "slim", "auto")
 
 
@@ -132,19 +131,9 @@ def _row(model: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
 
 
 def _minima(forms: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Several calls a turn: with one, a form is charged for what the others left in the cache."""
     with torch.inference_mode():
-        once = interleaved_minima(forms, rounds=2)
-        calls = {name: max(1, round(TURN_SECONDS / each)) for name, each in once.items()}
-
-        def several(name: str) -> None:
-            for _ in range(calls[name]):
-                forms[name]()
-
-        turns: dict[str, Callable[[], None]] = {name: partial(several, name) for name in forms}
         # The thread's own time, since the machine may have other work.
-        found = interleaved_minima(turns, rounds=rounds, clock=time.thread_time)
-    return {name: found[name] / calls[name] for name in forms}
+        return interleaved_minima(forms, rounds=rounds, clock=time.thread_time)
 
 
 def _linear() -> tuple[nn.Module, Tensor]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import read_tensors
-from latewood.core.measure import file_bytes, macs, nonzero_count, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import file_bytes, nonzero_count, parameter_count
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
 from latewood.slim import CsrLinear, ExportReport, Mode, export, save_slim

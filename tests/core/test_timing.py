@@ -60,3 +60,17 @@ def test_turns_end_when_nothing_changes_or_time_is_up(clock):
 def test_short_forms_are_repeated(clock):
     found = timing.least_times({"short": clock(1e-5)}, CPU)
     assert found["short"] == pytest.approx(10.0)
+
+
+def test_a_clock_of_the_callers_own_and_training_steps():
+    now = [0.0]
+    weight = torch.ones((), requires_grad=True)
+
+    def step():
+        now[0] += 0.5
+        assert not torch.is_inference_mode_enabled()
+        weight.square().backward()
+
+    times = timing.least_times({"step": step}, CPU, clock=lambda: now[0], inference=False)
+    assert times == {"step": 0.5e6}
+    assert weight.grad >= 2 * (2 + 4)

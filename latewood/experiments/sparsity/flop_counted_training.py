@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import Method, Restructuring, parameter_groups
-from latewood.core.measure import macs
+from latewood.core.macs import macs
 from latewood.core.modes import evaluated
 from latewood.core.schedules import cosine, progress
 from latewood.tasks.data import Batch, batch_count, batches

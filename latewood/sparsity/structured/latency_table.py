@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from latewood.core import slice_channels
 from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
-from latewood.core.macs import device_of, on_device, undisturbed
+from latewood.core.devices import device_of, on_device
+from latewood.core.modes import undisturbed
 from latewood.sparsity.structured.structure_spec import Held, Skeleton
 
 __all__ = ["MeasuredLatency", "Surface", "measured_latency"]
