@@ -20,6 +20,7 @@ def interleaved_minima(
     candidates: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 15,
+    turn_seconds: float = 2e-4,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """The least time of each candidate over turns that they take (``core.timing.least_times``).
@@ -27,6 +28,7 @@ def interleaved_minima(
     Args:
         candidates: what to time, by name; each call does one unit of work on the CPU.
         rounds: turns in a row without a candidate becoming faster, after which they end.
+        turn_seconds: a turn repeats a candidate for about this long.
         clock: wall-clock time, or ``time.process_time`` for work on one thread beside others.
 
     Returns:
@@ -37,6 +39,7 @@ def interleaved_minima(
         torch.device("cpu"),
         steady=rounds,
         seconds=math.inf,
+        turn_seconds=turn_seconds,
         clock=clock,
         inference=torch.is_inference_mode_enabled(),
     )

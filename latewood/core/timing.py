@@ -13,9 +13,6 @@ __all__ = ["least_times"]
 _FEWEST: Final = 4
 _BETTER: Final = 0.99
 """A form that takes less than this fraction of its least time until then has become faster."""
-_TURN_SECONDS: Final = 2e-4
-"""A turn repeats a form for about this long: with one short call, what another form left in the
-cache would be counted."""
 _MOST_CALLS: Final = 50
 
 
@@ -25,6 +22,7 @@ def least_times(
     *,
     steady: int = 8,
     seconds: float = 0.5,
+    turn_seconds: float = 2e-4,
     clock: Callable[[], float] | None = None,
     inference: bool = True,
 ) -> dict[str, float]:
@@ -37,6 +35,8 @@ def least_times(
         device: where they run; work on an accelerator is waited for.
         steady: turns in a row without a form becoming faster, after which they end.
         seconds: stop after about this long, but not before each had four turns.
+        turn_seconds: a turn repeats a form for about this long, in up to 50 calls: with one short
+            call, what another form left in the cache would be counted.
         clock: such as ``time.process_time``; None for the elapsed time, or on one thread of the
             CPU that thread's own, which other work on the machine disturbs less.
         inference: whether the forms run in torch's inference mode; False for training steps.
@@ -62,7 +62,7 @@ def least_times(
         # The first call of each only warms up: memory, and the choice of a kernel.
         once = {name: (turn(run, 1), turn(run, 1))[1] for name, run in forms.items()}
         calls = {
-            name: max(1, min(_MOST_CALLS, int(_TURN_SECONDS / max(spent, 1e-9))))
+            name: max(1, min(_MOST_CALLS, int(turn_seconds / max(spent, 1e-9))))
             for name, spent in once.items()
         }
         turns = since = 0

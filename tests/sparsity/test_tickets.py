@@ -281,6 +281,17 @@ def test_the_scale_of_the_code_can_be_kept():
     assert torch.equal(model[0].weight, want)
 
 
+@pytest.mark.filterwarnings("ignore:.*undecided")
+def test_a_ticket_taken_after_the_end_is_the_one_before_it():
+    method, early = found()
+    method.harden()
+    before = Ticket.of(method, early, ticket_scale="keep")
+    method.finalize()
+    after = Ticket.of(method, early, ticket_scale="keep")
+    assert after.scale == before.scale and min(after.scale.values()) > 2
+    assert all(torch.equal(after.masks[name], mask) for name, mask in before.masks.items())
+
+
 def test_a_saved_ticket_comes_back_bit_for_bit(tmp_path):
     method, early = found()
     ticket = Ticket.of(method, early, ticket_scale="keep")
