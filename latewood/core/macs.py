@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latewood.core.modes import evaluated, unfused
+from latewood.core.devices import on_device
+from latewood.core.modes import undisturbed, unfused
 
-__all__ = ["device_of", "macs", "on_device", "undisturbed"]
+__all__ = ["macs"]
 
 
 def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
@@ -33,33 +33,6 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     with undisturbed(model), unfused(), counter:
         model(*on_device(model, example_inputs))
     return int(counter.get_total_flops()) // 2
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random generators are put back afterwards."""
-    device = device_of(model)
-    with (
-        evaluated(model),
-        torch.no_grad(),
-        torch.random.fork_rng(
-            devices=[] if device.type in ("cpu", "meta") else [device],
-            device_type="cuda" if device.type in ("cpu", "meta") else device.type,
-        ),
-    ):
-        yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter is; the CPU for a model without parameters."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def on_device(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs on the model's device."""
-    device = device_of(model)
-    return [each.to(device) for each in inputs]
 
 
 def _lstm_cpu(inputs: Sequence[int], *shapes: Any, **_: Any) -> int:

@@ -1,4 +1,4 @@
-"""Modes for a while: evaluation, and attention in single steps; all is put back afterwards."""
+"""Modes for a while: evaluation, no traces, attention in single steps; all is put back after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["evaluated", "unfused"]
+from latewood.core.devices import device_of
+
+__all__ = ["evaluated", "undisturbed", "unfused"]
 
 
 @contextmanager
@@ -25,6 +27,25 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and random generators are put back afterwards.
+
+    Args:
+        model: any module.
+    """
+    device = device_of(model)
+    on_host = device.type in ("cpu", "meta")
+    with (
+        evaluated(model),
+        torch.no_grad(),
+        torch.random.fork_rng(
+            devices=[] if on_host else [device], device_type="cuda" if on_host else device.type
+        ),
+    ):
+        yield
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from latewood.core.measure import file_bytes, macs, nonzero_count, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import file_bytes, nonzero_count, parameter_count
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
 from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import read_tensors
+from latewood.core.finalize import finalize
 from latewood.core.protocols import Method
 from latewood.errors import RequestError, invalid
 from latewood.slim.saved_files import repeat_edits
@@ -194,9 +195,7 @@ def _session(recipe: Recipe, run: RunFolder, task: Task) -> Session:
 def _finalized(session: Session) -> nn.Module:
     """What the run's end would have made of the model."""
     seed_torch(derive(session.recipe.seed, "finish"), session.processes.device)
-    model = session.model
-    for method in session.methods.values():
-        model = method.finalize()
+    model = finalize(session.model, list(session.methods.values()))
     recalibrate(session, model)
     return model
 

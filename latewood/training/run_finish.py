@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from latewood.core.finalize import finalize
 from latewood.core.measure import measure
 from latewood.slim.edits import has_recipe
 from latewood.slim.saved_files import save_edits
@@ -36,8 +37,7 @@ def finish(session: Session) -> tuple[nn.Module, dict[str, Any]]:
         session.scores = evaluate(session, model)
     evaluations = {"trained": session.scores}
     if session.methods:
-        for method in session.methods.values():
-            model = method.finalize()
+        model = finalize(model, list(session.methods.values()))
         evaluations["finalized"] = evaluate(session, model)
         if recalibrate(session, model):
             evaluations["recalibrated"] = evaluate(session, model)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latewood.core.groups import parameter_groups
-from latewood.core.protocols import Method
+from latewood.core.protocols import Method, Probe
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
 from latewood.tasks import Task, batch_count
@@ -50,7 +50,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     methods: dict[str, Method] = {}
     for index, section in enumerate(recipe.methods):
         seed_torch(derive(seed, "method", index), processes.device)
-        methods[_prefix(section, methods)] = components.build(
+        method = components.build(
             "method",
             section,
             f"methods[{index}]",
@@ -60,9 +60,26 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             example_inputs=task.example_inputs,
             seed=derive(seed, "method seed", index),
         )
+        _require_members(method, Method, f"methods[{index}]")
+        methods[_prefix(section, methods)] = method
     seed_everything(derive(seed, "start", processes.rank), processes.device)
     model.train()
     schedule, per_epoch = _schedule(recipe.schedule)
+    probes = [
+        components.build(
+            "probe",
+            section,
+            f"probes[{index}]",
+            offered={"worker": "auto", "shard": processes.count > 1},
+            model=model,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            folder=folder.spectra_folder,
+        )
+        for index, section in enumerate(recipe.probes)
+    ]
+    for index, probe in enumerate(probes):
+        _require_members(probe, Probe, f"probes[{index}]")
     return Session(
         recipe=recipe,
         folder=folder,
@@ -72,19 +89,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
         network=distributed(recipe, processes, model),
         optimizer=_optimizer(recipe, model, methods),
         methods=methods,
-        probes=[
-            components.build(
-                "probe",
-                section,
-                f"probes[{index}]",
-                offered={"worker": "auto", "shard": processes.count > 1},
-                model=model,
-                total_steps=total_steps,
-                steps_per_epoch=steps_per_epoch,
-                folder=folder.spectra_folder,
-            )
-            for index, section in enumerate(recipe.probes)
-        ],
+        probes=probes,
         schedule=schedule,
         schedule_per_epoch=per_epoch,
         steps_per_epoch=steps_per_epoch,
@@ -142,6 +147,17 @@ def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
     while prefix in taken:
         prefix, number = f"{name}_{number}", number + 1
     return prefix
+
+
+def _require_members(built: object, protocol: type, path: str) -> None:
+    """Refuses a method or a probe of the user's own that lacks what the loop will ask of it."""
+    members = {**vars(protocol), **getattr(protocol, "__annotations__", {})}
+    missing = [name for name in members if not name.startswith("_") and not hasattr(built, name)]
+    if missing:
+        raise RequestError(
+            f"{path}: a {type(built).__name__} without {', '.join(missing)}; expected what "
+            f"latewood.core.{protocol.__name__} describes"
+        )
 
 
 def _require_fit(model: nn.Module, name: str, processes: Processes, task: Task) -> None:

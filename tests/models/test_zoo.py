@@ -11,7 +11,7 @@ from pydantic import ConfigDict, create_model
 from torch import nn
 
 from latewood import models
-from latewood.core.measure import macs
+from latewood.core.macs import macs
 from latewood.core.selection import select_parameters
 from latewood.errors import RequestError
 

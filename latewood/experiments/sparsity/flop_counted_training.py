@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import Method, Restructuring, parameter_groups
-from latewood.core.measure import macs
+from latewood.core.macs import macs
 from latewood.core.modes import evaluated
 from latewood.core.schedules import cosine, progress
 from latewood.tasks import Batch, Task, batch_count, batch_stream

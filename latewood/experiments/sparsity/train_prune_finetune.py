@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from latewood.core.measure import macs, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import parameter_count
 from latewood.errors import WorkError
 from latewood.experiments.sparsity.flop_counted_training import (
     TrainingSetting,

@@ -76,8 +76,9 @@ def train_probed(
         epoch, rest = divmod(step, per_epoch)
         if rest or epoch not in measured_epochs:
             return
-        ranks = probe.observe(step)
-        probed.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in ranks.items()}
+        (observation,) = probe.observe(step)
+        ranks = observation.values.items()
+        probed.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in ranks}
         pairs = model_alignment(model)
         probed.alignments[epoch] = {name: pair.score.item() for name, pair in pairs.items()}
         probed.peaks[epoch] = {name: pair.diagonal.max().item() for name, pair in pairs.items()}

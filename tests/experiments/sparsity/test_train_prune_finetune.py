@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from latewood.core.measure import macs, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import parameter_count
 from latewood.errors import WorkError
 from latewood.experiments.sparsity import growth_tasks, train_prune_finetune
 from latewood.experiments.sparsity.flop_counted_training import (
