@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rates, Rule, Scalars, rate_sums
+from latewood.kernels.optimizers import Number, Rates, Rule, Scalars, rate_sums
 from latewood.optim.base import Batch, Optimizer, form_of, local, number, positive, switch
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate

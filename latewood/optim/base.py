@@ -14,12 +14,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.kernels.optim import (
+from latewood.kernels.optimizers import (
     Form,
+    Number,
     Rates,
     Rule,
     Scalars,
-    Share,
+    StepTensors,
     advance,
     fused_exists,
     run_step,
@@ -36,8 +37,6 @@ __all__ = [
     "positive",
     "switch",
 ]
-
-Number = float | Tensor
 
 
 @dataclass(slots=True)
@@ -78,7 +77,7 @@ class Optimizer(torch.optim.Optimizer):
                 "differentiable",
                 True,
                 "False: these optimizers write parameters in place; to differentiate through "
-                "updates, apply the functions of latewood.kernels.optim to copies",
+                "updates, apply the functions of latewood.kernels.optimizers to copies",
             )
         if foreach and fused:
             raise invalid("foreach", True, "not together with fused=True; choose one")
@@ -354,13 +353,13 @@ def local(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _shares(batch: Batch, scalars: list[Scalars]) -> list[Share]:
+def _shares(batch: Batch, scalars: list[Scalars]) -> list[StepTensors]:
     absent = [None] * len(batch.parameters)
     moments = (batch.exp_avgs, batch.exp_avg_sqs, batch.max_exp_avg_sqs)
     columns: list[Any] = [batch.parameters, batch.gradients, *(m or absent for m in moments)]
     if not all(type(p) in _PLAIN and not p.is_complex() for p in batch.parameters):
         columns = [[None if t is None else local(t) for t in column] for column in columns]
-    return list(map(Share, *columns, scalars))
+    return list(map(StepTensors, *columns, scalars))
 
 
 def form_of(group: dict[str, Any]) -> Form:

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
 from latewood.errors import WorkError
-from latewood.kernels.optim import Number
+from latewood.kernels.optimizers import Number
 
 __all__ = ["normaliser", "over_shards", "untouched_dominate"]
 

@@ -12,7 +12,13 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latewood.kernels.dispatch import native
-from latewood.kernels.optim_reference import Number, Rates, Rule, Share, working_dtype
+from latewood.kernels.optimizers.reference_steps import (
+    Number,
+    Rates,
+    Rule,
+    StepTensors,
+    working_dtype,
+)
 
 __all__ = ["accepted", "advance_native", "knows", "rate_sums_native", "step_native"]
 
@@ -28,23 +34,23 @@ def knows(dtype: torch.dtype) -> bool:
     return dtype in _TYPES
 
 
-def accepted(shares: Sequence[Share]) -> list[int]:
-    """Indices of the shares whose memory the native form can work on: dense, and really there."""
+def accepted(entries: Sequence[StepTensors]) -> list[int]:
+    """Indices of the entries whose memory the native form can work on: dense, and really there."""
     # Shares are many and small next to a call: what holds for all of them is asked once.
     if native() is None or is_in_torch_dispatch_mode():
         return []
-    if _accepts_all(shares):
-        return list(range(len(shares)))
-    return [index for index, share in enumerate(shares) if _accepts(share)]
+    if _accepts_all(entries):
+        return list(range(len(entries)))
+    return [index for index, entry in enumerate(entries) if _accepts(entry)]
 
 
-def _accepts_all(shares: Sequence[Share]) -> bool:
+def _accepts_all(entries: Sequence[StepTensors]) -> bool:
     """Whether all are of the common kind; quick, since a step of small tensors is mostly this."""
-    parameters = [share.parameter for share in shares]
-    moments = [m for share in shares for m in _moments(share) if m is not None]
+    parameters = [entry.parameter for entry in entries]
+    moments = [m for entry in entries for m in _moments(entry) if m is not None]
     return (
         set(map(type, parameters)).issubset(_PLAIN)
-        and {type(share.gradient) for share in shares} == {Tensor}
+        and {type(entry.gradient) for entry in entries} == {Tensor}
         and _TYPES.keys() >= set(map(_dtype, parameters))
         and all(map(_on_cpu, parameters))
         and all(map(Tensor.is_contiguous, parameters))
@@ -52,22 +58,22 @@ def _accepts_all(shares: Sequence[Share]) -> bool:
     )
 
 
-def _accepts(share: Share) -> bool:
-    parameter = share.parameter
+def _accepts(entry: StepTensors) -> bool:
+    parameter = entry.parameter
     if (
         parameter.dtype not in _TYPES
         or not parameter.is_cpu
         or type(parameter) not in _PLAIN
-        or type(share.gradient) is not Tensor
+        or type(entry.gradient) is not Tensor
         or not _dense(parameter)
     ):
         return False
-    if share.exp_avg is None:
+    if entry.exp_avg is None:
         return True
     if parameter.is_contiguous():
-        return all(m is None or m.is_contiguous() for m in _moments(share))
+        return all(m is None or m.is_contiguous() for m in _moments(entry))
     strides = parameter.stride()
-    return all(m is None or m.stride() == strides for m in _moments(share))
+    return all(m is None or m.stride() == strides for m in _moments(entry))
 
 
 def advance_native(steps: Sequence[Tensor]) -> list[float] | None:
@@ -83,42 +89,42 @@ def advance_native(steps: Sequence[Tensor]) -> list[float] | None:
     return counts
 
 
-def step_native(rule: Rule, shares: list[Share], rates: Rates = "none") -> list[Number]:
-    """`step_reference` of every share in one pass, in place; see there.
+def step_native(rule: Rule, entries: list[StepTensors], rates: Rates = "none") -> list[Number]:
+    """`step_reference` of every entry in one pass, in place; see there.
 
     Args:
         rule: the update rule.
-        shares: those that `accepted` names.
+        entries: those that `accepted` names.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per share, float64 over blocks of 1024 elements in the parameter's working
+        One sum per entry, float64 over blocks of 1024 elements in the parameter's working
         precision, in an order that does not depend on the number of threads.
     """
-    sums: list[Number] = [0.0] * len(shares)
-    dtypes = [share.parameter.dtype for share in shares]
+    sums: list[Number] = [0.0] * len(entries)
+    dtypes = [entry.parameter.dtype for entry in entries]
     for dtype in dict.fromkeys(dtypes):
-        indices = [index for index, of_share in enumerate(dtypes) if of_share is dtype]
-        totals = _step(rule, [shares[index] for index in indices], dtype, rates)
+        indices = [index for index, of_entry in enumerate(dtypes) if of_entry is dtype]
+        totals = _step(rule, [entries[index] for index in indices], dtype, rates)
         for index, total in zip(indices, totals, strict=True):
             sums[index] = total
     return sums
 
 
-def _step(rule: Rule, shares: list[Share], dtype: torch.dtype, rates: Rates) -> list[float]:
+def _step(rule: Rule, entries: list[StepTensors], dtype: torch.dtype, rates: Rates) -> list[float]:
     module = native()
     assert module is not None
-    parameters = [share.parameter for share in shares]
+    parameters = [entry.parameter for entry in entries]
     # A copied gradient lives until the kernel has read it.
-    gradients = _alike([share.gradient for share in shares], parameters, dtype)
+    gradients = _alike([entry.gradient for entry in entries], parameters, dtype)
     # Shares with the same history have the same object.
-    scalars = {id(share.scalars): share.scalars for share in shares}
+    scalars = {id(entry.scalars): entry.scalars for entry in entries}
     rows = {key: row for row, key in enumerate(scalars)}
     columns = (
         map(Tensor.data_ptr, parameters),
         map(Tensor.data_ptr, gradients),
-        *(_addresses(column) for column in zip(*map(_moments, shares), strict=True)),
-        [rows[id(share.scalars)] for share in shares],
+        *(_addresses(column) for column in zip(*map(_moments, entries), strict=True)),
+        [rows[id(entry.scalars)] for entry in entries],
     )
     sums: list[float] = module.optim_step(
         _RULES[rule],
@@ -190,5 +196,5 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
-def _moments(share: Share) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq
+def _moments(entry: StepTensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq

@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latewood.kernels import optim_native, optim_triton
-from latewood.kernels.optim_foreach import step_foreach
-from latewood.kernels.optim_reference import (
+from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers.foreach_steps import step_foreach
+from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
     Rule,
     Scalars,
-    Share,
+    StepTensors,
     rate_sum_reference,
     step_reference,
     working_dtype,
@@ -30,7 +30,7 @@ __all__ = [
     "Rates",
     "Rule",
     "Scalars",
-    "Share",
+    "StepTensors",
     "advance",
     "fused_exists",
     "rate_sums",
@@ -42,50 +42,50 @@ Form = Literal["auto", "single", "foreach", "fused"]
 
 
 def run_step(
-    rule: Rule, shares: list[Share], rates: Rates = "none", form: Form = "auto"
+    rule: Rule, entries: list[StepTensors], rates: Rates = "none", form: Form = "auto"
 ) -> list[Number]:
     """Carries out one step, in place.
 
     Args:
-        rule: the update rule, see `latewood.kernels.optim_reference.step_reference`.
-        shares: one per tensor.
+        rule: the update rule, see `latewood.kernels.optimizers.reference_steps.step_reference`.
+        entries: one per tensor.
         rates: which second moments a delayed step sums the squared rates of.
         form: "auto" takes the fastest form that each tensor allows; "fused" does too, but falls
             back on single tensors; "single" and "foreach" are plain torch.
 
     Returns:
-        One sum per share; zeros where ``rates`` is "none".
+        One sum per entry; zeros where ``rates`` is "none".
     """
-    sums: list[Number] = [0.0] * len(shares)
-    left = list(range(len(shares)))
+    sums: list[Number] = [0.0] * len(entries)
+    left = list(range(len(entries)))
     if form in ("auto", "fused"):
         for accepted, run in (
-            (optim_native.accepted, optim_native.step_native),
-            (optim_triton.accepted, optim_triton.step_triton),
+            (native_steps.accepted, native_steps.step_native),
+            (triton_steps.accepted, triton_steps.step_triton),
         ):
-            taken = [left[index] for index in accepted([shares[index] for index in left])]
+            taken = [left[index] for index in accepted([entries[index] for index in left])]
             if not taken:
                 continue
-            results = run(rule, [shares[index] for index in taken], rates)
+            results = run(rule, [entries[index] for index in taken], rates)
             for index, result in zip(taken, results, strict=True):
                 sums[index] = result
             left = sorted(set(left) - set(taken))
-    results = _portable(rule, [shares[index] for index in left], rates, form)
+    results = _portable(rule, [entries[index] for index in left], rates, form)
     for index, result in zip(left, results, strict=True):
         sums[index] = result
     return sums
 
 
-def _portable(rule: Rule, shares: list[Share], rates: Rates, form: Form) -> list[Number]:
+def _portable(rule: Rule, entries: list[StepTensors], rates: Rates, form: Form) -> list[Number]:
     # Lists pay where launches cost: on the CPU they only add passes over memory.
-    if form == "foreach" or (form == "auto" and shares and shares[0].parameter.is_cuda):
-        return step_foreach(rule, shares, rates)
-    return [step_reference(rule, share, rates) for share in shares]
+    if form == "foreach" or (form == "auto" and entries and entries[0].parameter.is_cuda):
+        return step_foreach(rule, entries, rates)
+    return [step_reference(rule, entry, rates) for entry in entries]
 
 
 def advance(steps: list[Tensor]) -> list[float]:
     """Adds 1 to each step count, a 0-dim float32 tensor on the CPU, and returns the counts."""
-    counts = optim_native.advance_native(steps)
+    counts = native_steps.advance_native(steps)
     if counts is None:
         torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
         counts = [step.item() for step in steps]
@@ -109,9 +109,9 @@ def rate_sums(
         One sum per tensor: a float from the native form, else a 0-dim float64 tensor.
     """
     if form in ("auto", "fused"):
-        fast = optim_native.rate_sums_native(moments, corrections, eps)
+        fast = native_steps.rate_sums_native(moments, corrections, eps)
         if fast is None:
-            fast = optim_triton.rate_sums_triton(moments, corrections, eps)
+            fast = triton_steps.rate_sums_triton(moments, corrections, eps)
         if fast is not None:
             return fast
     return list(map(rate_sum_reference, moments, corrections, eps))
@@ -123,5 +123,5 @@ def fused_exists(device: torch.device, dtype: torch.dtype) -> bool:
     On the CPU there is, even where the native kernels are not built: plain torch stands in.
     """
     if device.type == "cpu":
-        return optim_native.knows(dtype)
-    return optim_triton.exists(device, dtype)
+        return native_steps.knows(dtype)
+    return triton_steps.exists(device, dtype)

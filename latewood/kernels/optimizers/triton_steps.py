@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+from latewood.kernels.optimizers.reference_steps import (
+    Number,
+    Rates,
+    Rule,
+    Scalars,
+    StepTensors,
+    working_dtype,
+)
 
 __all__ = ["accepted", "exists", "rate_sums_triton", "step_triton"]
 
@@ -32,19 +39,19 @@ def exists(device: torch.device, dtype: torch.dtype) -> bool:
 def _kernels() -> ModuleType | None:
     # Not before a GPU tensor asks for it: Triton takes long to import.
     try:
-        return importlib.import_module("latewood.kernels.optim_triton_kernels")
+        return importlib.import_module("latewood.kernels.optimizers.triton_programs")
     except ImportError:
         return None
 
 
-def accepted(shares: Sequence[Share]) -> list[int]:
-    """Indices of the shares whose memory the Triton form can work on."""
-    return [index for index, share in enumerate(shares) if _accepts(share)]
+def accepted(entries: Sequence[StepTensors]) -> list[int]:
+    """Indices of the entries whose memory the Triton form can work on."""
+    return [index for index, entry in enumerate(entries) if _accepts(entry)]
 
 
-def _accepts(share: Share) -> bool:
-    parameter = share.parameter
-    moments = (share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
+def _accepts(entry: StepTensors) -> bool:
+    parameter = entry.parameter
+    moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     return (
         exists(parameter.device, parameter.dtype)
         and type(parameter) in (Tensor, Parameter)
@@ -53,49 +60,49 @@ def _accepts(share: Share) -> bool:
     )
 
 
-def step_triton(rule: Rule, shares: Sequence[Share], rates: Rates = "none") -> list[Number]:
-    """`step_reference` of every share, in place; see there. Never waits for the device.
+def step_triton(rule: Rule, entries: Sequence[StepTensors], rates: Rates = "none") -> list[Number]:
+    """`step_reference` of every entry, in place; see there. Never waits for the device.
 
     Args:
         rule: the update rule.
-        shares: those that `accepted` names.
+        entries: those that `accepted` names.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per share, a 0-dim float64 tensor: blocks of 1024 elements are added in float64 in a
+        One sum per entry, a 0-dim float64 tensor: blocks of 1024 elements are added in float64 in a
         fixed order.
     """
-    sums: list[Number] = [0.0] * len(shares)
+    sums: list[Number] = [0.0] * len(entries)
     kinds: dict[object, list[int]] = {}
-    for index, share in enumerate(shares):
-        stored = share.parameter
-        key = (stored.device, stored.dtype, share.exp_avg is None, share.max_exp_avg_sq is None)
+    for index, entry in enumerate(entries):
+        stored = entry.parameter
+        key = (stored.device, stored.dtype, entry.exp_avg is None, entry.max_exp_avg_sq is None)
         kinds.setdefault(key, []).append(index)
     for indices in kinds.values():
-        totals = _step(rule, [shares[index] for index in indices], rates)
+        totals = _step(rule, [entries[index] for index in indices], rates)
         for index, total in zip(indices, totals, strict=True):
             sums[index] = total
     return sums
 
 
-def _step(rule: Rule, shares: list[Share], rates: Rates) -> Sequence[Number]:
-    device = shares[0].parameter.device
-    parameters = [share.parameter for share in shares]
+def _step(rule: Rule, entries: list[StepTensors], rates: Rates) -> Sequence[Number]:
+    device = entries[0].parameter.device
+    parameters = [entry.parameter for entry in entries]
     # A copied gradient lives until the launch is queued; its memory is not reused before it ran.
-    gradients = [_like(share.gradient, share.parameter) for share in shares]
+    gradients = [_like(entry.gradient, entry.parameter) for entry in entries]
     rows: dict[int, int] = {}
     addresses = []
-    for share, gradient in zip(shares, gradients, strict=True):
-        moments = (share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
+    for entry, gradient in zip(entries, gradients, strict=True):
+        moments = (entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
         addresses.append(
             [
-                share.parameter.data_ptr(),
+                entry.parameter.data_ptr(),
                 gradient.data_ptr(),
                 *(0 if moment is None else moment.data_ptr() for moment in moments),
-                rows.setdefault(id(share.scalars), len(rows)),
+                rows.setdefault(id(entry.scalars), len(rows)),
             ]
         )
-    distinct = {id(share.scalars): share.scalars for share in shares}
+    distinct = {id(entry.scalars): entry.scalars for entry in entries}
     blocks = _blocks(tuple(parameter.numel() for parameter in parameters), device)
     sums = torch.empty(len(blocks.tensors), dtype=torch.float64, device=device)
     if len(sums):
@@ -108,14 +115,14 @@ def _step(rule: Rule, shares: list[Share], rates: Rates) -> Sequence[Number]:
             sums,
             RULE=_RULES[rule],
             RATES=_RATES[rates],
-            HAS_MOMENT=shares[0].exp_avg is not None,
-            HAS_PEAK=shares[0].max_exp_avg_sq is not None,
+            HAS_MOMENT=entries[0].exp_avg is not None,
+            HAS_PEAK=entries[0].max_exp_avg_sq is not None,
             STORED=_triton_type(parameters[0].dtype),
             WORKING=_triton_type(working_dtype(parameters[0])),
             BLOCK=_BLOCK,
         )
     torch.autograd.graph.increment_version(parameters)
-    return [0.0] * len(shares) if rates == "none" else _totals(blocks, sums)
+    return [0.0] * len(entries) if rates == "none" else _totals(blocks, sums)
 
 
 def rate_sums_triton(

@@ -7,53 +7,60 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+from latewood.kernels.optimizers.reference_steps import (
+    Number,
+    Rates,
+    Rule,
+    Scalars,
+    StepTensors,
+    working_dtype,
+)
 
 __all__ = ["step_foreach"]
 
 
-def step_foreach(rule: Rule, shares: list[Share], rates: Rates = "none") -> list[Number]:
-    """`step_reference` of every share, in place; see there.
+def step_foreach(rule: Rule, entries: list[StepTensors], rates: Rates = "none") -> list[Number]:
+    """`step_reference` of every entry, in place; see there.
 
     Args:
         rule: the update rule.
-        shares: one per tensor; those that share device, precision and numbers run together.
+        entries: one per tensor; those that share device, precision and numbers run together.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per share; zeros where ``rates`` is "none".
+        One sum per entry; zeros where ``rates`` is "none".
     """
-    sums: list[Number] = [0.0] * len(shares)
-    for indices in _alike(shares):
-        members = [shares[index] for index in indices]
+    sums: list[Number] = [0.0] * len(entries)
+    for indices in _alike(entries):
+        members = [entries[index] for index in indices]
         for index, total in zip(indices, _step(rule, members, rates), strict=True):
             sums[index] = total
     return sums
 
 
-def _alike(shares: list[Share]) -> list[list[int]]:
+def _alike(entries: list[StepTensors]) -> list[list[int]]:
     buckets: dict[object, list[int]] = {}
-    for index, share in enumerate(shares):
-        stored, moment = share.parameter, share.exp_avg
+    for index, entry in enumerate(entries):
+        stored, moment = entry.parameter, entry.exp_avg
         # By identity: two tensors among the numbers cannot be compared without waiting for them.
-        key = (stored.device, stored.dtype, moment is None, id(share.scalars))
+        key = (stored.device, stored.dtype, moment is None, id(entry.scalars))
         buckets.setdefault(key, []).append(index)
     return list(buckets.values())
 
 
-def _step(rule: Rule, shares: list[Share], rates: Rates) -> list[Number]:
-    numbers = shares[0].scalars
-    stored = [share.parameter for share in shares]
+def _step(rule: Rule, entries: list[StepTensors], rates: Rates) -> list[Number]:
+    numbers = entries[0].scalars
+    stored = [entry.parameter for entry in entries]
     dtype = working_dtype(stored[0])
     parameters = [parameter.to(dtype) for parameter in stored]
-    gradients = _gradients(numbers, parameters, [share.gradient.to(dtype) for share in shares])
-    sums: list[Number] = [0.0] * len(shares)
+    gradients = _gradients(numbers, parameters, [entry.gradient.to(dtype) for entry in entries])
+    sums: list[Number] = [0.0] * len(entries)
     if rule == "momentum":
-        _momentum(numbers, shares, parameters, gradients)
+        _momentum(numbers, entries, parameters, gradients)
     elif rule == "delayed":
-        sums = _delayed(numbers, shares, parameters, gradients, rates)
+        sums = _delayed(numbers, entries, parameters, gradients, rates)
     else:
-        _bounded(numbers, shares, parameters, gradients)
+        _bounded(numbers, entries, parameters, gradients)
     if dtype != stored[0].dtype:
         torch._foreach_copy_(stored, parameters)
     return sums
@@ -84,24 +91,24 @@ def _move(numbers: Scalars, parameters: list[Tensor], updates: list[Tensor]) -> 
 
 
 def _momentum(
-    numbers: Scalars, shares: list[Share], parameters: list[Tensor], gradients: list[Tensor]
+    numbers: Scalars, entries: list[StepTensors], parameters: list[Tensor], gradients: list[Tensor]
 ) -> None:
     directions = gradients
-    if shares[0].exp_avg is not None:
-        directions = _present(share.exp_avg for share in shares)
+    if entries[0].exp_avg is not None:
+        directions = _present(entry.exp_avg for entry in entries)
         _average(directions, gradients, numbers.beta1)
     _move(numbers, parameters, list(torch._foreach_mul(directions, numbers.size)))
 
 
 def _delayed(
     numbers: Scalars,
-    shares: list[Share],
+    entries: list[StepTensors],
     parameters: list[Tensor],
     gradients: list[Tensor],
     rates: Rates,
 ) -> list[Number]:
-    first = _present(share.exp_avg for share in shares)
-    second = _present(share.exp_avg_sq for share in shares)
+    first = _present(entry.exp_avg for entry in entries)
+    second = _present(entry.exp_avg_sq for entry in entries)
     _average(first, gradients, numbers.beta1)
     roots = list(torch._foreach_sqrt(second))
     if isinstance(numbers.size, Tensor) or numbers.size != 0.0:
@@ -112,7 +119,7 @@ def _delayed(
         _move(numbers, parameters, updates)
     _average_squares(second, gradients, numbers.beta2)
     if rates == "none":
-        return [0.0] * len(shares)
+        return [0.0] * len(entries)
     if rates == "new":
         roots = list(torch._foreach_sqrt(second))
     torch._foreach_mul_(roots, numbers.following)
@@ -123,14 +130,14 @@ def _delayed(
 
 
 def _bounded(
-    numbers: Scalars, shares: list[Share], parameters: list[Tensor], gradients: list[Tensor]
+    numbers: Scalars, entries: list[StepTensors], parameters: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    first = _present(share.exp_avg for share in shares)
-    second = _present(share.exp_avg_sq for share in shares)
+    first = _present(entry.exp_avg for entry in entries)
+    second = _present(entry.exp_avg_sq for entry in entries)
     _average(first, gradients, numbers.beta1)
     _average_squares(second, gradients, numbers.beta2)
-    if shares[0].max_exp_avg_sq is not None:
-        peaks = _present(share.max_exp_avg_sq for share in shares)
+    if entries[0].max_exp_avg_sq is not None:
+        peaks = _present(entry.max_exp_avg_sq for entry in entries)
         torch._foreach_maximum_(peaks, second)
         second = peaks
     sizes = list(torch._foreach_sqrt(second))

@@ -1,6 +1,6 @@
 """The update rules of the optimizers in plain torch, tensor by tensor: the oracle of all forms.
 
-Every rule is elementwise, so a step is a list of shares, one per tensor, each with its own few
+Every rule is elementwise, so a step is a list of entries, one per tensor, each with its own few
 numbers.
 """
 
@@ -17,7 +17,7 @@ __all__ = [
     "Rates",
     "Rule",
     "Scalars",
-    "Share",
+    "StepTensors",
     "rate_sum_reference",
     "step_reference",
     "working_dtype",
@@ -53,7 +53,7 @@ class Scalars(NamedTuple):
 
 
 @dataclass(slots=True)
-class Share:
+class StepTensors:
     """One tensor's part in a step: real, local tensors of one shape, and its numbers.
 
     The moments have the precision the arithmetic is done in; a half-precision parameter is read
@@ -68,8 +68,8 @@ class Share:
     scalars: Scalars
 
 
-def step_reference(rule: Rule, share: Share, rates: Rates = "none") -> Number:
-    """Carries out one share with plain torch operators, in place; the oracle of the other forms.
+def step_reference(rule: Rule, entry: StepTensors, rates: Rates = "none") -> Number:
+    """Carries out one entry with plain torch operators, in place; the oracle of the other forms.
 
     With g the gradient after ``factor`` and ``l2``, m and v the moments::
 
@@ -77,28 +77,28 @@ def step_reference(rule: Rule, share: Share, rates: Rates = "none") -> Number:
         delayed    m likewise;  p = keep p - size m / (sqrt(v) previous + eps);
                    v = beta2 v + (1-beta2) g^2
         bounded    m, v likewise;  p = keep p - clip(size / (sqrt(v) + eps), lower, upper) m
-                   (v its running maximum where the share has one)
+                   (v its running maximum where the entry has one)
 
     Args:
         rule: which of the three.
-        share: tensors, changed in place (never the gradient), and numbers.
+        entry: tensors, changed in place (never the gradient), and numbers.
         rates: "old" or "new" asks a delayed step for the sum of squared rates
             1/(sqrt(v) following + eps), of v before or after the step.
 
     Returns:
         The sum as a 0-dim tensor, or 0 where ``rates`` is "none".
     """
-    numbers = share.scalars
-    stored = share.parameter
+    numbers = entry.scalars
+    stored = entry.parameter
     dtype = working_dtype(stored)
     # An independent copy where precisions differ, the parameter itself where they agree.
     parameter = stored.to(dtype)
-    gradient = share.gradient.to(dtype)
+    gradient = entry.gradient.to(dtype)
     if numbers.factor != 1.0:
         gradient = gradient * numbers.factor
     if numbers.l2 != 0.0:
         gradient = gradient.add(parameter, alpha=numbers.l2)
-    total = _RULES[rule](share, parameter, gradient, rates)
+    total = _RULES[rule](entry, parameter, gradient, rates)
     if parameter is not stored:
         stored.copy_(parameter)
     return total
@@ -131,18 +131,18 @@ def _sum_squared_rates(root: Tensor, correction: Number, eps: float) -> Tensor:
     return (root * correction).add_(eps).reciprocal_().square_().sum().double()
 
 
-def _momentum(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
+def _momentum(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
+    numbers = entry.scalars
     direction = gradient
-    if share.exp_avg is not None:
-        direction = share.exp_avg.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
+    if entry.exp_avg is not None:
+        direction = entry.exp_avg.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     parameter.mul_(numbers.keep).sub_(direction * numbers.size)
     return 0.0
 
 
-def _delayed(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
-    first, second = _moments(share)
+def _delayed(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
+    numbers = entry.scalars
+    first, second = _moments(entry)
     root = second.sqrt()
     first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     if isinstance(numbers.size, Tensor) or numbers.size != 0.0:
@@ -156,22 +156,22 @@ def _delayed(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) ->
     )
 
 
-def _bounded(share: Share, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = share.scalars
-    first, second = _moments(share)
+def _bounded(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
+    numbers = entry.scalars
+    first, second = _moments(entry)
     first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     second.mul_(numbers.beta2).addcmul_(gradient, gradient, value=1.0 - numbers.beta2)
-    if share.max_exp_avg_sq is not None:
-        second = torch.maximum(share.max_exp_avg_sq, second, out=share.max_exp_avg_sq)
+    if entry.max_exp_avg_sq is not None:
+        second = torch.maximum(entry.max_exp_avg_sq, second, out=entry.max_exp_avg_sq)
     sizes = numbers.size / second.sqrt().add_(numbers.eps)
     sizes = sizes.clamp(numbers.lower, numbers.upper)  # type: ignore[arg-type]
     parameter.mul_(numbers.keep).sub_(sizes.mul_(first))
     return 0.0
 
 
-def _moments(share: Share) -> tuple[Tensor, Tensor]:
-    assert share.exp_avg is not None and share.exp_avg_sq is not None
-    return share.exp_avg, share.exp_avg_sq
+def _moments(entry: StepTensors) -> tuple[Tensor, Tensor]:
+    assert entry.exp_avg is not None and entry.exp_avg_sq is not None
+    return entry.exp_avg, entry.exp_avg_sq
 
 
 _RULES = {"momentum": _momentum, "delayed": _delayed, "bounded": _bounded}

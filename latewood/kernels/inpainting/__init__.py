@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from types import ModuleType
-
-import torch
 from torch import Tensor
 
 from latewood.errors import invalid
 from latewood.kernels.dispatch import native_for
-from latewood.kernels.inpainting_objective import (
+from latewood.kernels.inpainting.inpainting_objective import (
     Evaluation,
     Inpainting,
     evaluate,
     filter_matrix,
     gaussian_taps,
 )
-from latewood.kernels.inpainting_reference import Outcome, ascend_reference
+from latewood.kernels.inpainting.native_search import ascend_native
+from latewood.kernels.inpainting.reference_search import SearchResult, ascend_reference
 
 __all__ = [
     "Evaluation",
     "Inpainting",
-    "Outcome",
+    "SearchResult",
     "ascend",
     "ascend_reference",
     "evaluate",
@@ -31,7 +28,7 @@ __all__ = [
 ]
 
 
-def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
+def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
     """Searches the mask with the largest objective, from a start, by signs of its gradient.
 
     In every iteration the pixels on the outline become foreground where the gradient of
@@ -58,35 +55,4 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
     compiled = native_for(images) if settings.downscale == 1 else None
     if compiled is None:
         return ascend_reference(images, masks, settings)
-    return _ascend_native(compiled, images, masks.contiguous(), settings)
-
-
-def _ascend_native(
-    compiled: ModuleType, images: Tensor, masks: Tensor, settings: Inpainting
-) -> Outcome:
-    n, channels, height, width = images.shape
-    reach = settings.taps // 2
-    found = Outcome(
-        torch.empty_like(masks),
-        torch.empty(n, dtype=torch.int64),
-        torch.empty(n, dtype=torch.int64),
-        torch.empty(n, dtype=torch.bool),
-        torch.empty(n, dtype=torch.float64),
-        torch.empty(n, dtype=torch.float64),
-    )
-    compiled.inpainting_ascend(
-        images.data_ptr(),
-        masks.data_ptr(),
-        *(getattr(found, field.name).data_ptr() for field in fields(found)),
-        n,
-        channels,
-        height,
-        width,
-        gaussian_taps(settings.sigma, settings.taps)[reach:].tolist(),
-        settings.repetitions,
-        settings.neighbours or 0,
-        settings.diversity,
-        settings.iterations,
-        torch.get_num_threads(),
-    )
-    return found
+    return ascend_native(compiled, images, masks.contiguous(), settings)
