@@ -15,6 +15,7 @@ from latewood.kernels.inpainting.inpainting_objective import (
 )
 from latewood.kernels.inpainting.native_search import ascend_native
 from latewood.kernels.inpainting.reference_search import SearchResult, ascend_reference
+from latewood.kernels.misfits import require_memory
 
 __all__ = [
     "Evaluation",
@@ -42,7 +43,8 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
         settings: the inpainter, the objective and the search.
 
     Raises:
-        RequestError: shapes that do not fit together.
+        RequestError: shapes or devices that do not fit together, images without pixels, memory
+            that is not there.
 
     Source: "Information-Theoretic Segmentation by Inpainting Error Maximization" (2021) and its
     authors' code.
@@ -51,8 +53,13 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
         raise invalid("images", tuple(images.shape), "floats (n, channels, height, width)")
     if masks.shape != (len(images), *images.shape[-2:]):
         raise invalid("masks", tuple(masks.shape), "(n, height, width) of the images")
-    images, masks = images.detach().contiguous(), masks.bool()
+    if images.numel() == 0 and len(images) > 0:
+        raise invalid("images", tuple(images.shape), "one channel, row and column or more")
+    if masks.device != images.device:
+        raise invalid("masks", str(masks.device), f"the device of the images, {images.device}")
+    require_memory(images=images, masks=masks)
+    images, masks = images.detach().contiguous(), masks.bool().contiguous()
     compiled = native_for(images) if settings.downscale == 1 else None
-    if compiled is None:
+    if compiled is None or not compiled.readable(masks):
         return ascend_reference(images, masks, settings)
-    return ascend_native(compiled, images, masks.contiguous(), settings)
+    return ascend_native(compiled, images, masks, settings)

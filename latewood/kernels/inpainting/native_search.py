@@ -29,9 +29,9 @@ def ascend_native(
         torch.empty(n, dtype=torch.float64),
     )
     compiled.inpainting_ascend(
-        images.data_ptr(),
-        masks.data_ptr(),
-        *(getattr(result, field.name).data_ptr() for field in fields(result)),
+        images,
+        masks,
+        *(getattr(result, field.name) for field in fields(result)),
         n,
         channels,
         height,

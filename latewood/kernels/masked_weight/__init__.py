@@ -6,11 +6,12 @@ from torch import Tensor
 
 from latewood.errors import invalid
 from latewood.kernels.dispatch import native_for
-from latewood.kernels.masked_weight.native_mask import MaskedWeight, MaskSum
+from latewood.kernels.masked_weight.native_mask import MaskedWeight, MaskSum, is_plain_number
 from latewood.kernels.masked_weight.reference_mask import (
     mask_sum_reference,
     masked_weight_reference,
 )
+from latewood.kernels.misfits import require_memory
 
 __all__ = ["mask_sum", "mask_sum_reference", "masked_weight", "masked_weight_reference"]
 
@@ -31,13 +32,14 @@ def masked_weight(weight: Tensor, logits: Tensor, temperature: Tensor, scale: fl
         ``weight`` and ``logits``.
 
     Raises:
-        RequestError: if the shapes differ.
+        RequestError: if the shapes differ, or memory of an input is not there.
 
     Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification" (2020).
     """
     if weight.shape != logits.shape:
         raise invalid("logits", tuple(logits.shape), f"the weight's shape {tuple(weight.shape)}")
-    if temperature.requires_grad or native_for(weight, logits) is None:
+    if not is_plain_number(temperature) or native_for(weight, logits) is None:
+        require_memory(weight=weight, logits=logits)
         return masked_weight_reference(weight, logits, temperature, scale)
     result: Tensor = MaskedWeight.apply(weight, logits, temperature, scale)
     return result
@@ -58,7 +60,8 @@ def mask_sum(logits: Tensor, temperature: Tensor, scale: float) -> Tensor:
 
     Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification" (2020).
     """
-    if temperature.requires_grad or native_for(logits) is None:
+    if not is_plain_number(temperature) or native_for(logits) is None:
+        require_memory(logits=logits)
         return mask_sum_reference(logits, temperature, scale)
     result: Tensor = MaskSum.apply(logits, temperature, scale)
     return result

@@ -1,4 +1,4 @@
-"""One step of the optimizers: chooses who carries it out, tensor by tensor.
+"""One step of the optimizers: chooses who carries it out, parameter by parameter.
 
 A device in this room is a fact about a tensor, not a choice of the caller: on the CPU the native
 form walks all tensors in one pass, on a GPU the Triton form does, and plain torch does the rest.
@@ -6,11 +6,13 @@ form walks all tensors in one pass, on a GPU the Triton form does, and plain tor
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from latewood.kernels.misfits import Misfit, memory_misfit
 from latewood.kernels.optimizers import native_steps, triton_steps
 from latewood.kernels.optimizers.foreach_steps import step_foreach
 from latewood.kernels.optimizers.reference_steps import (
@@ -23,6 +25,7 @@ from latewood.kernels.optimizers.reference_steps import (
     step_reference,
     working_dtype,
 )
+from latewood.kernels.optimizers.step_plan import Carrier, Form, StepPlan, parameter_name, plan_step
 
 __all__ = [
     "Form",
@@ -30,66 +33,90 @@ __all__ = [
     "Rates",
     "Rule",
     "Scalars",
+    "StepPlan",
     "StepTensors",
     "advance",
     "fused_exists",
+    "plan_step",
     "rate_sums",
     "run_step",
     "working_dtype",
 ]
 
-Form = Literal["auto", "single", "foreach", "fused"]
-
 
 def run_step(
-    rule: Rule, entries: list[StepTensors], rates: Rates = "none", form: Form = "auto"
-) -> list[Number]:
-    """Carries out one step, in place.
+    rule: Rule,
+    plans: Sequence[StepPlan],
+    scalars: Sequence[Sequence[Scalars]],
+    rates: Rates = "none",
+) -> list[list[Number]]:
+    """Carries out one step, in place; all plans together, for the native form and the Triton form.
 
     Args:
         rule: the update rule, see `latewood.kernels.optimizers.reference_steps.step_reference`.
-        entries: one per tensor.
+        plans: of `plan_step`, made for this step; one for every group of parameters.
+        scalars: the numbers of every parameter, plan by plan.
         rates: which second moments a delayed step sums the squared rates of.
-        form: "auto" takes the fastest form that each tensor allows; "fused" does too, but falls
-            back on single tensors; "single" and "foreach" are plain torch.
 
     Returns:
-        One sum per entry; zeros where ``rates`` is "none".
+        One sum per parameter, plan by plan; zeros where ``rates`` is "none".
     """
-    sums: list[Number] = [0.0] * len(entries)
-    left = list(range(len(entries)))
-    if form in ("auto", "fused"):
-        for accepted, run in (
-            (native_steps.accepted, native_steps.step_native),
-            (triton_steps.accepted, triton_steps.step_triton),
-        ):
-            taken = [left[index] for index in accepted([entries[index] for index in left])]
-            if not taken:
-                continue
-            results = run(rule, [entries[index] for index in taken], rates)
-            for index, result in zip(taken, results, strict=True):
-                sums[index] = result
-            left = sorted(set(left) - set(taken))
-    results = _portable(rule, [entries[index] for index in left], rates, form)
-    for index, result in zip(left, results, strict=True):
-        sums[index] = result
-    return sums
+    # One call for everything lets the native form spread all tensors over the threads.
+    tensors = plans[0].tensors if len(plans) == 1 else _joined([plan.tensors for plan in plans])
+    numbers = list(chain.from_iterable(scalars))
+    carriers = list(chain.from_iterable(plan.carriers for plan in plans))
+    sums: list[Number] = [0.0] * len(carriers)
+    for carrier in dict.fromkeys(carriers):
+        indices = [index for index, other in enumerate(carriers) if other == carrier]
+        if len(indices) == len(carriers):
+            sums = _CARRY[carrier](rule, tensors, numbers, rates)
+            break
+        chosen = [numbers[index] for index in indices]
+        totals = _CARRY[carrier](rule, tensors.select(indices), chosen, rates)
+        for index, total in zip(indices, totals, strict=True):
+            sums[index] = total
+    by_plan, start = [], 0
+    for plan in plans:
+        by_plan.append(sums[start : start + len(plan.carriers)])
+        start += len(plan.carriers)
+    return by_plan
 
 
-def _portable(rule: Rule, entries: list[StepTensors], rates: Rates, form: Form) -> list[Number]:
-    # Lists pay where launches cost: on the CPU they only add passes over memory.
-    if form == "foreach" or (form == "auto" and entries and entries[0].parameter.is_cuda):
-        return step_foreach(rule, entries, rates)
-    return [step_reference(rule, entry, rates) for entry in entries]
+_CARRY: dict[Carrier, Callable[[Rule, StepTensors, Sequence[Scalars], Rates], list[Number]]] = {
+    "native": native_steps.step_native,
+    "triton": triton_steps.step_triton,
+    "foreach": step_foreach,
+    "single": step_reference,
+}
 
 
-def advance(steps: list[Tensor]) -> list[float]:
-    """Adds 1 to each step count, a 0-dim float32 tensor on the CPU, and returns the counts."""
+def _joined(parts: list[StepTensors]) -> StepTensors:
+    lists = [(part.parameters, part.gradients, *part.moments()) for part in parts]
+    return StepTensors(*(list(chain.from_iterable(column)) for column in zip(*lists, strict=True)))
+
+
+def advance(steps: list[Tensor], name: Callable[[int], str] = parameter_name) -> list[float]:
+    """Adds 1 to each step count and returns the counts.
+
+    Args:
+        steps: 0-dim float32 tensors on the CPU; others are counted too, but slowly.
+        name: what errors call the parameter of a count.
+
+    Raises:
+        RequestError: something that is not one real number; nothing was counted.
+    """
     counts = native_steps.advance_native(steps)
-    if counts is None:
-        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
-        counts = [step.item() for step in steps]
-    return counts
+    if counts is not None:
+        return counts
+    for index, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex():
+            misfit: Misfit | None = Misfit("value", step, "a 0-dim tensor that counts steps")
+        else:
+            misfit = memory_misfit(step)
+        if misfit is not None:
+            raise misfit.error(f"state of {name(index)} ('step')")
+    torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
+    return [step.item() for step in steps]
 
 
 def rate_sums(
@@ -103,7 +130,7 @@ def rate_sums(
         moments: second moments v, any shapes, also empty.
         corrections: c, 1/sqrt of the bias correction of each.
         eps: of each, positive.
-        form: as in `run_step`.
+        form: as in `plan_step`.
 
     Returns:
         One sum per tensor: a float from the native form, else a 0-dim float64 tensor.

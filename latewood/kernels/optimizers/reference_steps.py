@@ -1,11 +1,11 @@
 """The update rules of the optimizers in plain torch, tensor by tensor: the oracle of all forms.
 
-Every rule is elementwise, so a step is a list of entries, one per tensor, each with its own few
-numbers.
+Every rule is elementwise, so a step is lists of tensors, and a few numbers for each parameter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -54,22 +54,36 @@ class Scalars(NamedTuple):
 
 @dataclass(slots=True)
 class StepTensors:
-    """One tensor's part in a step: real, local tensors of one shape, and its numbers.
+    """What a step reads and writes, list by list: entry k of every list belongs to parameter k.
 
-    The moments have the precision the arithmetic is done in; a half-precision parameter is read
-    into it and rounded once, when it is written back.
+    Real, local tensors. A moment that the rule does not keep is None. Moments have the precision
+    the arithmetic is done in (`working_dtype`); a half-precision parameter is read into it and
+    rounded once, when it is written back.
     """
 
-    parameter: Tensor
-    gradient: Tensor
-    exp_avg: Tensor | None
-    exp_avg_sq: Tensor | None
-    max_exp_avg_sq: Tensor | None
-    scalars: Scalars
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    exp_avgs: list[Tensor | None]
+    exp_avg_sqs: list[Tensor | None]
+    max_exp_avg_sqs: list[Tensor | None]
+
+    def moments(self) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        """The three lists of moments."""
+        return self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs
+
+    def select(self, indices: Sequence[int]) -> StepTensors:
+        """The entries at these indices, in their order."""
+        return StepTensors(
+            [self.parameters[index] for index in indices],
+            [self.gradients[index] for index in indices],
+            *([moments[index] for index in indices] for moments in self.moments()),
+        )
 
 
-def step_reference(rule: Rule, entry: StepTensors, rates: Rates = "none") -> Number:
-    """Carries out one entry with plain torch operators, in place; the oracle of the other forms.
+def step_reference(
+    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+) -> list[Number]:
+    """Carries out a step with plain torch operators, in place; the oracle of the other forms.
 
     With g the gradient after ``factor`` and ``l2``, m and v the moments::
 
@@ -77,38 +91,46 @@ def step_reference(rule: Rule, entry: StepTensors, rates: Rates = "none") -> Num
         delayed    m likewise;  p = keep p - size m / (sqrt(v) previous + eps);
                    v = beta2 v + (1-beta2) g^2
         bounded    m, v likewise;  p = keep p - clip(size / (sqrt(v) + eps), lower, upper) m
-                   (v its running maximum where the entry has one)
+                   (v its running maximum where the step has one)
 
     Args:
         rule: which of the three.
-        entry: tensors, changed in place (never the gradient), and numbers.
+        tensors: changed in place, never the gradients.
+        scalars: the numbers of each parameter.
         rates: "old" or "new" asks a delayed step for the sum of squared rates
             1/(sqrt(v) following + eps), of v before or after the step.
 
     Returns:
-        The sum as a 0-dim tensor, or 0 where ``rates`` is "none".
+        One sum per parameter, a 0-dim tensor; zeros where ``rates`` is "none".
     """
-    numbers = entry.scalars
-    stored = entry.parameter
-    dtype = working_dtype(stored)
-    # An independent copy where precisions differ, the parameter itself where they agree.
-    parameter = stored.to(dtype)
-    gradient = entry.gradient.to(dtype)
-    if numbers.factor != 1.0:
-        gradient = gradient * numbers.factor
-    if numbers.l2 != 0.0:
-        gradient = gradient.add(parameter, alpha=numbers.l2)
-    total = _RULES[rule](entry, parameter, gradient, rates)
-    if parameter is not stored:
-        stored.copy_(parameter)
-    return total
+    totals: list[Number] = []
+    columns = (tensors.parameters, tensors.gradients, *tensors.moments(), scalars)
+    for stored, gradient, *moments, numbers in zip(*columns, strict=True):
+        dtype = working_dtype(stored.dtype)
+        # An independent copy where precisions differ, the parameter itself where they agree.
+        parameter = stored.to(dtype)
+        gradient = gradient.to(dtype)
+        if numbers.factor != 1.0:
+            gradient = gradient * numbers.factor
+        if numbers.l2 != 0.0:
+            gradient = gradient.add(parameter, alpha=numbers.l2)
+        totals.append(_step(rule, parameter, gradient, moments, numbers, rates))
+        if parameter is not stored:
+            stored.copy_(parameter)
+    return totals
 
 
-def working_dtype(parameter: Tensor) -> torch.dtype:
-    """The precision of the arithmetic on a real parameter and of its moments."""
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the arithmetic on parameters of this precision, and of their moments."""
     # Second moments of float16 gradients underflow in float16: 1e-4 squared is already 0.
-    narrow = parameter.dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if narrow else parameter.dtype
+    return _WIDER.get(dtype, dtype)
+
+
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
 
 
 def rate_sum_reference(exp_avg_sq: Tensor, correction: Number, eps: float) -> Tensor:
@@ -131,18 +153,40 @@ def _sum_squared_rates(root: Tensor, correction: Number, eps: float) -> Tensor:
     return (root * correction).add_(eps).reciprocal_().square_().sum().double()
 
 
-def _momentum(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = entry.scalars
-    direction = gradient
-    if entry.exp_avg is not None:
-        direction = entry.exp_avg.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
-    parameter.mul_(numbers.keep).sub_(direction * numbers.size)
+def _step(
+    rule: Rule,
+    parameter: Tensor,
+    gradient: Tensor,
+    moments: Sequence[Tensor | None],
+    numbers: Scalars,
+    rates: Rates,
+) -> Number:
+    first, second, peak = moments
+    if rule == "momentum":
+        _momentum(parameter, gradient, first, numbers)
+        return 0.0
+    assert first is not None and second is not None
+    if rule == "delayed":
+        return _delayed(parameter, gradient, first, second, numbers, rates)
+    _bounded(parameter, gradient, first, second, peak, numbers)
     return 0.0
 
 
-def _delayed(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = entry.scalars
-    first, second = _moments(entry)
+def _momentum(parameter: Tensor, gradient: Tensor, first: Tensor | None, numbers: Scalars) -> None:
+    direction = gradient
+    if first is not None:
+        direction = first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
+    parameter.mul_(numbers.keep).sub_(direction * numbers.size)
+
+
+def _delayed(
+    parameter: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    numbers: Scalars,
+    rates: Rates,
+) -> Number:
     root = second.sqrt()
     first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     if isinstance(numbers.size, Tensor) or numbers.size != 0.0:
@@ -156,22 +200,18 @@ def _delayed(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rat
     )
 
 
-def _bounded(entry: StepTensors, parameter: Tensor, gradient: Tensor, rates: Rates) -> Number:
-    numbers = entry.scalars
-    first, second = _moments(entry)
+def _bounded(
+    parameter: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    peak: Tensor | None,
+    numbers: Scalars,
+) -> None:
     first.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     second.mul_(numbers.beta2).addcmul_(gradient, gradient, value=1.0 - numbers.beta2)
-    if entry.max_exp_avg_sq is not None:
-        second = torch.maximum(entry.max_exp_avg_sq, second, out=entry.max_exp_avg_sq)
+    if peak is not None:
+        second = torch.maximum(peak, second, out=peak)
     sizes = numbers.size / second.sqrt().add_(numbers.eps)
     sizes = sizes.clamp(numbers.lower, numbers.upper)  # type: ignore[arg-type]
     parameter.mul_(numbers.keep).sub_(sizes.mul_(first))
-    return 0.0
-
-
-def _moments(entry: StepTensors) -> tuple[Tensor, Tensor]:
-    assert entry.exp_avg is not None and entry.exp_avg_sq is not None
-    return entry.exp_avg, entry.exp_avg_sq
-
-
-_RULES = {"momentum": _momentum, "delayed": _delayed, "bounded": _bounded}
