@@ -109,7 +109,7 @@ def advance(steps: list[Tensor], name: Callable[[int], str] = parameter_name) ->
     if counts is not None:
         return counts
     for index, step in enumerate(steps):
-        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex():
+        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex() or step.is_meta:
             misfit: Misfit | None = Misfit("value", step, "a 0-dim tensor that counts steps")
         else:
             misfit = memory_misfit(step)
