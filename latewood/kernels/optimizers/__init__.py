@@ -115,8 +115,7 @@ def advance(steps: list[Tensor], name: Callable[[int], str] = parameter_name) ->
             misfit = memory_misfit(step)
         if misfit is not None:
             raise misfit.error(f"state of {name(index)} ('step')")
-    torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
-    return [step.item() for step in steps]
+    return [step.add_(1.0).item() for step in steps]
 
 
 def rate_sums(
