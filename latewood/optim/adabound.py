@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optimizers import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, at_least, number, positive, switch
 from latewood.optim.bounds import Bounds, HyperbolicBounds
 
@@ -56,7 +56,7 @@ class AdaBound(Optimizer):
     released code; analysed in arXiv 1908.04457, which also gives the paper's algorithm.
     """
 
-    rule: ClassVar[Rule] = "bounded"
+    rule: ClassVar[UpdateRule] = "bounded"
 
     def __init__(
         self,

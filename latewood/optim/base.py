@@ -19,10 +19,10 @@ from latewood.kernels.optimizers import (
     Form,
     Number,
     Rates,
-    Rule,
     Scalars,
     StepPlan,
     StepTensors,
+    UpdateRule,
     advance,
     fused_exists,
     plan_step,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
-    "Batch",
+    "ParameterBatch",
     "Optimizer",
     "at_least",
     "form_of",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(slots=True)
-class Batch:
+class ParameterBatch:
     """The parameters of one group that take part in this step, with their state, list by list."""
 
     group: dict[str, Any]
@@ -78,7 +78,7 @@ class Optimizer(torch.optim.Optimizer):
     group and a step count into the numbers of the rule in ``_scalars``.
     """
 
-    rule: ClassVar[Rule]
+    rule: ClassVar[UpdateRule]
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class Optimizer(torch.optim.Optimizer):
         self._update(batches, plans)
         return loss
 
-    def _plan(self, batch: Batch) -> StepPlan:
+    def _plan(self, batch: ParameterBatch) -> StepPlan:
         return plan_step(
             batch.local(),
             form_of(batch.group),
@@ -224,7 +224,7 @@ class Optimizer(torch.optim.Optimizer):
                 position += 1
         raise LookupError("not a parameter of this optimizer")
 
-    def _collect(self, group: dict[str, Any]) -> Batch:
+    def _collect(self, group: dict[str, Any]) -> ParameterBatch:
         # torch.compile runs a method of this name once, outside the graph, and reads the lists.
         parameters: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -233,7 +233,7 @@ class Optimizer(torch.optim.Optimizer):
         second: list[Tensor] = []
         peaks: list[Tensor] = []
         self._init_group(group, parameters, gradients, steps, first, second, peaks)
-        return Batch(group, parameters, gradients, steps, first, second, peaks)
+        return ParameterBatch(group, parameters, gradients, steps, first, second, peaks)
 
     def _init_group(
         self,
@@ -278,11 +278,11 @@ class Optimizer(torch.optim.Optimizer):
         for name in self._moments(group):
             state[name] = _zeros(parameter)
 
-    def _update(self, batches: list[Batch], plans: list[StepPlan]) -> None:
+    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
         counts = self._advance(batches)
         self._apply(plans, [self._numbers(*pair) for pair in zip(batches, counts, strict=True)])
 
-    def _advance(self, batches: list[Batch]) -> list[list[Number]]:
+    def _advance(self, batches: list[ParameterBatch]) -> list[list[Number]]:
         """Counts this step for every parameter and returns the counts, tensors where they must."""
         if torch.compiler.is_compiling() or any(batch.group["capturable"] for batch in batches):
             return [self._advance_on_device(batch) for batch in batches]
@@ -291,14 +291,14 @@ class Optimizer(torch.optim.Optimizer):
         counts = iter(advance(steps, lambda index: self._name(parameters[index])))
         return [list(islice(counts, len(b.steps))) or [1.0] * len(b.parameters) for b in batches]
 
-    def _advance_on_device(self, batch: Batch) -> list[Number]:
+    def _advance_on_device(self, batch: ParameterBatch) -> list[Number]:
         if not batch.steps:
             return [1.0] * len(batch.parameters)
         torch._foreach_add_(batch.steps, 1.0)
         # Powers of beta in float32 would round the bias corrections.
         return [step.double() for step in batch.steps]
 
-    def _numbers(self, batch: Batch, counts: list[Number]) -> list[Scalars]:
+    def _numbers(self, batch: ParameterBatch, counts: list[Number]) -> list[Scalars]:
         """The numbers of every parameter; those with the same history share one object."""
         known: dict[Number, Scalars] = {}
         for count in counts:

@@ -34,8 +34,6 @@ COLUMNS = (
 )
 """The columns of the table: see ``matrix_row``."""
 
-Track = Callable[[Iterable[Any], int], Iterator[Any]]
-
 _FUSED = ("in_proj_weight", "c_attn.weight", "qkv.weight", "qkv_proj.weight", "Wqkv.weight")
 
 
@@ -45,7 +43,7 @@ def analyze(
     split: Split = "fused",
     conv: Conv = "flatten",
     lora: Lora = "factors",
-    track: Track | None = None,
+    track: Callable[[Iterable[Any], int], Iterator[Any]] | None = None,
 ) -> list[dict[str, object]]:
     """Measures every weight matrix of a model, or of a state dict as far as names and shapes tell.
 

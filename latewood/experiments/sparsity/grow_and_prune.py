@@ -40,7 +40,7 @@ EPOCHS: dict[str, dict[Scale, int]] = {
     "foregrounds": {"quick": 4, "cpu": 50},
 }
 
-Make = Callable[[Scale, Path, int], TrainingSetting]
+MakeSetting = Callable[[Scale, Path, int], TrainingSetting]
 
 
 def measure(setting: TrainingSetting, seed: int, *, keep: float = KEEP) -> dict[str, float]:
@@ -64,7 +64,7 @@ def measure(setting: TrainingSetting, seed: int, *, keep: float = KEEP) -> dict[
     return measurements
 
 
-def _runner(kind: str, make: Make) -> Callable[[Scale, Workspace], Results]:
+def _runner(kind: str, make: MakeSetting) -> Callable[[Scale, Workspace], Results]:
     def run(scale: Scale, workspace: Workspace) -> Results:
         """Trains dense, growing and narrow networks with the same data order and epochs."""
         epochs = EPOCHS[kind][scale]

@@ -16,7 +16,7 @@ from latewood.training.run_folder import RunFolder
 
 __all__ = ["EMBEDDING", "IN_PROJ", "Curves", "addition", "landmarks", "run_addition"]
 
-Section = dict[str, Any]
+RecipeSection = dict[str, Any]
 
 EMBEDDING = "embedding.tokens.weight"
 IN_PROJ = "block.attention.in_proj_weight"
@@ -57,7 +57,7 @@ def addition(
     weight_decay: float,
     seed: int = 0,
     **more: Any,
-) -> Section:
+) -> RecipeSection:
     """The recipe of one full-batch run.
 
     Args:
@@ -94,7 +94,7 @@ def addition(
     }
 
 
-def run_addition(recipe: Section, folder: RunFolder) -> Curves:
+def run_addition(recipe: RecipeSection, folder: RunFolder) -> Curves:
     """Trains, or goes on with, a run, and reads its curves.
 
     Args:

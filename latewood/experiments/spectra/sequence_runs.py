@@ -39,7 +39,7 @@ __all__ = [
     "train_sequence_model",
 ]
 
-Section = dict[str, Any]
+RecipeSection = dict[str, Any]
 
 SCORED = 512
 """Training samples on which truncated networks are scored."""
@@ -60,7 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
 }
 """Kinds of pairs by network: a name for people, and what their names come down to."""
 
-_TRANSFORMER: Section = {
+_TRANSFORMER: RecipeSection = {
     "name": "transformer",
     "width": 64,
     "hidden": 64,
@@ -72,7 +72,7 @@ _TRANSFORMER: Section = {
     "init": "uniform",
 }
 # The paper's networks and optimizers but for sizes and rates.
-_RECIPES: dict[str, Section] = {
+_RECIPES: dict[str, RecipeSection] = {
     "LSTM": {
         "model": {"name": "lstm_classifier", "hidden": 48, "layers": 4, "bidirectional": True},
         "optimizer": {"name": "adamw", "lr": 3e-3},
@@ -84,7 +84,7 @@ _RECIPES: dict[str, Section] = {
         "schedule": {"name": "cosine", "end": 0.1, "warmup": 0.09},
     },
 }
-_SMALL: dict[str, Section] = {
+_SMALL: dict[str, RecipeSection] = {
     "LSTM": {"name": "lstm_language_model", "hidden": 32, "layers": 2},
     "Transformer": _TRANSFORMER | {"width": 32, "hidden": 32, "layers": 2},
 }
@@ -104,7 +104,7 @@ class SequenceSetting:
         early: the last step that counts as early.
     """
 
-    recipe: Section
+    recipe: RecipeSection
     task: Task
     measure_every: int
     early: int

@@ -13,7 +13,7 @@ __all__ = [
     "EPSILON",
     "Evaluation",
     "Inpainting",
-    "Objective",
+    "InpaintingObjective",
     "evaluate",
     "filter_matrix",
     "gaussian_taps",
@@ -157,10 +157,10 @@ def evaluate(images: Tensor, masks: Tensor, settings: Inpainting) -> Evaluation:
     Source: "Information-Theoretic Segmentation by Inpainting Error Maximization" (2021) and its
     authors' code.
     """
-    return Objective(images, settings).evaluate(masks.to(images.dtype))
+    return InpaintingObjective(images, settings).evaluate(masks.to(images.dtype))
 
 
-class Objective:
+class InpaintingObjective:
     """What does not change while the masks of a batch of images move.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latewood.kernels.inpainting.inpainting_objective import Inpainting, Objective
+from latewood.kernels.inpainting.inpainting_objective import Inpainting, InpaintingObjective
 
 __all__ = ["SearchResult", "ascend_reference", "boundary", "majority"]
 
@@ -128,7 +128,7 @@ def _search(images: Tensor, masks: Tensor, settings: Inpainting) -> tuple[Tensor
         _Trail(state, empty=empty)
         for state, empty in zip(_states(masks), _empty(masks), strict=True)
     ]
-    objective = Objective(images, settings)
+    objective = InpaintingObjective(images, settings)
     active = trails
     for step in range(settings.iterations + 1):
         going = [place for place, trail in enumerate(active) if not trail.ended]

@@ -18,9 +18,9 @@ from latewood.kernels.optimizers.foreach_steps import step_foreach
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
-    Rule,
     Scalars,
     StepTensors,
+    UpdateRule,
     rate_sum_reference,
     step_reference,
     working_dtype,
@@ -31,7 +31,7 @@ __all__ = [
     "Form",
     "Number",
     "Rates",
-    "Rule",
+    "UpdateRule",
     "Scalars",
     "StepPlan",
     "StepTensors",
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def run_step(
-    rule: Rule,
+    rule: UpdateRule,
     plans: Sequence[StepPlan],
     scalars: Sequence[Sequence[Scalars]],
     rates: Rates = "none",
@@ -82,7 +82,9 @@ def run_step(
     return by_plan
 
 
-_CARRY: dict[Carrier, Callable[[Rule, StepTensors, Sequence[Scalars], Rates], list[Number]]] = {
+_CARRY: dict[
+    Carrier, Callable[[UpdateRule, StepTensors, Sequence[Scalars], Rates], list[Number]]
+] = {
     "native": native_steps.step_native,
     "triton": triton_steps.step_triton,
     "foreach": step_foreach,

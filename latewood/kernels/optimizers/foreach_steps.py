@@ -10,9 +10,9 @@ from torch import Tensor
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
-    Rule,
     Scalars,
     StepTensors,
+    UpdateRule,
     working_dtype,
 )
 
@@ -20,7 +20,7 @@ __all__ = ["step_foreach"]
 
 
 def step_foreach(
-    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+    rule: UpdateRule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
 ) -> list[Number]:
     """`step_reference` of every parameter, in place; see there.
 
@@ -52,7 +52,7 @@ def _alike(tensors: StepTensors, scalars: Sequence[Scalars]) -> list[list[int]]:
     return list(buckets.values())
 
 
-def _step(rule: Rule, tensors: StepTensors, numbers: Scalars, rates: Rates) -> list[Number]:
+def _step(rule: UpdateRule, tensors: StepTensors, numbers: Scalars, rates: Rates) -> list[Number]:
     stored = tensors.parameters
     dtype = working_dtype(stored[0].dtype)
     parameters = [parameter.to(dtype) for parameter in stored]

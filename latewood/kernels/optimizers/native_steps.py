@@ -11,9 +11,9 @@ from latewood.kernels.dispatch import native, tensors_are_virtual
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
-    Rule,
     Scalars,
     StepTensors,
+    UpdateRule,
 )
 
 __all__ = [
@@ -67,7 +67,7 @@ def fits_native(tensors: StepTensors) -> list[bool] | None:
 
 
 def step_native(
-    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+    rule: UpdateRule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
 ) -> list[Number]:
     """`step_reference` of every parameter in one pass, in place; see there.
 

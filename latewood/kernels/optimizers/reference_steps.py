@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = [
     "Number",
     "Rates",
-    "Rule",
+    "UpdateRule",
     "Scalars",
     "StepTensors",
     "rate_sum_reference",
@@ -23,7 +23,7 @@ __all__ = [
     "working_dtype",
 ]
 
-Rule = Literal["momentum", "delayed", "bounded"]
+UpdateRule = Literal["momentum", "delayed", "bounded"]
 Rates = Literal["none", "old", "new"]
 Number = float | Tensor
 
@@ -81,7 +81,7 @@ class StepTensors:
 
 
 def step_reference(
-    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+    rule: UpdateRule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
 ) -> list[Number]:
     """Carries out a step with plain torch operators, in place; the oracle of the other forms.
 
@@ -154,7 +154,7 @@ def _sum_squared_rates(root: Tensor, correction: Number, eps: float) -> Tensor:
 
 
 def _step(
-    rule: Rule,
+    rule: UpdateRule,
     parameter: Tensor,
     gradient: Tensor,
     moments: Sequence[Tensor | None],

@@ -16,9 +16,9 @@ from latewood.kernels.misfits import is_covered, is_plain
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
-    Rule,
     Scalars,
     StepTensors,
+    UpdateRule,
     working_dtype,
 )
 
@@ -67,7 +67,7 @@ def _has_own_memory(tensor: Tensor) -> bool:
 
 
 def step_triton(
-    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+    rule: UpdateRule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
 ) -> list[Number]:
     """`step_reference` of every parameter, in place; see there. Never waits for the device.
 
@@ -100,7 +100,7 @@ def step_triton(
     return sums
 
 
-def _check(rule: Rule, tensors: StepTensors) -> None:
+def _check(rule: UpdateRule, tensors: StepTensors) -> None:
     """The last look before addresses leave: a program reads as far as its parameter is long."""
     for parameter, gradient, *moments in zip(
         tensors.parameters, tensors.gradients, *tensors.moments(), strict=True
@@ -119,7 +119,7 @@ def _check(rule: Rule, tensors: StepTensors) -> None:
 
 
 def _step(
-    rule: Rule, tensors: StepTensors, scalars: list[Scalars], rates: Rates
+    rule: UpdateRule, tensors: StepTensors, scalars: list[Scalars], rates: Rates
 ) -> Sequence[Number]:
     parameters = tensors.parameters
     device = parameters[0].device

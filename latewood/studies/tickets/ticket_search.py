@@ -20,7 +20,7 @@ from latewood.training.recipe import Recipe, check_sections, load_recipe
 
 __all__ = ["search_tickets"]
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+TrainingCall = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def search_tickets(
@@ -105,7 +105,7 @@ def search_tickets(
     _check(protocol, initial_logits, supermask_logits, baselines, seeds, jobs)
     _prepare(protocol.folder, overwrite)
 
-    first: list[Call] = [(_dense, (protocol, seed)) for seed in seeds]
+    first: list[TrainingCall] = [(_dense, (protocol, seed)) for seed in seeds]
     first += [(_continuous, (protocol, seed, s0)) for seed in seeds for s0 in initial_logits]
     if "supermask" in baselines:
         first += [(_supermask, (protocol, seed, s0)) for seed in seeds for s0 in supermask_logits]
@@ -122,7 +122,7 @@ def search_tickets(
             if isinstance(outcome[1], list)
             for ticket in outcome[1]
         ]
-        second: list[Call] = [
+        second: list[TrainingCall] = [
             (_matched, (protocol, seed, start[seed], ticket, name))
             for seed, ticket in tickets
             for name in matched
@@ -187,7 +187,7 @@ def _alone(
         return pruning_strategies.iterative(trainer, start, name, **ALONE[name]), None
 
 
-def _run(calls: Sequence[Call], jobs: int, advance: Callable[..., None]) -> list[Any]:
+def _run(calls: Sequence[TrainingCall], jobs: int, advance: Callable[..., None]) -> list[Any]:
     """What the calls return, in their order."""
     results: Iterable[Any]
     if jobs == 1:
