@@ -1,10 +1,10 @@
-# One screen: make demo, make test, make lint, make bench. Each builds what it needs.
+# One screen: make demo, make test, make lint, make bench, make docs. Each builds what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench native clean
+.PHONY: demo test lint bench docs native clean
 demo: $(READY)
 	$(BIN)/latewood demo
 
@@ -19,13 +19,16 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo build/site/index.html
+
 native: $(READY)
 	$(BIN)/pip install -q --no-deps --no-build-isolation -c constraints.txt -e .
 
 # The build tools come first, so that the native kernels compile against pinned versions.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(BIN)/pip install -q -c constraints.txt scikit-build-core hatch-fancy-pypi-readme nanobind cmake ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 

@@ -1,7 +1,8 @@
-"""Interleaved timing: every candidate runs once per round, so that drift hits all of them alike."""
+"""Times of candidates that take turns, so that drift hits all alike, and tables of them."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from latewood.core.timing import least_times
+
 __all__ = ["describe_machine", "interleaved_minima", "print_table"]
 
 
@@ -17,29 +20,30 @@ def interleaved_minima(
     candidates: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 15,
-    warm_up: int = 2,
+    turn_seconds: float = 2e-4,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The least time of each candidate over rounds in which all of them take turns.
+    """The least time of each candidate over turns that they take (``core.timing.least_times``).
 
     Args:
-        candidates: what to time, by name; each call does one unit of work.
-        rounds: how often every candidate is timed.
-        warm_up: rounds before the timing starts.
+        candidates: what to time, by name; each call does one unit of work on the CPU.
+        rounds: turns in a row without a candidate becoming faster, after which they end.
+        turn_seconds: a turn repeats a candidate for about this long.
         clock: wall-clock time, or ``time.process_time`` for work on one thread beside others.
 
     Returns:
         Seconds by name.
     """
-    best = dict.fromkeys(candidates, float("inf"))
-    for turn in range(warm_up + rounds):
-        for name, run in candidates.items():
-            start = clock()
-            run()
-            elapsed = clock() - start
-            if turn >= warm_up:
-                best[name] = min(best[name], elapsed)
-    return best
+    times = least_times(
+        candidates,
+        torch.device("cpu"),
+        steady=rounds,
+        seconds=math.inf,
+        turn_seconds=turn_seconds,
+        clock=clock,
+        inference=torch.is_inference_mode_enabled(),
+    )
+    return {name: 1e-6 * time for name, time in times.items()}
 
 
 def describe_machine() -> str:

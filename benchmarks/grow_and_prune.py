@@ -13,10 +13,10 @@ import torch
 from benchmarks._timing import print_table
 from latewood.errors import WorkError
 from latewood.experiments.sparsity.flop_counted_training import (
-    Course,
+    TrainingSetting,
     build,
     dense_training_macs,
-    fit,
+    fit_and_count,
 )
 from latewood.experiments.sparsity.grow_and_prune_costs import (
     GROWN_EPOCHS,
@@ -26,16 +26,16 @@ from latewood.experiments.sparsity.grow_and_prune_costs import (
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import images
 from latewood.experiments.sparsity.train_prune_finetune import (
-    Outcome,
+    ScoreAndCost,
     narrow_from_scratch,
-    outcome,
+    score_and_cost,
     size,
     train_prune_finetune,
 )
 
 EPOCHS = 60
 
-Way = Callable[[int], Outcome]
+Way = Callable[[int], ScoreAndCost]
 
 
 def main(arguments: list[str]) -> None:
@@ -55,17 +55,17 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(before)
 
 
-def _print(course: Course, seeds: range) -> None:
+def _print(setting: TrainingSetting, seeds: range) -> None:
     rows = []
-    for name, way in _ways(course).items():
+    for name, way in _ways(setting).items():
         try:
             timed = [_timed(way, seed) for seed in seeds]
         except WorkError as error:
             print(f"{name}: {error}")
             continue
-        rows.append([name, *_cells(course, timed)])
+        rows.append([name, *_cells(setting, timed)])
     print_table(
-        f"Digits, 1-32-64-64, {len(seeds)} seeds, {course.epochs} epochs dense",
+        f"Digits, 1-32-64-64, {len(seeds)} seeds, {setting.epochs} epochs dense",
         [
             "network",
             "accuracy %",
@@ -78,56 +78,61 @@ def _print(course: Course, seeds: range) -> None:
     )
 
 
-def _ways(course: Course) -> dict[str, Way]:
-    ways: dict[str, Way] = {"dense": partial(_dense, course)}
+def _ways(setting: TrainingSetting) -> dict[str, Way]:
+    ways: dict[str, Way] = {"dense": partial(_dense, setting)}
     for name, keep in KEPT.items():
         grown_for, narrow_for = (
-            max(1, round(table["cpu"][name] * course.epochs / EPOCHS))
-            for table in (GROWN_EPOCHS, NARROW_EPOCHS)
+            max(1, round(epochs["cpu"][name] * setting.epochs / EPOCHS))
+            for epochs in (GROWN_EPOCHS, NARROW_EPOCHS)
         )
         options: dict[str, Any] = {"keep": keep, "measure": "macs"}
 
-        def pruned(seed: int, options: dict[str, Any] = options) -> Outcome:
-            return train_prune_finetune(course, seed=seed, **options)
+        def pruned(seed: int, options: dict[str, Any] = options) -> ScoreAndCost:
+            return train_prune_finetune(setting, seed=seed, **options)
 
-        def grown(seed: int, options: dict[str, Any] = options, epochs: int = grown_for) -> Outcome:
-            return grow(course, epochs=epochs, seed=seed, **options)
+        def grown(
+            seed: int, options: dict[str, Any] = options, epochs: int = grown_for
+        ) -> ScoreAndCost:
+            return grow(setting, epochs=epochs, seed=seed, **options)
 
         def narrow(
             seed: int, options: dict[str, Any] = options, epochs: int = narrow_for
-        ) -> Outcome:
-            return narrow_from_scratch(course, epochs=epochs, seed=seed, **options)
+        ) -> ScoreAndCost:
+            return narrow_from_scratch(setting, epochs=epochs, seed=seed, **options)
 
         ways |= {
-            f"{name}, Torch-Pruning, {course.epochs // 2} + {course.epochs // 2} epochs": pruned,
+            f"{name}, Torch-Pruning, {setting.epochs // 2} + {setting.epochs // 2} epochs": pruned,
             f"{name}, grown, {grown_for} epochs": grown,
             f"{name}, narrow from the start, {narrow_for} epochs": narrow,
         }
     return ways
 
 
-def _dense(course: Course, seed: int) -> Outcome:
-    model = build(course, seed)
-    return outcome(course, model, fit(course, model, epochs=course.epochs, seed=seed))
+def _dense(setting: TrainingSetting, seed: int) -> ScoreAndCost:
+    model = build(setting, seed)
+    return score_and_cost(
+        setting, model, fit_and_count(setting, model, epochs=setting.epochs, seed=seed)
+    )
 
 
-def _timed(way: Way, seed: int) -> tuple[Outcome, float]:
+def _timed(way: Way, seed: int) -> tuple[ScoreAndCost, float]:
     start = time.process_time()
     result = way(seed)
     return result, time.process_time() - start
 
 
-def _cells(course: Course, timed: list[tuple[Outcome, float]]) -> list[str]:
-    runs = [run for run, _ in timed]
-    full = build(course, 0)
-    spread = f" ± {100 * stdev(run.score for run in runs):.2f}" if len(runs) > 1 else ""
+def _cells(setting: TrainingSetting, timed: list[tuple[ScoreAndCost, float]]) -> list[str]:
+    results = [result for result, _ in timed]
+    scores = [100 * result.score for result in results]
+    full = build(setting, 0)
+    spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
     fractions = (
-        mean(run.parameters for run in runs) / size(course, full, "parameters"),
-        mean(run.macs for run in runs) / size(course, full, "macs"),
-        mean(run.training_macs for run in runs) / dense_training_macs(course),
+        mean(result.parameters for result in results) / size(setting, full, "parameters"),
+        mean(result.macs for result in results) / size(setting, full, "macs"),
+        mean(result.training_macs for result in results) / dense_training_macs(setting),
     )
     return [
-        f"{100 * mean(run.score for run in runs):.2f}{spread}",
+        f"{mean(scores):.2f}{spread}",
         *(f"{100 * fraction:.1f}" for fraction in fractions),
         f"{mean(seconds for _, seconds in timed):.1f}",
     ]

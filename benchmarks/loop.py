@@ -14,16 +14,15 @@ import torch.nn.functional as F
 
 from benchmarks._timing import interleaved_minima, print_table
 from latewood.models import convnet, resnet20
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import Classification, Task, TensorDataset
 from latewood.tasks.digits import digits
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
 from latewood.training.loop import train_steps
 from latewood.training.observers import observers
 from latewood.training.processes import processes
 from latewood.training.recipe import Recipe, parse_recipe
 from latewood.training.run_folder import RunFolder
-from latewood.training.session import Session, open_session
+from latewood.training.session import Session
+from latewood.training.session_builder import open_session
 
 __all__ = ["main"]
 

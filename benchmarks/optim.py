@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks._timing import interleaved_minima, print_table
-from latewood.kernels.optim import rate_sums
+from latewood.kernels.optimizers import rate_sums
+from latewood.models import resnet34
 from latewood.optim import CSGD, AdaBound, AMSBound, AvaGrad, DelayedAdam
+
+__all__ = ["main"]
 
 
 def main(arguments: list[str]) -> None:
@@ -31,20 +34,6 @@ def main(arguments: list[str]) -> None:
         _print_steps(rounds)
     _print_accuracy()
     torch.set_num_threads(before)
-
-
-def resnet34_shapes() -> list[tuple[int, ...]]:
-    """Shapes of the 110 parameters of a ResNet-34 for ImageNet, 21,797,672 values."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    before = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for _ in range(blocks):
-            shapes += [(width, before, 3, 3), (width,), (width,)]
-            shapes += [(width, width, 3, 3), (width,), (width,)]
-            if before != width:
-                shapes += [(width, before, 1, 1), (width,), (width,)]
-            before = width
-    return [*shapes, (1000, 512), (1000,)]
 
 
 def _print_steps(rounds: int) -> None:
@@ -101,11 +90,14 @@ def _candidates() -> Iterator[tuple[str, Callable[[list[Parameter]], torch.optim
 
 
 def _parameters() -> list[Parameter]:
+    """Random parameters and gradients of a ResNet-34 for ImageNet: 110 tensors."""
+    with torch.device("meta"):
+        network = resnet34(num_classes=1000, stem="imagenet")
     generator = torch.Generator().manual_seed(0)
     parameters = []
-    for shape in resnet34_shapes():
-        parameter = Parameter(0.05 * torch.randn(shape, generator=generator))
-        parameter.grad = 0.01 * torch.randn(shape, generator=generator)
+    for weight in network.parameters():
+        parameter = Parameter(0.05 * torch.randn(weight.shape, generator=generator))
+        parameter.grad = 0.01 * torch.randn(weight.shape, generator=generator)
         parameters.append(parameter)
     return parameters
 

@@ -134,17 +134,10 @@ def _row(model: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
 def _minima(forms: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
     """Several calls a turn: with one, a form is charged for what the others left in the cache."""
     with torch.inference_mode():
-        once = interleaved_minima(forms, rounds=2)
-        calls = {name: max(1, round(TURN_SECONDS / seconds)) for name, seconds in once.items()}
-
-        def several(name: str) -> None:
-            for _ in range(calls[name]):
-                forms[name]()
-
-        turns: dict[str, Callable[[], None]] = {name: partial(several, name) for name in forms}
         # The thread's own time, since the machine may have other work.
-        minima = interleaved_minima(turns, rounds=rounds, clock=time.thread_time)
-    return {name: minima[name] / calls[name] for name in forms}
+        return interleaved_minima(
+            forms, rounds=rounds, turn_seconds=TURN_SECONDS, clock=time.thread_time
+        )
 
 
 def _linear() -> tuple[nn.Module, Tensor]:

@@ -17,6 +17,8 @@ from latewood.kernels.masked_weight import mask_sum, masked_weight
 from latewood.models import resnet20
 from latewood.sparsity import ContinuousSparsification
 
+__all__ = ["main"]
+
 BATCH = 128
 FORMS = ("native", "reference")
 RESNET_20, BEYOND_CACHE = 270_000, 1 << 22
@@ -61,7 +63,7 @@ def _print_parts(rounds: int) -> None:
         plain = torch.optim.SGD(_with_gradients(model), lr=0.0, momentum=0.9, nesterov=True)
         method = ContinuousSparsification(model, total_steps=1000)
         both = torch.optim.SGD(_with_gradients(model), lr=0.0, momentum=0.9, nesterov=True)
-        layers = [each for each in model.modules() if isinstance(each, nn.Conv2d)]
+        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         gradients = [torch.randn_like(layer.weight) for layer in layers]
 
         def masks(layers: list[nn.Conv2d] = layers, gradients: list[Tensor] = gradients) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks._timing import interleaved_minima, print_table
 from latewood.models import convnet, resnet20
-from latewood.tasks.data import Batch, Normalise, TensorDataset, batches
+from latewood.tasks import Batch, Normalise, TensorDataset, batches
 from latewood.tasks.data.augmentation import CropAndFlip
+
+__all__ = ["main"]
 
 BATCH = 128
 

@@ -7,6 +7,25 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers and the reference of the API see of what loads on first use
+    from latewood import (
+        core,
+        experiments,
+        kernels,
+        models,
+        optim,
+        recipes,
+        report,
+        segmentation,
+        slim,
+        sparsity,
+        spectra,
+        studies,
+        tasks,
+        training,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +34,7 @@ __all__ = [
     "kernels",
     "models",
     "optim",
+    "recipes",
     "report",
     "segmentation",
     "slim",

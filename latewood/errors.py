@@ -1,6 +1,17 @@
 """The errors that tell a user what was wrong with a request and what failed in the work."""
 
-__all__ = ["Interrupted", "LatewoodError", "RequestError", "WorkError", "invalid"]
+import difflib
+from collections.abc import Collection, Iterable
+
+__all__ = [
+    "Interrupted",
+    "LatewoodError",
+    "RequestError",
+    "WorkError",
+    "invalid",
+    "listed",
+    "nearest",
+]
 
 
 class LatewoodError(Exception):
@@ -28,3 +39,22 @@ def invalid(argument: str, value: object, expected: str) -> RequestError:
         expected: what would be accepted, in words.
     """
     return RequestError(f"{argument}: got {value!r}; expected {expected}")
+
+
+def nearest(key: str, allowed: Collection[str]) -> str:
+    """The clause that suggests the allowed key closest to ``key``; empty if none is close."""
+    close = difflib.get_close_matches(key, list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Names for a message: the first of them, and how many more there are.
+
+    Args:
+        names: in the order to show them.
+        most: how many are shown.
+    """
+    everything = list(names)
+    shown = ", ".join(everything[:most])
+    hidden = len(everything) - most
+    return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -196,8 +196,10 @@ def test_inspect(
         {"state_dict": {"module.w": torch.eye(3), "module.b": torch.ones(3)}}, tmp_path / "a.pt"
     )
     save_file({"v": torch.ones(2, 4)}, tmp_path / "b.safetensors")
-    words = ("--csv", "t.csv", "--json", "t.json", "--parquet", "t.parquet")
-    lines = succeeds("inspect", "a.pt", "b.safetensors", *words).splitlines()
+    for ending in ("csv", "json", "parquet"):
+        shown = succeeds("inspect", "a.pt", "b.safetensors", "--table", f"t.{ending}")
+        assert shown.endswith(f"table: t.{ending}\n")
+    lines = shown.splitlines()
     assert lines[0] == "a.pt"
     assert lines[2].split()[:4] == ["w", "3x3", "3", "1"]
     rows = json.loads((tmp_path / "t.json").read_text())
@@ -215,14 +217,26 @@ def test_reproduce(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = latewood("reproduce", "continuous-sparsification", "--out", "r", "--claims", "c.md")
+    done = latewood("reproduce", "ticket-search", "--out", "r", "--claims", "c.md")
     assert done.returncode == 0, done.stderr
     assert "pruning-in-one-run" in done.stdout
     page = (tmp_path / "c.md").read_text()
-    assert "`latewood reproduce continuous-sparsification --scale quick`" in page
+    assert "`latewood reproduce ticket-search --scale quick`" in page
     monkeypatch.chdir(tmp_path)
     assert succeeds("reproduce", "--no-run", "--out", "r", "--claims", "d.md") == "claims: d.md\n"
     assert (tmp_path / "d.md").read_text() == page.replace("c.md", "d.md")
+
+
+def test_a_shipped_recipe_is_trained_by_its_name(
+    succeeds: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "digits-mlp" in succeeds("recipes")
+    small = ("--set", "epochs=1", "model.hidden=[8]")
+    assert "runs/digits-mlp/report.html" in succeeds("train", "digits-mlp", *small)
+    assert "folder" not in (tmp_path / "runs" / "digits-mlp" / "recipe.toml").read_text()
+    succeeds("sweep", "digits-mlp", *small, "--grid", "seed=0", "--jobs", "1")
+    assert (tmp_path / "runs" / "digits-mlp-sweep" / "sweep.html").is_file()
 
 
 def test_help_and_version_do_not_load_torch() -> None:
@@ -253,20 +267,26 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", "RECIPE: missing"),
         ("train --resume run --overwrite", "--overwrite"),
         ("train missing.toml", "missing.toml: cannot be read"),
+        ("train digit-convnet", "did you mean 'digits-convnet'?"),
         ("train --resume missing", "expected the folder of a run"),
         ("sweep missing.toml --grid seed=0", "missing.toml: cannot be read"),
         ("sweep missing.toml --grid seed", "--grid"),
         ("sweep missing.toml --list missing.txt", "missing.txt"),
         ("sweep missing.toml --backend slurm", '"loky", "ray", "dask"'),
         ("tickets", "RECIPE"),
+        ("sweep digits --grid seed=0", "latewood recipes"),
         ("tickets missing.toml", "missing.toml: cannot be read"),
+        ("tickets digitsmlp", "did you mean 'digits-mlp'?"),
         ("tickets missing.toml --rounds x", "--rounds"),
         ("slim", "RUN"),
         ("slim missing", "does not exist"),
         ("slim . --mode masked", '"auto", "slim", "csr", "dense"'),
         ("inspect", "FILES"),
         ("inspect missing.pt", "missing.pt"),
-        ("inspect missing.pt --csv table.txt", "a name ending in .csv"),
+        ("inspect missing.pt --table all.txt", "ends in one of .csv, .json, .parquet"),
+        ("inspect missing.pt --table none/all.csv", "a file in a folder there is"),
+        ("spectra missing --table all", "--table: got 'all'; expected a name that ends in one of"),
+        ("connect missing missing --table all.xlsx", "--table: got 'all.xlsx'"),
         ("report missing", "missing"),
         ("reproduce nothing", "expected one of"),
         ("reproduce --scale huge", '"quick", "cpu", "full"'),

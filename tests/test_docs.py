@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+import latewood
 from latewood.training import Recipe, components
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,13 @@ def test_relative_links_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("room", sorted({*latewood.__all__, "errors"} - {"kernels"}))
+def test_every_room_has_a_page_of_its_names(room: str) -> None:
+    page = ROOT / "docs" / "api" / f"{room}.md"
+    assert page.read_text(encoding="utf-8") == f"::: latewood.{room}\n"
+    assert f"- latewood.{room}: api/{room}.md\n" in (ROOT / "mkdocs.yml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", components.REGISTRIES)

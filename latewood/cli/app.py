@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from cyclopts import App, Parameter
 
 from latewood import __version__
-from latewood.errors import RequestError
+from latewood.errors import invalid
 
-__all__ = ["Flag", "Many", "app", "require_endings"]
+__all__ = ["Flag", "Many", "app", "require_table"]
 
 
 Many = Parameter(consume_multiple=True, negative=(), show_default=False)
@@ -27,14 +26,13 @@ app = App(
 )
 
 
-def require_endings(paths: Mapping[str, Path | None]) -> None:
-    """Refuses files that could not be written in the end, before any work is done for them."""
-    for ending, path in paths.items():
-        if path is None:
-            continue
-        if path.suffix != ending:
-            raise RequestError(f"--{ending[1:]}: got '{path}'; expected a name ending in {ending}")
-        if not path.parent.is_dir():
-            raise RequestError(
-                f"--{ending[1:]}: got '{path}'; expected a file in a folder there is"
-            )
+def require_table(path: Path | None) -> None:
+    """Refuses a table that could not be written in the end, before any work is done for it."""
+    if path is None:
+        return
+    from latewood.terminal.tables import FORMATS
+
+    if path.suffix not in FORMATS:
+        raise invalid("--table", str(path), f"a name that ends in one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir() or path.is_dir():
+        raise invalid("--table", str(path), "a file in a folder there is")

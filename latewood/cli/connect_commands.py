@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from latewood.cli.app import Flag, Many, app, require_endings
+from latewood.cli.app import Flag, Many, app, require_table
 
 
 @app.command
@@ -44,8 +44,11 @@ def branch(
 
     apart = f"-perturbed-{perturb:g}" if perturb else ""
     folder = out or run / "branches" / f"step-{at}{apart}"
-    done = branch_run(RunFolder(run), at, seeds=seeds, folder=folder, perturb=perturb)
-    rows = [{"branch": each.folder.name, **each.summary["readings"]["trained"]} for each in done]
+    results = branch_run(RunFolder(run), at, seeds=seeds, folder=folder, perturb=perturb)
+    rows = [
+        {"branch": result.folder.name, **result.summary["evaluations"]["trained"]}
+        for result in results
+    ]
     print_table(rows, title=f"Branches of {run} from step {at}")
     print(f"branches: {folder}")
 
@@ -62,9 +65,7 @@ def connect(
     truncate: float | None = None,
     samples: int | None = None,
     out: Path | None = None,
-    csv: Path | None = None,
-    json: Path | None = None,
-    parquet: Path | None = None,
+    table: Path | None = None,
 ) -> None:
     """Walk the straight line between two trained networks: losses, barriers, agreement.
 
@@ -77,7 +78,8 @@ def connect(
     second
         Likewise.
     recipe
-        The recipe of the model and its data; not needed if one of the two belongs to a run.
+        The recipe of the model and its data, a TOML file or a name that latewood recipes lists; not
+        needed if one of the two belongs to a run.
     points
         Points on the line, both ends included.
     permute
@@ -88,22 +90,18 @@ def connect(
         Score only so many training and validation samples; all if not given.
     out
         Also write a page with the curves and agreements.
-    csv
+    table
         Also write everything to this file, as one long table.
-    json
-        Also write everything to this file, as one long table.
-    parquet
-        Also write everything to this file, as one long table.
+        Its ending says how: .csv, .json or .parquet.
     """
-    endings = {".csv": csv, ".json": json, ".parquet": parquet}
-    require_endings(endings)
+    require_table(table)
 
     from latewood.studies.connectivity.connecting import connect_files
     from latewood.studies.connectivity.connectivity_page import write_connection_page
     from latewood.terminal.tables import print_table, write_table
     from latewood.training.recipe import load_recipe
 
-    found = connect_files(
+    connected = connect_files(
         first,
         second,
         recipe=None if recipe is None else load_recipe(recipe),
@@ -112,11 +110,10 @@ def connect(
         truncate=truncate,
         samples=samples,
     )
-    print_table(found.path_rows(), title=f"From {first} to {second}")
-    print_table(found.barrier_rows(), title="Barriers")
-    print_table(found.agreement_rows(), title="Agreement of singular vectors")
+    print_table(connected.path_rows(), title=f"From {first} to {second}")
+    print_table(connected.barrier_rows(), title="Barriers")
+    print_table(connected.agreement_rows(), title="Agreement of singular vectors")
     if out is not None:
-        print(f"page: {write_connection_page(found, out)}")
-    for path in endings.values():
-        if path is not None:
-            print(f"table: {write_table(found.rows(), path)}")
+        print(f"page: {write_connection_page(connected, out)}")
+    if table is not None:
+        print(f"table: {write_table(connected.rows(), table)}")

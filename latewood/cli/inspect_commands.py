@@ -1,4 +1,4 @@
-"""Commands that look at what is on disk: inspect, spectra, segment and report."""
+"""Commands that look at what is on disk: recipes, inspect, spectra, segment and report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from latewood.cli.app import Flag, app, require_endings
+from latewood.cli.app import Flag, app, require_table
 from latewood.errors import RequestError, WorkError
+
+
+@app.command
+def recipes() -> None:
+    """List the recipes that ship with the package; train, sweep and tickets take their names."""
+    from latewood.recipes import shipped_recipes
+    from latewood.terminal.tables import print_table
+
+    rows = [
+        {"recipe": recipe.name, "task": recipe.task, "model": recipe.model, "about": recipe.about}
+        for recipe in shipped_recipes()
+    ]
+    print_table(rows)
 
 
 @app.command
@@ -20,9 +33,7 @@ def inspect(
     split: Literal["fused", "qkv"] = "fused",
     conv: Literal["flatten", "taps"] = "flatten",
     lora: Literal["factors", "product"] = "factors",
-    csv: Path | None = None,
-    json: Path | None = None,
-    parquet: Path | None = None,
+    table: Path | None = None,
 ) -> None:
     """Show the spectra of any checkpoint's weight matrices, without the code that made it.
 
@@ -36,15 +47,11 @@ def inspect(
         Kernels as one matrix each, or as one matrix per tap.
     lora
         Low-rank adapters as their two factors, or as what they add to a weight, without its scale.
-    csv
+    table
         Also write the table to this file.
-    json
-        Also write the table to this file.
-    parquet
-        Also write the table to this file.
+        Its ending says how: .csv, .json or .parquet.
     """
-    endings = {".csv": csv, ".json": json, ".parquet": parquet}
-    require_endings(endings)
+    require_table(table)
 
     from latewood.studies.inspection import inspect_checkpoint
     from latewood.terminal.progress import track
@@ -52,12 +59,11 @@ def inspect(
 
     rows = []
     for file in files:
-        found = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
-        print_table(found, title=str(file))
-        rows += [{"file": str(file), **row} for row in found]
-    for path in endings.values():
-        if path is not None:
-            print(f"table: {write_table(rows, path)}")
+        spectra_rows = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
+        print_table(spectra_rows, title=str(file))
+        rows += [{"file": str(file), **row} for row in spectra_rows]
+    if table is not None:
+        print(f"table: {write_table(rows, table)}")
 
 
 @app.command
@@ -68,9 +74,7 @@ def spectra(
     reference: str = "final",
     against: Path | None = None,
     out: Path | None = None,
-    csv: Path | None = None,
-    json: Path | None = None,
-    parquet: Path | None = None,
+    table: Path | None = None,
 ) -> None:
     """Show when the singular vectors of a run's weights took their direction, and draw it.
 
@@ -86,15 +90,11 @@ def spectra(
         Compare with the snapshots of this run instead.
     out
         The page; agreement.html in the run's folder if not given.
-    csv
+    table
         Also write every single agreement to this file.
-    json
-        Also write every single agreement to this file.
-    parquet
-        Also write every single agreement to this file.
+        Its ending says how: .csv, .json or .parquet.
     """
-    endings = {".csv": csv, ".json": json, ".parquet": parquet}
-    require_endings(endings)
+    require_table(table)
 
     from latewood.studies.agreement_page import (
         agreement_rows,
@@ -106,15 +106,14 @@ def spectra(
     from latewood.training.run_folder import RunFolder
 
     folder, other = RunFolder(run), None if against is None else RunFolder(against)
-    found = run_agreement(folder, reference, against=other)
+    agreement = run_agreement(folder, reference, against=other)
     about = f"step {reference}" if reference.isdecimal() else f"the {reference} snapshot"
     if other is not None:
         about += f" of {other.name}"
-    print_table(score_rows(found), title=f"Agreement with {about}")
-    print(f"page: {write_agreement_page(folder, found, out or run / 'agreement.html', about)}")
-    for path in endings.values():
-        if path is not None:
-            print(f"table: {write_table(agreement_rows(found), path)}")
+    print_table(score_rows(agreement), title=f"Agreement with {about}")
+    print(f"page: {write_agreement_page(folder, agreement, out or run / 'agreement.html', about)}")
+    if table is not None:
+        print(f"table: {write_table(agreement_rows(agreement), table)}")
 
 
 @app.command

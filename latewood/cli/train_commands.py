@@ -56,12 +56,13 @@ def train(
 ) -> None:
     """Train what a recipe describes, or go on with a run that was stopped.
 
-    Several processes: accelerate launch -m latewood train RECIPE.toml, or torchrun.
+    Several processes: accelerate launch -m latewood train RECIPE, or torchrun.
 
     Parameters
     ----------
     recipe
-        The recipe, a TOML file. Not needed with --resume: a run keeps its recipe.
+        A TOML file, or a name that latewood recipes lists. Not needed with --resume: a run keeps
+        its recipe.
     set
         key=value: change the recipe, for example optimizer.lr=0.1. May be repeated.
     resume
@@ -77,10 +78,10 @@ def train(
         raise RequestError("RECIPE: missing; expected a recipe, or --resume with a run's folder")
 
     from latewood.report import write_report
-    from latewood.report.summary_table import outcome
+    from latewood.report.summary_table import summary_rows
     from latewood.terminal.tables import print_table
-    from latewood.training.loop import train as run_training
     from latewood.training.recipe import load_recipe
+    from latewood.training.run import train as run_training
     from latewood.training.run_folder import RunFolder
 
     folder = resume or out or Path("runs") / (recipe or Path()).stem
@@ -95,7 +96,7 @@ def train(
     ).folder
     if os.environ.get("RANK", "0") == "0":
         columns = ("", run.name)
-        print_table(outcome({run.name: run}), columns=columns, right=columns[1:])
+        print_table(summary_rows({run.name: run}), columns=columns, right=columns[1:])
         print(f"report: {write_report([run], run.report_path)}")
 
 
@@ -118,7 +119,7 @@ def sweep(
     Parameters
     ----------
     recipe
-        The recipe, a TOML file.
+        A TOML file, or a name that latewood recipes lists.
     grid
         key=a,b,c: the values of one key. With several keys, all combinations are run.
     list
@@ -187,7 +188,8 @@ def tickets(
     Parameters
     ----------
     recipe
-        The recipe of one training, a TOML file without methods.
+        The recipe of one training, without methods: a TOML file, or a name that latewood recipes
+        lists.
     logits
         Initial logits of continuous sparsification, one search each; lower is sparser.
     rounds

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from latewood.core.modes import evaluated, unfused
+from latewood.core.devices import on_device
+from latewood.core.modes import undisturbed, unfused
 
-__all__ = ["device_of", "macs", "on_device", "undisturbed"]
+__all__ = ["macs"]
 
 
 def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
@@ -28,38 +27,14 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
             ``register_flop_formula``.
         example_inputs: the arguments of the forward pass; batch size 1 gives MACs per sample.
     """
+    # Not before it is needed: it imports Triton where that is installed, more than a second.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
     # The fused attention of evaluation mode is one operator without a formula.
     with undisturbed(model), unfused(), counter:
         model(*on_device(model, example_inputs))
     return int(counter.get_total_flops()) // 2
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random generators are put back afterwards."""
-    device = device_of(model)
-    with (
-        evaluated(model),
-        torch.no_grad(),
-        torch.random.fork_rng(
-            devices=[] if device.type in ("cpu", "meta") else [device],
-            device_type="cuda" if device.type in ("cpu", "meta") else device.type,
-        ),
-    ):
-        yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter is; the CPU for a model without parameters."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def on_device(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs on the model's device."""
-    device = device_of(model)
-    return [each.to(device) for each in inputs]
 
 
 def _lstm_cpu(inputs: Sequence[int], *shapes: Any, **_: Any) -> int:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from latewood.core.macs import device_of, macs, on_device, undisturbed
+from latewood.core.devices import device_of, on_device
+from latewood.core.macs import macs
+from latewood.core.modes import undisturbed
 from latewood.core.selection import select_parameters
+from latewood.core.threads import threads
+from latewood.core.timing import least_times
 from latewood.core.transforms import transformations
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError
 
 __all__ = [
     "bits",
     "density",
     "file_bytes",
     "latency_ms",
-    "macs",
     "measure",
     "nonzero_count",
     "parameter_count",
 ]
-
-_WARM_UP = 3
-_FEWEST_REPEATS = 3
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -53,7 +52,7 @@ def nonzero_count(model: nn.Module) -> int:
 
 
 def density(model: nn.Module) -> float:
-    """Share of weights that are not zero, over the weight matrices of all layers.
+    """Fraction of weights that are not zero, over the weight matrices of all layers.
 
     Biases, norms and embeddings do not count; see ``select_parameters``.
 
@@ -64,9 +63,7 @@ def density(model: nn.Module) -> float:
         A number in [0, 1]; 1 for a model without weight matrices.
     """
     with undisturbed(model):
-        weights = [tensor for tensor, _ in _weights(model)]
-        total = sum(weight.numel() for weight in weights)
-        return sum(int(weight.count_nonzero()) for weight in weights) / total if total else 1.0
+        return _Weights.of(model).density
 
 
 def bits(model: nn.Module) -> float:
@@ -83,56 +80,26 @@ def bits(model: nn.Module) -> float:
         Bits per weight; 0 for a model without weight matrices.
     """
     with undisturbed(model):
-        weights = _weights(model)
-        total = sum(weight.numel() for weight, _ in weights)
-        return sum(_stored_bits(*weight) for weight in weights) / total if total else 0.0
+        return _Weights.of(model).bits
 
 
 def latency_ms(
-    model: nn.Module,
-    example_inputs: Sequence[Tensor],
-    *,
-    repeats: int = 20,
-    seconds: float = 2.0,
+    model: nn.Module, example_inputs: Sequence[Tensor], *, seconds: float = 2.0
 ) -> float:
-    """Median time of one forward pass on the given batch, in milliseconds.
+    """Least time of one forward pass on the given batch, in milliseconds (``core.timing``).
 
     On the CPU: processor time of one thread, which other work on the machine hardly disturbs. On
-    an accelerator: elapsed time until it is done. Evaluation and inference mode, after three
-    passes that do not count.
+    an accelerator: elapsed time until it is done. Evaluation and inference mode.
 
     Args:
         model: any module.
         example_inputs: the arguments of the forward pass; a task's examples have batch size 1.
-        repeats: passes that count.
-        seconds: stop after this long, but not before three passes have counted.
-
-    Raises:
-        RequestError: ``repeats`` is below 1.
+        seconds: stop after about this long, but not before four turns.
     """
-    if repeats < 1:
-        raise invalid("repeats", repeats, "1 or more")
-    inputs = on_device(model, example_inputs)
-    clock, wait = _clock(device_of(model))
-    threads = torch.get_num_threads()
-    times: list[float] = []
-    try:
-        torch.set_num_threads(1)
-        with undisturbed(model), torch.inference_mode():
-            for _ in range(_WARM_UP):
-                model(*inputs)
-            end = time.monotonic() + seconds
-            while len(times) < repeats:
-                wait()
-                start = clock()
-                model(*inputs)
-                wait()
-                times.append(clock() - start)
-                if time.monotonic() > end and len(times) >= _FEWEST_REPEATS:
-                    break
-    finally:
-        torch.set_num_threads(threads)
-    return 1e3 * statistics.median(times)
+    forward = partial(model, *on_device(model, example_inputs))
+    with threads(1), undisturbed(model):
+        times = least_times({"forward": forward}, device_of(model), seconds=seconds)
+    return times["forward"] / 1e3
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -141,11 +108,11 @@ def file_bytes(model: nn.Module) -> int:
     Args:
         model: any module; tensors tied between layers are stored once.
     """
-    kept: dict[int, tuple[str, Tensor]] = {}
+    stored: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
-            kept.setdefault(id(tensor), (name, tensor.detach().contiguous()))
-    return len(safetensors.torch.save(dict(kept.values())))
+            stored.setdefault(id(tensor), (name, tensor.detach().contiguous()))
+    return len(safetensors.torch.save(dict(stored.values())))
 
 
 def measure(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, float]:
@@ -158,15 +125,49 @@ def measure(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, flo
     Returns:
         "parameters", "nonzero", "density", "bits", "macs", "file_bytes" and "latency_ms".
     """
+    with undisturbed(model):
+        weights = _Weights.of(model)
     return {
         "parameters": float(parameter_count(model)),
         "nonzero": float(nonzero_count(model)),
-        "density": density(model),
-        "bits": bits(model),
+        "density": weights.density,
+        "bits": weights.bits,
         "macs": float(macs(model, example_inputs)),
         "file_bytes": float(file_bytes(model)),
         "latency_ms": latency_ms(model, example_inputs),
     }
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What the weight matrices of a model come to together."""
+
+    total: int
+    nonzero: int
+    stored_bits: float
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Weights:
+        try:
+            selected = select_parameters(model)
+        except RequestError:
+            selected = []
+        total, nonzero, stored_bits = 0, 0, 0.0
+        for matrix in selected:
+            weight = matrix.tensor
+            total += weight.numel()
+            nonzero += int(weight.count_nonzero())
+            attached = transformations(matrix.module, matrix.parameter_name)
+            stored_bits += _stored_bits(weight, attached)
+        return cls(total, nonzero, stored_bits)
+
+    @property
+    def density(self) -> float:
+        return self.nonzero / self.total if self.total else 1.0
+
+    @property
+    def bits(self) -> float:
+        return self.stored_bits / self.total if self.total else 0.0
 
 
 def _effective_parameters(model: nn.Module) -> Iterator[Tensor]:
@@ -186,23 +187,9 @@ def _effective_parameters(model: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _weights(model: nn.Module) -> list[tuple[Tensor, list[nn.Module]]]:
-    try:
-        selected = select_parameters(model)
-    except RequestError:
-        return []
-    return [(each.tensor, transformations(each.module, each.parameter_name)) for each in selected]
-
-
 def _stored_bits(weight: Tensor, attached: list[nn.Module]) -> float:
     for transformation in reversed(attached):
         stored_bits = getattr(transformation, "stored_bits", None)
         if callable(stored_bits):
             return float(stored_bits(weight))
     return float(weight.numel() * weight.element_size() * 8)
-
-
-def _clock(device: torch.device) -> tuple[Callable[[], float], Callable[[], None]]:
-    if device.type == "cpu":
-        return time.thread_time, lambda: None
-    return time.perf_counter, lambda: torch.accelerator.synchronize(device)

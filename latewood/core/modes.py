@@ -1,4 +1,4 @@
-"""Modes for a while: evaluation, and attention in single steps; all is put back afterwards."""
+"""Modes for a while: evaluation, no traces, attention in single steps; all is put back after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Final
 import torch
 from torch import nn
 
-__all__ = ["attributes_restored", "evaluated", "unfused"]
+from latewood.core.devices import device_of
+
+__all__ = ["attributes_restored", "evaluated", "undisturbed", "unfused"]
 
 _REGISTRIES: Final = frozenset(vars(nn.Module()))
 """What every module has: its parameters, buffers, submodules, hooks and mode."""
@@ -30,6 +32,25 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and random generators are put back afterwards.
+
+    Args:
+        model: any module.
+    """
+    device = device_of(model)
+    on_host = device.type in ("cpu", "meta")
+    with (
+        evaluated(model),
+        torch.no_grad(),
+        torch.random.fork_rng(
+            devices=[] if on_host else [device], device_type="cuda" if on_host else device.type
+        ),
+    ):
+        yield
 
 
 @contextmanager

@@ -12,10 +12,7 @@ __all__ = ["least_times"]
 
 _FEWEST: Final = 4
 _BETTER: Final = 0.99
-"""A form that takes less than this share of its least time until then has become faster."""
-_TURN_SECONDS: Final = 2e-4
-"""A turn repeats a form for about this long: with one short call, what another form left in the
-cache would be counted."""
+"""A form that takes less than this fraction of its least time until then has become faster."""
 _MOST_CALLS: Final = 50
 
 
@@ -25,6 +22,9 @@ def least_times(
     *,
     steady: int = 8,
     seconds: float = 0.5,
+    turn_seconds: float = 2e-4,
+    clock: Callable[[], float] | None = None,
+    inference: bool = True,
 ) -> dict[str, float]:
     """The least time of a call of each form, over turns that they take one after the other.
 
@@ -35,29 +35,35 @@ def least_times(
         device: where they run; work on an accelerator is waited for.
         steady: turns in a row without a form becoming faster, after which they end.
         seconds: stop after about this long, but not before each had four turns.
+        turn_seconds: a turn repeats a form for about this long, in up to 50 calls: with one short
+            call, what another form left in the cache would be counted.
+        clock: such as ``time.process_time``; None for the elapsed time, or on one thread of the
+            CPU that thread's own, which other work on the machine disturbs less.
+        inference: whether the forms run in torch's inference mode; False for training steps.
 
     Returns:
         Microseconds by name.
     """
-    # On one thread its own time counts, which other work on the machine disturbs less.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
+    if clock is None:
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else time.perf_counter
+    now = clock
 
     def turn(run: Callable[[], object], calls: int) -> float:
         _wait(device)
-        start = clock()
+        start = now()
         for _ in range(calls):
             run()
         _wait(device)
-        return (clock() - start) / calls
+        return (now() - start) / calls
 
     best = dict.fromkeys(forms, float("inf"))
-    with torch.inference_mode():
+    with torch.inference_mode(inference):
         # The first call of each only warms up: memory, and the choice of a kernel.
         once = {name: (turn(run, 1), turn(run, 1))[1] for name, run in forms.items()}
         calls = {
-            name: max(1, min(_MOST_CALLS, int(_TURN_SECONDS / max(each, 1e-9))))
-            for name, each in once.items()
+            name: max(1, min(_MOST_CALLS, int(turn_seconds / max(spent, 1e-9))))
+            for name, spent in once.items()
         }
         turns = since = 0
         end = time.monotonic() + seconds
@@ -69,7 +75,7 @@ def least_times(
                     since = 0
                 best[name] = min(best[name], spent)
             turns += 1
-    return {name: 1e6 * each for name, each in best.items()}
+    return {name: 1e6 * least for name, least in best.items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -4,18 +4,18 @@ A file registers its experiments when it is imported::
 
     register(Experiment("name", "Title", "Paper", run, claims=(Claim(...),)))
 
-``run(scale, bench)`` returns ``Results``; ``replicate`` runs a function once per seed.
+``run(scale, workspace)`` returns ``Results``; ``replicate`` runs a function once per seed.
 """
 
 from __future__ import annotations
 
 from latewood.experiments.registry import (
     SCALES,
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     experiments,
     register,
     replicate,
@@ -23,7 +23,7 @@ from latewood.experiments.registry import (
 
 __all__ = [
     "SCALES",
-    "Bench",
+    "Workspace",
     "Claim",
     "Experiment",
     "Results",

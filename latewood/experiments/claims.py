@@ -76,8 +76,8 @@ def _summary(grouped: Mapping[str, list[Record]], known: Mapping[str, Experiment
             if name not in known:
                 lines.append(f"| {_text(name)} (no longer there) | {record.scale} | - | - | - |")
                 continue
-            found = [verdict.holds for verdict in verdicts(known[name], record)]
-            counts = " | ".join(str(found.count(kind)) for kind in (True, False, None))
+            outcomes = [verdict.holds for verdict in verdicts(known[name], record)]
+            counts = " | ".join(str(outcomes.count(kind)) for kind in (True, False, None))
             lines.append(f"| [{_text(name)}](#{name}) | {record.scale} | {counts} |")
     missing = [name for name in known if name not in grouped]
     if missing:

@@ -16,7 +16,7 @@ from latewood.errors import invalid
 
 __all__ = [
     "SCALES",
-    "Bench",
+    "Workspace",
     "Claim",
     "Experiment",
     "Results",
@@ -122,7 +122,7 @@ class Claim:
             raise invalid("source", self.source, f"one of {labels}, then where it stands")
 
 
-class Bench:
+class Workspace:
     """Where an experiment works: a folder for what it keeps, and how it tells how far it is.
 
     Args:
@@ -146,8 +146,8 @@ class Bench:
 
     def track(self, items: Iterable[T], title: str) -> Iterator[T]:
         """Yields the items of a finite iterable, telling the user how far it is."""
-        found = list(items)
-        return self._track(found, title, len(found)) if self._track else iter(found)
+        listed = list(items)
+        return self._track(listed, title, len(listed)) if self._track else iter(listed)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Experiment:
         name: what ``latewood reproduce NAME`` calls it; lower case with hyphens.
         title: one line for people.
         paper: the paper in short, e.g. "Savarese et al. 2020, arXiv:1912.04427".
-        run: ``run(scale, bench) -> Results``.
+        run: ``run(scale, workspace) -> Results``.
         claims: what the results are checked against.
         scales: the scales that ``run`` accepts.
     """
@@ -166,7 +166,7 @@ class Experiment:
     name: str
     title: str
     paper: str
-    run: Callable[[Scale, Bench], Results]
+    run: Callable[[Scale, Workspace], Results]
     claims: tuple[Claim, ...]
     scales: tuple[Scale, ...] = SCALES
 
@@ -209,7 +209,7 @@ def experiments() -> dict[str, Experiment]:
 def replicate(
     measure: Callable[[int], Mapping[str, float]],
     seeds: Iterable[int],
-    bench: Bench,
+    workspace: Workspace,
     *,
     title: str = "seeds",
     settings: Mapping[str, Any] | None = None,
@@ -221,11 +221,11 @@ def replicate(
     """
     seeds = list(seeds)
     measurements: dict[str, list[float]] = {}
-    for done, seed in enumerate(bench.track(seeds, title)):
-        found = measure(seed)
-        if done and found.keys() != measurements.keys():
-            raise invalid("measure", sorted(found), f"the quantities {sorted(measurements)}")
-        for name, value in found.items():
+    for done, seed in enumerate(workspace.track(seeds, title)):
+        quantities = measure(seed)
+        if done and quantities.keys() != measurements.keys():
+            raise invalid("measure", sorted(quantities), f"the quantities {sorted(measurements)}")
+        for name, value in quantities.items():
             measurements.setdefault(name, []).append(float(value))
     return Results(measurements, {"seeds": seeds, **(settings or {})})
 

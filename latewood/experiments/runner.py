@@ -16,7 +16,7 @@ import torch
 
 import latewood
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid
-from latewood.experiments.registry import SCALES, Bench, Experiment, Results, Scale, experiments
+from latewood.experiments.registry import SCALES, Experiment, Results, Scale, Workspace, experiments
 from latewood.terminal.progress import Track
 
 __all__ = ["Record", "environment", "load_records", "run_experiment", "select", "verdicts"]
@@ -102,7 +102,7 @@ def run_experiment(
         experiment: what to run.
         scale: how large.
         folder: where the experiment may keep files: ``folder/work/EXPERIMENT.SCALE``.
-        track: shows progress; see ``Bench``.
+        track: shows progress; see ``Workspace``.
 
     Raises:
         RequestError: the experiment has no such scale, or its own arguments were refused.
@@ -110,11 +110,11 @@ def run_experiment(
     if scale not in experiment.scales:
         known = ", ".join(experiment.scales)
         raise invalid("scale", scale, f"one of {known} for the experiment {experiment.name}")
-    bench = Bench(folder / "work" / f"{experiment.name}.{scale}", track)
+    workspace = Workspace(folder / "work" / f"{experiment.name}.{scale}", track)
     start = time.monotonic()
     results, problem = None, ""
     try:
-        results = experiment.run(scale, bench)
+        results = experiment.run(scale, workspace)
     except RequestError:
         raise
     except (LatewoodError, ArithmeticError, OSError, RuntimeError) as error:
@@ -140,9 +140,11 @@ def load_records(folder: Path) -> list[Record]:
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            results = found.pop("results")
-            records.append(Record(results=None if results is None else Results(**results), **found))
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            results = fields.pop("results")
+            records.append(
+                Record(results=None if results is None else Results(**results), **fields)
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorkError(f"{path}: not the record of an experiment: {error}") from error
     return sorted(records, key=lambda record: (record.experiment, -SCALES.index(record.scale)))
@@ -150,7 +152,7 @@ def load_records(folder: Path) -> list[Record]:
 
 def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
     """What a record says about each claim of its experiment, in the claims' order."""
-    found = []
+    judged = []
     for claim in experiment.claims:
         measured, holds = "not measured in this run", None
         if record.results is not None and record.scale in claim.scales:
@@ -158,7 +160,7 @@ def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
                 measured, holds = claim.measured(record.results), claim.holds(record.results)
             except KeyError as error:
                 measured = f"not measured in this run: {error.args[0]}"
-        found.append(
+        judged.append(
             Verdict(
                 claim.name,
                 claim.statement,
@@ -168,7 +170,7 @@ def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
                 None if holds is None else bool(holds),
             )
         )
-    return found
+    return judged
 
 
 def environment() -> dict[str, str]:

@@ -13,11 +13,11 @@ from latewood.models.lstm import (
 )
 from latewood.models.mlp import mlp
 from latewood.models.mobilenet import mobilenet_v1
-from latewood.models.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
+from latewood.models.resnet import resnet, resnet18, resnet20, resnet34, resnet50, resnet56
 from latewood.models.segmentation_unet import segmentation_unet
 from latewood.models.transformer import transformer
 from latewood.models.unet import unet
-from latewood.models.vgg import vgg11, vgg13, vgg16
+from latewood.models.vgg import vgg, vgg11, vgg13, vgg16
 from latewood.models.wide_resnet import wide_resnet28
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "lstm_language_model",
     "mlp",
     "mobilenet_v1",
+    "resnet",
     "resnet18",
     "resnet20",
     "resnet34",
@@ -38,6 +39,7 @@ __all__ = [
     "segmentation_unet",
     "transformer",
     "unet",
+    "vgg",
     "vgg11",
     "vgg13",
     "vgg16",

@@ -62,8 +62,8 @@ class DeepLab(nn.Module):
         self.head = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.dropout(self.pyramid(self.backbone(images)))
-        logits = self.head(self.last(found))
+        features = self.dropout(self.pyramid(self.backbone(images)))
+        logits = self.head(self.last(features))
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 

@@ -1,8 +1,8 @@
-"""Residual networks: the narrow ones of CIFAR (20, 56 layers) and the wide ones (18, 34, 50)."""
+"""Residual networks by depth: the narrow ones of CIFAR and the wide ones of ImageNet."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from latewood.models.parts import (
     require_positive,
 )
 
-__all__ = ["ResNet", "resnet18", "resnet20", "resnet34", "resnet50", "resnet56"]
+__all__ = ["ResNet", "resnet", "resnet18", "resnet20", "resnet34", "resnet50", "resnet56"]
 
 Shortcut = Literal["conv", "pad", "conv3x3", "conv_norm"]
 Stem = Literal["cifar", "imagenet"]
 
-_SHORTCUTS = ("conv", "pad", "conv3x3", "conv_norm")
+_SHORTCUTS = get_args(Shortcut)
 
 
 class PadShortcut(nn.Module):
@@ -153,21 +153,67 @@ class ResNet(nn.Module):
         return outputs
 
 
-def _narrow(
-    blocks: int,
-    num_classes: int,
-    in_channels: int,
-    width: float,
-    shortcut: Shortcut,
-    init: Initialization,
+# By depth: the residual block, and how many of them each stage has. The narrow networks have three
+# stages from 16 channels on, the wide ones four from 64 on.
+_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    **{6 * blocks + 2: (BasicBlock, (blocks,) * 3) for blocks in (3, 5, 7, 9, 18)},
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+def resnet(
+    depth: int,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    shortcut: Shortcut | None = None,
+    stem: Stem = "cifar",
+    init: Initialization = "kaiming_normal",
 ) -> ResNet:
+    """The residual network of a depth.
+
+    20, 32, 44, 56 and 110 are those of CIFAR, three stages of basic blocks with 16, 32 and 64
+    channels; 18 and 34 (basic blocks), 50, 101 and 152 (bottleneck blocks, the stride on the 3x3)
+    those of ImageNet, four stages with 64, 128, 256 and 512 channels before the block's expansion
+    and torchvision's parameter names.
+
+    Args:
+        depth: number of layers.
+        num_classes: outputs.
+        in_channels: channels of the image.
+        width: factor on all channel counts.
+        shortcut: where the shape changes: "conv" a 1x1 convolution, "pad" zero channels (no
+            parameters), "conv3x3" a 3x3 convolution, "conv_norm" 1x1 with batch normalisation;
+            None is "conv" for three stages and "conv_norm" for four.
+        stem: "cifar" (3x3) or "imagenet" (7x7 with stride 2, then max pooling).
+        init: weight initialisation.
+
+    Returns:
+        A model from (batch, in_channels, height, width) to (batch, num_classes).
+
+    Raises:
+        RequestError: an unknown depth, a size that is not positive, or an unknown name.
+
+    Source: He et al. 2016 (arXiv 1512.03385), table 1 and section 4.2; there CIFAR with "pad".
+    """
+    if depth not in _DEPTHS:
+        raise invalid("depth", depth, f"one of {', '.join(map(str, sorted(_DEPTHS)))}")
     require_positive(width=width)
+    block, blocks = _DEPTHS[depth]
+    channels = (16, 32, 64) if len(blocks) == 3 else (64, 128, 256, 512)
+    if shortcut is None:
+        shortcut = "conv" if len(blocks) == 3 else "conv_norm"
     model = ResNet(
-        BasicBlock,
-        depths=(blocks, blocks, blocks),
-        widths=(round(16 * width), round(32 * width), round(64 * width)),
+        block,
+        depths=blocks,
+        widths=tuple(round(width * full) for full in channels),
         shortcut=shortcut,
-        stem="cifar",
+        stem=stem,
         num_classes=num_classes,
         in_channels=in_channels,
     )
@@ -183,25 +229,15 @@ def resnet20(
     shortcut: Shortcut = "conv",
     init: Initialization = "kaiming_normal",
 ) -> ResNet:
-    """ResNet-20 for CIFAR: three stages of three basic blocks with 16, 32 and 64 channels.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: factor on all channel counts.
-        shortcut: where the shape changes: "conv" a 1x1 convolution, "pad" zero channels (no
-            parameters), "conv3x3" a 3x3 convolution, "conv_norm" 1x1 with batch normalisation.
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width) to (batch, num_classes).
-
-    Raises:
-        RequestError: a size is not positive, or a name is unknown.
-
-    Source: He et al. 2016 (arXiv 1512.03385), section 4.2; there with "pad".
-    """
-    return _narrow(3, num_classes, in_channels, width, shortcut, init)
+    """ResNet-20 for CIFAR, three basic blocks a stage; arguments as for ``resnet``."""
+    return resnet(
+        20,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        width=width,
+        shortcut=shortcut,
+        init=init,
+    )
 
 
 def resnet56(
@@ -212,47 +248,15 @@ def resnet56(
     shortcut: Shortcut = "conv",
     init: Initialization = "kaiming_normal",
 ) -> ResNet:
-    """ResNet-56 for CIFAR: three stages of nine basic blocks with 16, 32 and 64 channels.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: factor on all channel counts.
-        shortcut: as for ``resnet20``.
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width) to (batch, num_classes).
-
-    Raises:
-        RequestError: a size is not positive, or a name is unknown.
-
-    Source: He et al. 2016 (arXiv 1512.03385), section 4.2; there with "pad".
-    """
-    return _narrow(9, num_classes, in_channels, width, shortcut, init)
-
-
-def _wide(
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, ...],
-    num_classes: int,
-    in_channels: int,
-    width: float,
-    stem: Stem,
-    init: Initialization,
-) -> ResNet:
-    require_positive(width=width)
-    model = ResNet(
-        block,
-        depths=depths,
-        widths=tuple(round(channels * width) for channels in (64, 128, 256, 512)),
-        shortcut="conv_norm",
-        stem=stem,
+    """ResNet-56 for CIFAR, nine basic blocks a stage; arguments as for ``resnet``."""
+    return resnet(
+        56,
         num_classes=num_classes,
         in_channels=in_channels,
+        width=width,
+        shortcut=shortcut,
+        init=init,
     )
-    initialize(model, init)
-    return model
 
 
 def resnet18(
@@ -263,25 +267,10 @@ def resnet18(
     stem: Stem = "cifar",
     init: Initialization = "kaiming_normal",
 ) -> ResNet:
-    """ResNet-18: four stages of two basic blocks with 64, 128, 256 and 512 channels.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: factor on all channel counts.
-        stem: "cifar" (3x3) or "imagenet" (7x7 with stride 2, then max pooling).
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width) to (batch, num_classes). Parameter names
-        are torchvision's.
-
-    Raises:
-        RequestError: a size is not positive, or a name is unknown.
-
-    Source: He et al. 2016 (arXiv 1512.03385), table 1.
-    """
-    return _wide(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, width, stem, init)
+    """ResNet-18, two basic blocks a stage; arguments as for ``resnet``."""
+    return resnet(
+        18, num_classes=num_classes, in_channels=in_channels, width=width, stem=stem, init=init
+    )
 
 
 def resnet34(
@@ -292,25 +281,10 @@ def resnet34(
     stem: Stem = "cifar",
     init: Initialization = "kaiming_normal",
 ) -> ResNet:
-    """ResNet-34: four stages of 3, 4, 6 and 3 basic blocks.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: factor on all channel counts.
-        stem: "cifar" (3x3) or "imagenet" (7x7 with stride 2, then max pooling).
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width) to (batch, num_classes). Parameter names
-        are torchvision's.
-
-    Raises:
-        RequestError: a size is not positive, or a name is unknown.
-
-    Source: He et al. 2016 (arXiv 1512.03385), table 1.
-    """
-    return _wide(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, width, stem, init)
+    """ResNet-34, 3, 4, 6 and 3 basic blocks; arguments as for ``resnet``."""
+    return resnet(
+        34, num_classes=num_classes, in_channels=in_channels, width=width, stem=stem, init=init
+    )
 
 
 def resnet50(
@@ -321,22 +295,7 @@ def resnet50(
     stem: Stem = "imagenet",
     init: Initialization = "kaiming_normal",
 ) -> ResNet:
-    """ResNet-50: four stages of 3, 4, 6 and 3 bottleneck blocks, the stride on the 3x3.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: factor on all channel counts.
-        stem: "imagenet" (7x7 with stride 2, then max pooling) or "cifar" (3x3).
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width) to (batch, num_classes). Parameter names
-        are torchvision's.
-
-    Raises:
-        RequestError: a size is not positive, or a name is unknown.
-
-    Source: He et al. 2016 (arXiv 1512.03385), table 1.
-    """
-    return _wide(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, width, stem, init)
+    """ResNet-50, 3, 4, 6 and 3 bottleneck blocks; arguments as for ``resnet``."""
+    return resnet(
+        50, num_classes=num_classes, in_channels=in_channels, width=width, stem=stem, init=init
+    )

@@ -45,7 +45,7 @@ class CausalSelfAttention(nn.Module):
         return outputs
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a two-layer network, each added to the stream; norms sit before them."""
 
     def __init__(
@@ -136,7 +136,9 @@ class Transformer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, activation=activation, dropout=dropout, norm=norm)
+            TransformerBlock(
+                width, heads, hidden, activation=activation, dropout=dropout, norm=norm
+            )
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
@@ -161,7 +163,7 @@ def _initialize_normal(model: Transformer) -> None:
     # Each block adds twice to the stream; this keeps its variance independent of the depth.
     std = 0.02 / math.sqrt(2 * len(model.blocks))
     for block in model.blocks:
-        if isinstance(block, Block):
+        if isinstance(block, TransformerBlock):
             nn.init.normal_(block.attention.out_proj.weight, std=std)
             nn.init.normal_(block.linear2.weight, std=std)
 

@@ -29,8 +29,8 @@ class FourierFeatures(nn.Module):
         self.register_buffer("frequencies", torch.randn(features // 2) * scale)
 
     def forward(self, times: Tensor) -> Tensor:
-        share = times.to(self.frequencies.dtype) / self.steps
-        angles = 2 * math.pi * share[:, None] * self.frequencies
+        fraction = times.to(self.frequencies.dtype) / self.steps
+        angles = 2 * math.pi * fraction[:, None] * self.frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from latewood.errors import invalid
 from latewood.models.parts import (
     GlobalAveragePool,
     Initialization,
@@ -11,18 +12,21 @@ from latewood.models.parts import (
     require_positive,
 )
 
-__all__ = ["vgg11", "vgg13", "vgg16"]
+__all__ = ["vgg", "vgg11", "vgg13", "vgg16"]
 
 _POOL = 0
-_VGG11 = (64, _POOL, 128, _POOL, 256, 256, _POOL, 512, 512, _POOL, 512, 512, _POOL)
-_VGG13 = (
-    *(64, 64, _POOL, 128, 128, _POOL, 256, 256, _POOL),
-    *(512, 512, _POOL, 512, 512, _POOL),
-)
-_VGG16 = (
-    *(64, 64, _POOL, 128, 128, _POOL, 256, 256, 256, _POOL),
-    *(512, 512, 512, _POOL, 512, 512, 512),
-)
+# Output channels of the convolutions in order, and where there is a max pooling.
+_PLANS: dict[int, tuple[int, ...]] = {
+    11: (64, _POOL, 128, _POOL, 256, 256, _POOL, 512, 512, _POOL, 512, 512, _POOL),
+    13: (
+        *(64, 64, _POOL, 128, 128, _POOL, 256, 256, _POOL),
+        *(512, 512, _POOL, 512, 512, _POOL),
+    ),
+    16: (
+        *(64, 64, _POOL, 128, 128, _POOL, 256, 256, 256, _POOL),
+        *(512, 512, 512, _POOL, 512, 512, 512),
+    ),
+}
 
 
 def _features(plan: tuple[int, ...], in_channels: int, conv_bias: bool, norm: bool) -> nn.Module:
@@ -43,16 +47,43 @@ def _features(plan: tuple[int, ...], in_channels: int, conv_bias: bool, norm: bo
     return features
 
 
-def _vgg(
-    plan: tuple[int, ...],
-    num_classes: int,
-    in_channels: int,
-    conv_bias: bool,
-    norm: bool,
-    hidden: list[int] | tuple[int, ...],
-    init: Initialization,
+def vgg(
+    depth: int,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    conv_bias: bool = True,
+    norm: bool = True,
+    hidden: list[int] | tuple[int, ...] = (),
+    init: Initialization = "torch",
 ) -> nn.Sequential:
+    """The VGG network of a depth for 32x32 images: 3x3 convolutions and a linear classifier.
+
+    11 has eight convolutions, 13 has ten, both with five max poolings; 16 has thirteen, with four.
+    With ``hidden=[512]`` the latter has the 14.99 million values that pruning papers state.
+
+    Args:
+        depth: 11, 13 or 16.
+        num_classes: outputs.
+        in_channels: channels of the image.
+        conv_bias: whether the convolutions have biases.
+        norm: batch normalisation after each convolution.
+        hidden: widths of linear layers between the pooling and the classifier.
+        init: weight initialisation.
+
+    Returns:
+        A model from (batch, in_channels, height, width), sides at least 32 (16 for depth 16), to
+        (batch, num_classes).
+
+    Raises:
+        RequestError: an unknown depth, or a size that is not positive.
+
+    Source: depth 16 is the CIFAR variant of arXiv 2408.11804.
+    """
+    if depth not in _PLANS:
+        raise invalid("depth", depth, f"one of {', '.join(map(str, _PLANS))}")
     require_positive(num_classes=num_classes, in_channels=in_channels)
+    plan = _PLANS[depth]
     model = nn.Sequential()
     model.add_module("features", _features(plan, in_channels, conv_bias, norm))
     model.add_module("pool", GlobalAveragePool())
@@ -76,24 +107,16 @@ def vgg11(
     hidden: list[int] | tuple[int, ...] = (),
     init: Initialization = "torch",
 ) -> nn.Sequential:
-    """VGG-11 for 32x32 images: eight 3x3 convolutions, five max poolings, a linear classifier.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        conv_bias: whether the convolutions have biases.
-        norm: batch normalisation after each convolution.
-        hidden: widths of linear layers between the pooling and the classifier.
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width), sides at least 32, to
-        (batch, num_classes).
-
-    Raises:
-        RequestError: a size is not positive.
-    """
-    return _vgg(_VGG11, num_classes, in_channels, conv_bias, norm, hidden, init)
+    """VGG-11, eight convolutions and five max poolings; arguments as for ``vgg``."""
+    return vgg(
+        11,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        conv_bias=conv_bias,
+        norm=norm,
+        hidden=hidden,
+        init=init,
+    )
 
 
 def vgg13(
@@ -105,24 +128,16 @@ def vgg13(
     hidden: list[int] | tuple[int, ...] = (),
     init: Initialization = "torch",
 ) -> nn.Sequential:
-    """VGG-13 for 32x32 images: ten 3x3 convolutions, five max poolings, a linear classifier.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        conv_bias: whether the convolutions have biases.
-        norm: batch normalisation after each convolution.
-        hidden: widths of linear layers between the pooling and the classifier.
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width), sides at least 32, to
-        (batch, num_classes).
-
-    Raises:
-        RequestError: a size is not positive.
-    """
-    return _vgg(_VGG13, num_classes, in_channels, conv_bias, norm, hidden, init)
+    """VGG-13, ten convolutions and five max poolings; arguments as for ``vgg``."""
+    return vgg(
+        13,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        conv_bias=conv_bias,
+        norm=norm,
+        hidden=hidden,
+        init=init,
+    )
 
 
 def vgg16(
@@ -134,25 +149,13 @@ def vgg16(
     hidden: list[int] | tuple[int, ...] = (),
     init: Initialization = "torch",
 ) -> nn.Sequential:
-    """VGG-16 for 32x32 images: thirteen 3x3 convolutions, four max poolings, average pooling.
-
-    With ``hidden=[512]`` it has the 14.99 million values that pruning papers state.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        conv_bias: whether the convolutions have biases.
-        norm: batch normalisation after each convolution.
-        hidden: widths of linear layers between the pooling and the classifier.
-        init: weight initialisation.
-
-    Returns:
-        A model from (batch, in_channels, height, width), sides at least 16, to
-        (batch, num_classes).
-
-    Raises:
-        RequestError: a size is not positive.
-
-    Source: the CIFAR variant of arXiv 2408.11804.
-    """
-    return _vgg(_VGG16, num_classes, in_channels, conv_bias, norm, hidden, init)
+    """VGG-16, thirteen convolutions and four max poolings; arguments as for ``vgg``."""
+    return vgg(
+        16,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        conv_bias=conv_bias,
+        norm=norm,
+        hidden=hidden,
+        init=init,
+    )

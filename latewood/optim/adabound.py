@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, at_least, number, positive, switch
 from latewood.optim.bounds import Bounds, HyperbolicBounds
 
@@ -56,7 +56,7 @@ class AdaBound(Optimizer):
     released code; analysed in arXiv 1908.04457, which also gives the paper's algorithm.
     """
 
-    rule: ClassVar[Rule] = "bounded"
+    rule: ClassVar[UpdateRule] = "bounded"
 
     def __init__(
         self,
@@ -163,10 +163,7 @@ class AdaBound(Optimizer):
 
 
 class AMSBound(AdaBound):
-    """`AdaBound` with the running maximum of the second moment; see there.
-
-    Args:
-        params, lr, betas, final_lr, gamma, eps, weight_decay, ...: as in `AdaBound`.
+    """`AdaBound` with the running maximum of the second moment; its arguments are explained there.
 
     Source: as `AdaBound`.
     """

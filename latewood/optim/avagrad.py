@@ -5,18 +5,20 @@ from __future__ import annotations
 import operator
 import warnings
 from itertools import chain
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rates, Rule, Scalars, rate_sums
-from latewood.optim.base import Batch, Optimizer, form_of, local, number, positive, switch
+from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
+from latewood.optim.base import Optimizer, ParameterBatch, form_of, local, number, positive, switch
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["AvaGrad", "AvaGradW"]
 
@@ -69,7 +71,7 @@ class AvaGrad(Optimizer):
     (arXiv 1912.01823), Algorithm 2, and its released code.
     """
 
-    rule: ClassVar[Rule] = "delayed"
+    rule: ClassVar[UpdateRule] = "delayed"
 
     def __init__(
         self,
@@ -162,11 +164,11 @@ class AvaGrad(Optimizer):
             factor=self._factor(group),
         )
 
-    def _update(self, batches: list[Batch]) -> None:
+    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
         if not batches and self._process_group is None:
             return
         mode = self.param_groups[0]["gamma_mode"]
-        counts = [self._advance(batch) for batch in batches]
+        counts = self._advance(batches)
         scalars = [self._numbers(b, c) for b, c in zip(batches, counts, strict=True)]
         if mode == "official":
             gammas = [[number(gamma) for gamma in self._stored(batch)] for batch in batches]
@@ -175,7 +177,7 @@ class AvaGrad(Optimizer):
             gammas = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         scaled = [_scaled(s, g) for s, g in zip(scalars, gammas, strict=True)]
-        sums = self._apply(batches, scaled, self._rates(mode))
+        sums = self._apply(plans, scaled, self._rates(mode))
         sums = [over_shards(b.parameters, s) for b, s in zip(batches, sums, strict=True)]
         if mode == "official":
             self._normalise(batches, counts, sums)
@@ -184,7 +186,7 @@ class AvaGrad(Optimizer):
             self._remember(batches, scalars, sums)
 
     def _normalise(
-        self, batches: list[Batch], counts: list[list[Number]], sums: list[list[Number]]
+        self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
     ) -> list[list[Number]]:
         """One gamma for every parameter, by mode and scope; kept in the groups or the state."""
         mode, scope = (self.param_groups[0][name] for name in ("gamma_mode", "gamma_scope"))
@@ -213,7 +215,7 @@ class AvaGrad(Optimizer):
                     _store(stored, gamma)
         return gammas
 
-    def _stored(self, batch: Batch) -> list[Tensor]:
+    def _stored(self, batch: ParameterBatch) -> list[Tensor]:
         if batch.group["gamma_scope"] == "tensor":
             return [self.state[parameter]["gamma"] for parameter in batch.parameters]
         return [batch.group["gamma"]] * len(batch.parameters)
@@ -228,7 +230,7 @@ class AvaGrad(Optimizer):
         return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
 
     def _sums_of_rates(
-        self, batches: list[Batch], scalars: list[list[Scalars]]
+        self, batches: list[ParameterBatch], scalars: list[list[Scalars]]
     ) -> list[list[Number]]:
         """Sums of the squared rates about to be applied: left by the last step, or computed."""
         sums = []
@@ -245,7 +247,7 @@ class AvaGrad(Optimizer):
         return sums
 
     def _remember(
-        self, batches: list[Batch], scalars: list[list[Scalars]], sums: list[list[Number]]
+        self, batches: list[ParameterBatch], scalars: list[list[Scalars]], sums: list[list[Number]]
     ) -> None:
         self._known_sums = {}
         if self._on_device():
@@ -260,7 +262,7 @@ class AvaGrad(Optimizer):
             )
 
     def _look_for_untouched(
-        self, batches: list[Batch], counts: list[list[Number]], sums: list[list[Number]]
+        self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
     ) -> None:
         # Only at a few steps: early enough to help, rarely enough to cost nothing.
         first = counts[0][0] if counts else 0.0
@@ -286,10 +288,9 @@ class AvaGrad(Optimizer):
 
 
 class AvaGradW(AvaGrad):
-    """`AvaGrad` with decoupled weight decay; see there.
+    """`AvaGrad` with decoupled weight decay; the other arguments are explained there.
 
     Args:
-        params, lr, betas, eps, ...: as in `AvaGrad`.
         weight_decay: decoupled decay, times the learning rate.
 
     Source: released code of arXiv 1912.01823.

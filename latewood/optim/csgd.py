@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, fraction, number
 
 __all__ = ["CSGD"]
@@ -41,7 +41,7 @@ class CSGD(Optimizer):
     (arXiv 1908.04457), section 4.
     """
 
-    rule: ClassVar[Rule] = "momentum"
+    rule: ClassVar[UpdateRule] = "momentum"
 
     def __init__(
         self,

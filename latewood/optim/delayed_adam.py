@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, number, positive, switch
 
 __all__ = ["DelayedAdam", "delayed_scalars"]
@@ -48,7 +48,7 @@ class DelayedAdam(Optimizer):
     (arXiv 1912.01823).
     """
 
-    rule: ClassVar[Rule] = "delayed"
+    rule: ClassVar[UpdateRule] = "delayed"
 
     def __init__(
         self,

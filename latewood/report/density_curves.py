@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latewood.core.statistics import half_width, mean
-from latewood.report.formatting import SPACE, is_share, number, percent, plot_text, reading
+from latewood.report.formatting import SPACE, is_share, metric_text, number, percent, plot_text
 from latewood.report.section import Figure
 
 __all__ = ["CurvePoint", "curve_layout", "curve_trace", "density_figure", "with_interval"]
@@ -135,7 +135,7 @@ def with_interval(name: str, values: Sequence[float]) -> str:
     """A measure's mean over the seeds with the half-width of its 95 % interval, as text."""
     width = half_width(values)
     if not math.isfinite(width):
-        return reading(name, mean(values))
+        return metric_text(name, mean(values))
     if is_share(name):
         return f"{100 * mean(values):.2f} ± {100 * width:.2f}{SPACE}%"
     return f"{number(mean(values))} ± {number(width, 2)}"

@@ -17,7 +17,7 @@ __all__ = [
     "number",
     "percent",
     "plot_text",
-    "reading",
+    "metric_text",
 ]
 
 DASH = "\N{EN DASH}"
@@ -74,7 +74,7 @@ def is_share(name: str) -> bool:
     return any(word in last for word in ("accuracy", "error", "density"))
 
 
-def reading(name: str, value: float) -> str:
+def metric_text(name: str, value: float) -> str:
     """A metric's value, in percent if its name says so."""
     return percent(value) if is_share(name) and 0 <= value <= 1 else number(value)
 

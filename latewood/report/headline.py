@@ -12,13 +12,13 @@ from latewood.report.formatting import (
     count_text,
     is_share,
     label,
+    metric_text,
     number,
     percent,
-    reading,
 )
 from latewood.report.run_data import Run
 
-__all__ = ["Result", "Tile", "result"]
+__all__ = ["Headline", "Tile", "headline"]
 
 
 @dataclass(frozen=True)
@@ -31,50 +31,50 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Result:
+class Headline:
     """What a report opens with.
 
     Args:
-        headline: the outcome in words.
+        title: the outcome in words.
         lead: what was run, in a sentence.
         tiles: the figures that matter most.
     """
 
-    headline: str
+    title: str
     lead: str
     tiles: tuple[Tile, ...]
 
 
-def result(runs: Sequence[Run]) -> Result:
+def headline(runs: Sequence[Run]) -> Headline:
     """Puts the outcome of the runs into words.
 
     Args:
         runs: one or several; the first is what the others are compared with.
     """
     if len(runs) == 1:
-        return Result(_outcome(runs[0]), _what(runs[0]), _tiles(runs[0]))
-    with_result = [run for run in runs if run.result is not None]
+        return Headline(_outcome(runs[0]), _what(runs[0]), _tiles(runs[0]))
+    finished = [run for run in runs if run.headline_value is not None]
     names = ", ".join(run.name for run in runs)
     lead = f"{len(runs)} runs: {names}."
-    if not with_result:
-        return Result(f"{len(runs)} runs, none of them finished", lead, ())
-    sign = 1 if with_result[0].higher_is_better else -1
-    best = max(with_result, key=lambda run: sign * (run.result or 0.0))
-    if len(with_result) == 2 and with_result[0] is runs[0]:
-        base, other = with_result
-        headline = f"{other.name} has {_lower_first(_outcome(other))}{_against(base, other)}"
-        return Result(headline, f"{lead} {_what(other)}", _tiles(other))
-    headline = f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}"
-    return Result(headline, f"{lead} Of the best: {_lower_first(_what(best))}", _tiles(best))
+    if not finished:
+        return Headline(f"{len(runs)} runs, none of them finished", lead, ())
+    sign = 1 if finished[0].higher_is_better else -1
+    best = max(finished, key=lambda run: sign * (run.headline_value or 0.0))
+    if len(finished) == 2 and finished[0] is runs[0]:
+        base, other = finished
+        title = f"{other.name} has {_lower_first(_outcome(other))}{_against(base, other)}"
+        return Headline(title, f"{lead} {_what(other)}", _tiles(other))
+    title = f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}"
+    return Headline(title, f"{lead} Of the best: {_lower_first(_what(best))}", _tiles(best))
 
 
 def _outcome(run: Run) -> str:
-    value = run.result
+    value = run.headline_value
     if value is None:
         last = max((row["step"] for row in run.rows), default=0)
         return f"{run.name}: no result yet, {last:,} steps done"
     name = label(run.headline)
-    text = reading(run.headline, value)
+    text = metric_text(run.headline, value)
     shown = f"{text} {name}" if is_share(run.headline) else f"{name} {text}"
     density = run.size.get("density")
     if density is None:
@@ -85,11 +85,15 @@ def _outcome(run: Run) -> str:
 
 
 def _against(base: Run, other: Run) -> str:
-    if base.result is None or other.result is None or base.headline != other.headline:
+    if (
+        base.headline_value is None
+        or other.headline_value is None
+        or base.headline != other.headline
+    ):
         return ""
-    difference = other.result - base.result
-    share = is_share(base.headline)
-    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
+    difference = other.headline_value - base.headline_value
+    in_percent = is_share(base.headline)
+    text = f"{100 * difference:+.1f} points" if in_percent else f"{difference:+.3g}"
     return f", {text.replace('-', MINUS)} against {base.name}"
 
 
@@ -128,8 +132,8 @@ def _duration(seconds: float) -> str:
 
 def _tiles(run: Run) -> tuple[Tile, ...]:
     tiles = []
-    if run.result is not None:
-        tiles.append(Tile(reading(run.headline, run.result), label(run.headline)))
+    if run.headline_value is not None:
+        tiles.append(Tile(metric_text(run.headline, run.headline_value), label(run.headline)))
     size = run.size
     if "nonzero" in size and "parameters" in size:
         note = f"of {count_text(size['parameters'])}"

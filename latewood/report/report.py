@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 import latewood
 from latewood.errors import WorkError, invalid
-from latewood.report.headline import Result, result
+from latewood.report.headline import Headline, headline
 from latewood.report.run_data import Run, load_runs
 from latewood.report.sampling import DETAILS
 from latewood.report.section import Figure, Section, SectionBuilder
@@ -73,15 +73,15 @@ def render(runs: Sequence[Run], *, sections: Sequence[SectionBuilder] = SECTIONS
     problems = [
         f"{run.name}: {problem}" if several else problem for run in runs for problem in run.problems
     ]
-    found = [section for build in sections if (section := build(runs)) is not None]
-    return _html(result(runs), found, problems)
+    shown = [section for build in sections if (section := build(runs)) is not None]
+    return _html(headline(runs), shown, problems)
 
 
-def write_page(outcome: Result, sections: Sequence[Section], path: Path) -> Path:
+def write_page(headline: Headline, sections: Sequence[Section], path: Path) -> Path:
     """Writes a page in the report's manner about something other than runs.
 
     Args:
-        outcome: what the page opens with.
+        headline: what the page opens with.
         sections: what it contains, in order.
         path: the HTML file; an older one is replaced.
 
@@ -91,11 +91,11 @@ def write_page(outcome: Result, sections: Sequence[Section], path: Path) -> Path
     Raises:
         WorkError: the file cannot be written.
     """
-    _write(path, _html(outcome, sections, []).encode())
+    _write(path, _html(headline, sections, []).encode())
     return path
 
 
-def _html(outcome: Result, sections: Sequence[Section], problems: Sequence[str]) -> str:
+def _html(headline: Headline, sections: Sequence[Section], problems: Sequence[str]) -> str:
     plotly = _without_end_tags(files("plotly").joinpath("package_data/plotly.min.js").read_text())
     script = _without_end_tags(_page("page.js"))
     environment = jinja2.Environment(
@@ -103,12 +103,12 @@ def _html(outcome: Result, sections: Sequence[Section], problems: Sequence[str])
     )
     environment.filters["payload"] = _payload
     return environment.from_string(_page("page.html.jinja")).render(
-        title=f"{outcome.headline} · Latewood",
+        title=f"{headline.title} · Latewood",
         policy=_policy(plotly, script),
         style=Markup(_page("style.css")),
         plotly=Markup(plotly),
         script=Markup(script),
-        result=outcome,
+        headline=headline,
         problems=problems,
         sections=sections,
         version=latewood.__version__,

@@ -26,10 +26,15 @@ from latewood.spectra import (
 )
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["AlignedPair", "Layer", "Run", "Series", "load_runs"]
+__all__ = ["AlignedPair", "Layer", "Run", "STAGES", "Series", "load_runs"]
 
 _BOOKKEEPING = ("step", "epoch", "kind", "lag", "dropped")
-STAGES = ("trained", "finalized", "recalibrated")
+STAGES = {
+    "trained": "trained",
+    "finalized": "finalized (hard)",
+    "recalibrated": "finalized, batch norms recalibrated",
+}
+"""The stages at which a run is evaluated, in their order, with what a table calls them."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +134,19 @@ class Run:
 
     def series(self, kind: str, name: str) -> Series | None:
         """One scalar over time; None if the run has none of that name."""
-        found = self._columns.get(kind, {}).get(name)
-        return None if found is None else Series(np.array(found[0]), np.array(found[1]))
+        columns = self._columns.get(kind, {}).get(name)
+        return None if columns is None else Series(np.array(columns[0]), np.array(columns[1]))
 
     def by_layer(self, kind: str, quantity: str) -> dict[str, Series]:
         """The scalars called "quantity/layer", also under a method's name, by layer."""
-        found: dict[str, Series] = {}
+        layers: dict[str, Series] = {}
         for name in self.names(kind):
             _, middle, layer = f"/{name}".partition(f"/{quantity}/")
             series = self.series(kind, name)
             if middle and series is not None:
                 # Two methods that report the same layer keep their own names apart.
-                found[name if layer in found else layer] = series
-        return found
+                layers[name if layer in layers else layer] = series
+        return layers
 
     @property
     def headline(self) -> str:
@@ -154,30 +159,32 @@ class Run:
         return bool(self.summary.get("higher_is_better", True))
 
     @property
-    def readings(self) -> dict[str, dict[str, float]]:
+    def evaluations(self) -> dict[str, dict[str, float]]:
         """The metrics by stage, in the order of the stages."""
-        found = self.summary.get("readings")
-        found = found if isinstance(found, dict) else {}
-        order = [*STAGES, *(stage for stage in found if stage not in STAGES)]
+        stages = self.summary.get("evaluations")
+        stages = stages if isinstance(stages, dict) else {}
+        order = [*STAGES, *(stage for stage in stages if stage not in STAGES)]
         return {
-            stage: numbers(found[stage])
+            stage: numbers(stages[stage])
             for stage in order
-            if isinstance(found.get(stage), dict) and numbers(found[stage])
+            if isinstance(stages.get(stage), dict) and numbers(stages[stage])
         }
 
     @property
-    def result(self) -> float | None:
+    def headline_value(self) -> float | None:
         """The headline's value at the last stage that has one."""
         values = [
-            metrics[self.headline] for metrics in self.readings.values() if self.headline in metrics
+            metrics[self.headline]
+            for metrics in self.evaluations.values()
+            if self.headline in metrics
         ]
         return values[-1] if values else None
 
     @property
     def size(self) -> dict[str, float]:
         """Parameters, bits, MACs and the like of the final model."""
-        found = self.summary.get("size")
-        return numbers(found) if isinstance(found, dict) else {}
+        sizes = self.summary.get("size")
+        return numbers(sizes) if isinstance(sizes, dict) else {}
 
 
 def numbers(mapping: dict[str, Any]) -> dict[str, float]:
@@ -291,35 +298,37 @@ def _aligned(folder: RunFolder, detail: Detail) -> tuple[AlignedPair, ...]:
     for step, path in (paths[i] for i in evenly(len(paths), detail.snapshots)):
         # That a file cannot be read is said where the spectra are.
         with contextlib.suppress(WorkError):
-            for name, found in read_alignments(path).items():
-                collected.setdefault(name, []).append((step, found))
+            for name, alignment in read_alignments(path).items():
+                collected.setdefault(name, []).append((step, alignment))
     return tuple(_aligned_pair(name, moments) for name, moments in collected.items())
 
 
 def _aligned_pair(name: str, moments: Sequence[tuple[int, PairAlignment]]) -> AlignedPair:
-    found = [each for _, each in moments]
-    diagonals = np.full((len(found), max(len(each.diagonal) for each in found)), np.nan)
-    for row, each in zip(diagonals, found, strict=True):
-        row[: len(each.diagonal)] = each.diagonal
+    alignments = [alignment for _, alignment in moments]
+    diagonals = np.full(
+        (len(alignments), max(len(alignment.diagonal) for alignment in alignments)), np.nan
+    )
+    for row, alignment in zip(diagonals, alignments, strict=True):
+        row[: len(alignment.diagonal)] = alignment.diagonal
     return AlignedPair(
         name=name,
         steps=np.array([step for step, _ in moments], dtype=float),
-        scores=np.array([each.score for each in found]),
+        scores=np.array([alignment.score for alignment in alignments]),
         diagonals=diagonals,
-        random=found[-1].baseline,
+        random=alignments[-1].baseline,
     )
 
 
 def _layer(name: str, moments: Sequence[tuple[int, Spectrum]]) -> Layer:
     shape = moments[-1][1].shape
     # A layer that has changed its size is shown from the change on.
-    kept = [(step, spectrum) for step, spectrum in moments if spectrum.shape == shape]
-    values = np.stack([spectrum.values for _, spectrum in kept]).astype(np.float64)
-    by_group = values.reshape(len(kept), -1, values.shape[-1])
+    same_shape = [(step, spectrum) for step, spectrum in moments if spectrum.shape == shape]
+    values = np.stack([spectrum.values for _, spectrum in same_shape]).astype(np.float64)
+    by_group = values.reshape(len(same_shape), -1, values.shape[-1])
     return Layer(
         name=name,
         shape=shape,
-        steps=np.array([step for step, _ in kept], dtype=float),
+        steps=np.array([step for step, _ in same_shape], dtype=float),
         values=by_group.mean(1),
         ranks=effective_rank(torch.from_numpy(by_group)).mean(1).numpy(),
     )

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from latewood.segmentation.image_files import ENDINGS, find_images, read_image, 
 from latewood.segmentation.image_tensors import pictures
 from latewood.segmentation.metrics import mask_scores
 from latewood.segmentation.segment import Segmentation
+from latewood.terminal.progress import Track
 
 __all__ = ["Done", "means", "overlay", "segment_files"]
 
 _NO_MEMORY = re.compile("allocate memory|out of memory")
 
 Segmenter = Callable[[Tensor], Segmentation]
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 
 @dataclass

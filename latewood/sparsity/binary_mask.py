@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from latewood.core import MASK
+from latewood.core import MASK, Follows
 
 __all__ = ["BinaryMask"]
 
@@ -19,6 +21,7 @@ class BinaryMask(nn.Module):
     """
 
     order = MASK
+    follows: ClassVar = {"kept": Follows()}
     kept: Tensor
 
     def __init__(self, kept: Tensor, *, scale: float = 1.0) -> None:
@@ -32,5 +35,5 @@ class BinaryMask(nn.Module):
 
     def extra_repr(self) -> str:
         """The mask in words."""
-        share = self.kept.float().mean().item()
-        return f"{tuple(self.kept.shape)}, density={share:.4g}, scale={self.scale:.6g}"
+        density = self.kept.float().mean().item()
+        return f"{tuple(self.kept.shape)}, density={density:.4g}, scale={self.scale:.6g}"

@@ -11,23 +11,21 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from latewood.core import Selected
-from latewood.errors import RequestError, invalid
-from latewood.sparsity.attached_masks import AttachedMasks
+from latewood.core import MASK, EndsOnce, Selected
+from latewood.core.attached_masks import AttachedMasks
+from latewood.errors import RequestError, invalid, listed
 from latewood.sparsity.density import largest_logits, largest_only, require_reachable
 from latewood.sparsity.maskable_weights import maskable
 from latewood.sparsity.momentum import clear_before_next_step
-from latewood.sparsity.soft_mask import DECIDED, SoftMask, unit_scale
-from latewood.sparsity.temperature_schedule import Course
+from latewood.sparsity.soft_mask import DECIDED, MOST_UNDECIDED, SoftMask, unit_scale
+from latewood.sparsity.temperature_schedule import TemperatureSchedule
 
 __all__ = ["ContinuousSparsification"]
 
 _LARGEST_LOGIT: Final = 16.0
-_MOST_NAMES_SHOWN: Final = 8
-_MOST_UNDECIDED: Final = 0.01
 
 
-class ContinuousSparsification:
+class ContinuousSparsification(EndsOnce):
     """Learns which weights to keep, in the one run that trains them.
 
     Each weight w owns a logit s and acts as ``w * c * sigmoid(beta * s)``. The loss gains
@@ -75,6 +73,8 @@ class ContinuousSparsification:
     NeurIPS 2020 (arXiv 1912.04427), and its authors' code for the scale and the schedule.
     """
 
+    order = MASK
+
     def __init__(
         self,
         model: nn.Module,
@@ -94,7 +94,7 @@ class ContinuousSparsification:
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] | None = None,
     ) -> None:
-        course = Course(
+        temperatures = TemperatureSchedule(
             total_steps=total_steps,
             rounds=rounds,
             steps_per_epoch=steps_per_epoch,
@@ -115,7 +115,7 @@ class ContinuousSparsification:
             raise invalid("mask_lr", mask_lr, "a positive finite number, or None")
         chosen = maskable(model, include, exclude)
         if density is not None:
-            require_reachable(density, [each.stored.numel() for each in chosen])
+            require_reachable(density, [weight.stored.numel() for weight in chosen])
 
         self.total_steps = total_steps
         self.rounds = rounds
@@ -124,16 +124,16 @@ class ContinuousSparsification:
         self.penalty_weight = penalty_weight
         self.mask_lr = mask_lr
         self.density = density
-        self._course = course
+        self._temperatures = temperatures
         self._model = model
         self._step = 0
         self._tickets: list[dict[str, Tensor]] = []
         self._cancel: Callable[[], None] | None = None
         self._final_metrics: dict[str, float] | None = None
 
-        def make(each: Selected) -> SoftMask:
-            factor = unit_scale(initial_logit, each.stored) if scale == "code" else 1.0
-            return SoftMask(each.stored, initial_logit=initial_logit, scale=factor)
+        def make(weight: Selected) -> SoftMask:
+            factor = unit_scale(initial_logit, weight.stored) if scale == "code" else 1.0
+            return SoftMask(weight.stored, initial_logit=initial_logit, scale=factor)
 
         self._attached = AttachedMasks(model, chosen, make)
         self._masks = self._attached.masks
@@ -150,12 +150,12 @@ class ContinuousSparsification:
     @property
     def temperature(self) -> float:
         """The temperature (beta) of the step to come."""
-        return self._course.temperature(self._step)
+        return self._temperatures.temperature(self._step)
 
     @property
     def round(self) -> int:
         """The round of the step to come, from 1 to ``rounds``."""
-        return self._course.round(self._step)
+        return self._temperatures.round(self._step)
 
     @property
     def tickets(self) -> list[dict[str, Tensor]]:
@@ -165,7 +165,7 @@ class ContinuousSparsification:
         logit is above 0.
         """
         return [
-            *({name: mask.clone() for name, mask in each.items()} for each in self._tickets),
+            *({name: mask.clone() for name, mask in ticket.items()} for ticket in self._tickets),
             self.masks(),
         ]
 
@@ -188,7 +188,12 @@ class ContinuousSparsification:
         return [mask.mask_logits for mask in self._masks.values()]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The logits as one optimizer group without weight decay, with ``mask_lr`` if given."""
+        """The logits as one optimizer group without weight decay, with ``mask_lr`` if given.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
         group: dict[str, Any] = {"params": self.mask_parameters(), "weight_decay": 0.0}
         if self.mask_lr is not None:
             group["lr"] = self.mask_lr
@@ -203,7 +208,7 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("penalty")
+        self.require_active("penalty")
         first = next(iter(self._masks.values())).mask_logits
         total = torch.zeros((), dtype=first.dtype, device=first.device)
         if self.penalty_weight == 0.0 or self.hardened:
@@ -221,13 +226,13 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("step")
+        self.require_active("step")
         before = self.round
         self._step += 1
         if self.round > before and not self.hardened:
             self._start_round()
         self._set_temperature()
-        if self._step == self._course.harden_step:
+        if self._step == self._temperatures.harden_step:
             self.harden()
 
     def masks(self) -> dict[str, Tensor]:
@@ -241,7 +246,7 @@ class ContinuousSparsification:
         Evaluating inside and outside measures the soft-hard gap before anything is fixed. The
         statistics of batch norms are still those of the soft network.
         """
-        self._require_unfinished("hard")
+        self.require_active("hard")
         before = [mask.hard for mask in self._masks.values()]
         for mask in self._masks.values():
             mask.hard = True
@@ -262,11 +267,11 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("harden")
+        self.require_active("harden")
         if self.hardened:
             return
-        undecided, _ = self._attached.shares(SoftMask.undecided)
-        if undecided > _MOST_UNDECIDED:
+        undecided, _ = self._attached.fractions(SoftMask.undecided)
+        if undecided > MOST_UNDECIDED:
             warnings.warn(
                 f"{undecided:.1%} of the masked weights are undecided (|temperature * logit| < "
                 f"{DECIDED:g}): the hard network may differ from the soft one; a higher "
@@ -279,11 +284,8 @@ class ContinuousSparsification:
             return
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
-            shown = ", ".join(empty[:_MOST_NAMES_SHOWN])
-            if (hidden := len(empty) - _MOST_NAMES_SHOWN) > 0:
-                shown += f" and {hidden} more"
             warnings.warn(
-                f"{shown}: no logit is above 0; the largest one of each is kept, "
+                f"{listed(empty)}: no logit is above 0; the largest one of each is kept, "
                 "because a layer without weights makes the network constant",
                 UserWarning,
                 stacklevel=2,
@@ -304,13 +306,13 @@ class ContinuousSparsification:
             RequestError: a density that leaves some layer without a weight, masks already fixed,
                 or after ``finalize``.
         """
-        self._require_unfinished("density_target")
+        self.require_active("density_target")
         if self.hardened:
             raise RequestError("density_target: the masks are already fixed")
         masks = list(self._masks.values())
         chosen = largest_logits([mask.mask_logits.detach() for mask in masks], density)
-        for mask, kept in zip(masks, chosen, strict=True):
-            mask.freeze(kept)
+        for mask, hard_mask in zip(masks, chosen, strict=True):
+            mask.freeze(hard_mask)
 
     def finalize(self) -> nn.Module:
         """Folds the binary masks into the weights, ``w <- w * c * H(s)``, and removes them.
@@ -323,14 +325,16 @@ class ContinuousSparsification:
             The model, with plain weights; only this method's transformations are gone.
 
         Raises:
-            RequestError: a second call.
+            RequestError: a second call, or a number format inside the masks is not baked yet.
         """
-        self._require_unfinished("finalize")
+        self.require_active("finalize")
         self.harden()
+        final_metrics = self.metrics()
+        self._attached.fold()
         for weight in self._frozen:
             weight.requires_grad_(True)
-        self._final_metrics = self.metrics()
-        self._attached.fold()
+        self._final_metrics = final_metrics
+        self.finalized = True
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -343,15 +347,15 @@ class ContinuousSparsification:
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        density, by_layer = self._attached.shares(SoftMask.binary)
-        undecided, undecided_by_layer = self._attached.shares(SoftMask.undecided)
+        density, by_layer = self._attached.fractions(SoftMask.binary)
+        undecided, undecided_by_layer = self._attached.fractions(SoftMask.undecided)
         return {
             "density": density,
             "undecided": undecided,
             "temperature": self.temperature,
             **({"round": float(self.round)} if self.rounds > 1 else {}),
-            **{f"density/{layer}": share for layer, share in by_layer.items()},
-            **{f"undecided/{layer}": share for layer, share in undecided_by_layer.items()},
+            **{f"density/{layer}": fraction for layer, fraction in by_layer.items()},
+            **{f"undecided/{layer}": fraction for layer, fraction in undecided_by_layer.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,13 +375,14 @@ class ContinuousSparsification:
         Raises:
             RequestError: a state of another kind, or after ``finalize``.
         """
-        self._require_unfinished("load_state_dict")
+        self.require_active("load_state_dict")
         step = state.get("step")
         if set(state) != set(self.state_dict()) or not isinstance(step, int) or step < 0:
             raise invalid("state", state, "what ContinuousSparsification.state_dict() returned")
         self._step = step
         self._tickets = [
-            {name: mask.clone() for name, mask in each.items()} for each in state.get("tickets", ())
+            {name: mask.clone() for name, mask in ticket.items()}
+            for ticket in state.get("tickets", ())
         ]
         if self._cancel is not None:
             self._cancel()
@@ -406,10 +411,3 @@ class ContinuousSparsification:
         temperature = self.temperature
         for mask in self._masks.values():
             mask.temperature.fill_(temperature)
-
-    def _require_unfinished(self, call: str) -> None:
-        if self._final_metrics is not None:
-            raise RequestError(
-                f"{call}: finalize() has folded the masks into the model; build a new "
-                "ContinuousSparsification to sparsify it again"
-            )

@@ -48,20 +48,20 @@ def run_agreement(
     return agreement_over_time(run.spectra_folder, chosen, against=other)  # type: ignore[arg-type]
 
 
-def score_rows(found: AgreementOverTime, *, columns: int = 6) -> list[Row]:
+def score_rows(agreement: AgreementOverTime, *, columns: int = 6) -> list[Row]:
     """One row per weight, its scores at some of the steps, the first and the last among them."""
-    chosen = evenly(len(found.steps), columns)
+    chosen = evenly(len(agreement.steps), columns)
     return [
         {
             "weight": name,
-            "random": found.baselines[name],
-            **{f"step {found.steps[i]}": round(scores[i].item(), 4) for i in chosen},
+            "random": agreement.baselines[name],
+            **{f"step {agreement.steps[i]}": round(scores[i].item(), 4) for i in chosen},
         }
-        for name, scores in found.scores.items()
+        for name, scores in agreement.scores.items()
     ]
 
 
-def agreement_rows(found: AgreementOverTime) -> list[Row]:
+def agreement_rows(agreement: AgreementOverTime) -> list[Row]:
     """One row per weight, snapshot and pair of singular vectors."""
     return [
         {
@@ -70,22 +70,24 @@ def agreement_rows(found: AgreementOverTime) -> list[Row]:
             "reference": reference,
             "index": index,
             "agreement": value,
-            "random": found.baselines[name],
+            "random": agreement.baselines[name],
         }
-        for name, diagonals in found.diagonals.items()
+        for name, diagonals in agreement.diagonals.items()
         for step, reference, diagonal in zip(
-            found.steps, found.references, diagonals.tolist(), strict=True
+            agreement.steps, agreement.references, diagonals.tolist(), strict=True
         )
         for index, value in enumerate(diagonal)
     ]
 
 
-def write_agreement_page(run: RunFolder, found: AgreementOverTime, path: Path, about: str) -> Path:
+def write_agreement_page(
+    run: RunFolder, agreement: AgreementOverTime, path: Path, about: str
+) -> Path:
     """Writes a self-contained page with the agreement of all weights over depth and time.
 
     Args:
         run: the run.
-        found: its agreement.
+        agreement: its agreement.
         path: the HTML file.
         about: what it was compared with, in words.
 
@@ -95,37 +97,37 @@ def write_agreement_page(run: RunFolder, found: AgreementOverTime, path: Path, a
     Raises:
         WorkError: the file cannot be written.
     """
-    names = list(found.scores)
-    scores = np.stack([found.scores[name].numpy() for name in names])
+    names = list(agreement.scores)
+    scores = np.stack([agreement.scores[name].numpy() for name in names])
 
     def section(runs: Sequence[Run]) -> Section:
         overview, numbered = (
             heat_figure(
-                f"Agreement with {about} over depth and {'snapshots' if each else 'time'}",
+                f"Agreement with {about} over depth and {'snapshots' if by_snapshot else 'time'}",
                 names,
-                found.steps,
+                agreement.steps,
                 scores,
                 quantity="agreement",
                 snapshots=2 * runs[0].detail.snapshots,
-                random=[found.baselines[name] for name in names],
-                by_snapshot=each,
+                random=[agreement.baselines[name] for name in names],
+                by_snapshot=by_snapshot,
             )
-            for each in (False, True)
+            for by_snapshot in (False, True)
         )
         single = [
             heat_figure(
                 name,
                 [f"pair {index + 1}" for index in range(diagonals.shape[1])],
-                found.steps,
+                agreement.steps,
                 diagonals.numpy().T,
                 quantity="agreement",
                 snapshots=runs[0].detail.snapshots,
                 size="half",
-                random=[found.baselines[name]] * diagonals.shape[1],
+                random=[agreement.baselines[name]] * diagonals.shape[1],
             )
-            for name, diagonals in found.diagonals.items()
+            for name, diagonals in agreement.diagonals.items()
         ]
-        lines = ", ".join(f"{name} {found.baselines[name]:.3f}" for name in names)
+        lines = ", ".join(f"{name} {agreement.baselines[name]:.3f}" for name in names)
         return Section(
             title="Agreement of singular vectors",
             lead=_LEAD,

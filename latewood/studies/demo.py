@@ -11,10 +11,10 @@ from pathlib import Path
 from latewood.core.threads import threads
 from latewood.errors import Interrupted, RequestError
 from latewood.report import write_report
-from latewood.report.summary_table import outcome
+from latewood.report.summary_table import summary_rows
 from latewood.terminal.tables import Row
-from latewood.training.loop import train
 from latewood.training.recipe import Recipe, load_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["BASELINE", "COMPOSED", "GROWN", "DemoResult", "run_demo"]
@@ -34,7 +34,7 @@ class DemoResult:
     """What the demo came to.
 
     Args:
-        rows: the before/after table, see ``outcome``.
+        rows: the before/after table, see ``summary_rows``.
         report: the HTML page.
         seconds: how long it took, wall-clock.
         trained: how many of the three runs were trained now rather than found finished.
@@ -101,7 +101,7 @@ def run_demo(
             raise Interrupted(f"stopped; {again} goes on") from None
         trained += done.model is not None
     report = write_report(list(runs.values()), folder / "report.html")
-    return DemoResult(outcome(runs), report, time.monotonic() - start, trained)
+    return DemoResult(summary_rows(runs), report, time.monotonic() - start, trained)
 
 
 def _differ(one: Recipe, other: Recipe) -> bool:

@@ -13,19 +13,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from latewood.core import read_tensors
-from latewood.core.measure import file_bytes, macs, nonzero_count, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import file_bytes, nonzero_count, parameter_count
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
 from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim
-from latewood.slim.saved_files import repeat_edits
-from latewood.tasks.task import Task
+from latewood.tasks import Task
 from latewood.terminal.progress import Track
 from latewood.terminal.tables import Row
-from latewood.training import checkpoints, components
-from latewood.training.finalizing import finalized
+from latewood.training import components
+from latewood.training.opened_run import open_run, run_of
 from latewood.training.randomness import caller_unchanged
-from latewood.training.recipe import environment, load_recipe
+from latewood.training.recipe import Recipe, environment
 from latewood.training.run_folder import RunFolder, write_atomically
 
 __all__ = ["SlimRun", "slim_run"]
@@ -49,18 +48,6 @@ class SlimRun:
     folder: Path
     rows: list[Row]
     report: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A trained model, and how it is made anew."""
-
-    model: nn.Module
-    factory: str
-    arguments: dict[str, Any]
-    inputs: tuple[Tensor, ...]
-    weights: Path
-    about: dict[str, Any]
 
 
 def slim_run(
@@ -98,64 +85,47 @@ def slim_run(
         raise invalid("mode", mode, f"one of {', '.join(MODES)}")
     if batch < 1:
         raise invalid("batch", batch, "1 or more")
-    run, weights = _found(path)
-    folder = out or run.path.with_name(f"{run.name}-slim")
-    _require_free(folder, overwrite=overwrite)
+    run = run_of(path)
+    if run is not None:
+        if RunFolder(path).exists and not run.finished:
+            raise invalid(
+                "run",
+                str(path),
+                "a run that is finished (latewood train --resume goes on with it), or one of its "
+                "checkpoints",
+            )
+        folder = out or run.path.with_name(f"{run.name}-slim")
+        _require_free(folder, overwrite=overwrite)
+    opened = open_run(path)
+    folder = out or opened.folder.path.with_name(f"{opened.folder.name}-slim")
+    inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
+    forms: list[ExportForm] = list(dict.fromkeys(("dense", "slim", mode)))
+    exports: dict[ExportForm, tuple[nn.Module, ExportReport]] = {}
     with caller_unchanged(cuda=False):
-        source = _loaded(run, weights, batch)
-        wanted: list[ExportForm] = list(dict.fromkeys(("dense", "slim", mode)))
-        made: dict[ExportForm, tuple[nn.Module, ExportReport]] = {}
-        for each in track(wanted, f"forms of {run.name}", len(wanted)) if track else wanted:
-            made[each] = export(source.model, source.inputs, mode=each)
-        rows = _table(made, source.inputs)
+        title = f"forms of {opened.folder.name}"
+        for form in track(forms, title, len(forms)) if track else forms:
+            exports[form] = export(opened.model, inputs, mode=form)
+        rows = _table(exports, inputs)
+    model, chosen = exports[mode]
     report = {
         "format": _FORMAT,
-        "run": run.name,
-        "weights": weights.name,
+        "run": opened.folder.name,
+        "weights": opened.weights.name,
         "mode": mode,
-        "form": made[mode][1].form,
+        "form": chosen.form,
         "batch": batch,
         "threads": torch.get_num_threads(),
-        "table": [{"measure": row[""], **{form: row[form] for form in wanted}} for row in rows],
-        "whole_us": made[mode][1].us,
-        "layers": [asdict(layer) for layer in made[mode][1].layers],
-        "environment": source.about,
+        "table": [{"measure": row[""], **{form: row[form] for form in forms}} for row in rows],
+        "whole_us": chosen.us,
+        "layers": [asdict(layer) for layer in chosen.layers],
+        "environment": environment(opened.recipe),
     }
+    factory, arguments = _factory(opened.recipe, opened.task)
     folder.mkdir(parents=True, exist_ok=True)
     # First, since it marks the folder as one that may be replaced.
     write_atomically(folder / _REPORT, json.dumps(report, indent=1) + "\n")
-    save_slim(
-        made[mode][0],
-        folder / _MODEL,
-        factory=source.factory,
-        arguments=source.arguments,
-    )
+    save_slim(model, folder / _MODEL, factory=factory, arguments=arguments)
     return SlimRun(folder, rows, report)
-
-
-def _found(path: Path) -> tuple[RunFolder, Path]:
-    """The run that a path means, and the file with its weights."""
-    expected = "the folder of a finished run, or a checkpoint in one"
-    if not path.exists():
-        raise RequestError(f"RUN: got '{path}', which does not exist; expected {expected}")
-    run = RunFolder(path)
-    if run.exists:
-        if not run.finished:
-            raise RequestError(
-                f"RUN: got '{path}', a run that is not finished; expected a finished one "
-                "(latewood train --resume goes on with it) or one of its checkpoints"
-            )
-        return run, run.model_path
-    for parent in path.resolve().parents:
-        run = RunFolder(parent)
-        if run.exists:
-            weights = path / "model.safetensors" if path.is_dir() else path
-            if not weights.exists():
-                raise RequestError(
-                    f"RUN: got '{path}', which holds no weights; expected {expected}"
-                )
-            return run, weights
-    raise RequestError(f"RUN: got '{path}', which is in no run's folder; expected {expected}")
 
 
 def _require_free(folder: Path, *, overwrite: bool) -> None:
@@ -179,51 +149,21 @@ def _require_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def _loaded(run: RunFolder, weights: Path, batch: int) -> _Source:
-    recipe = load_recipe(run.recipe_path, ())
-    final = weights.resolve() == run.model_path.resolve()
-    with components.importable(*recipe.folders):
-        task = components.build("task", recipe.task, "task")
-        section = recipe.model or {"name": task.model}
-        model: nn.Module = components.build(
-            "model", section, "model", offered=dict(task.model_arguments)
-        )
-        factory, arguments = _factory(section, task)
-    if recipe.methods and not final:
-        model = finalized(recipe, run, _checkpoint(run, weights))
-    else:
-        if final and run.edits_path.with_suffix(".json").exists():
-            # The run itself has removed channels.
-            model = repeat_edits(model, run.edits_path)
-        checkpoints.load_into(model, read_tensors(weights), str(weights))
-    inputs = tuple(torch.cat([each] * batch) for each in task.example_inputs)
-    return _Source(model.eval(), factory, arguments, inputs, weights, environment(recipe))
-
-
-def _checkpoint(run: RunFolder, weights: Path) -> checkpoints.Checkpoint:
-    folder = weights.resolve().parent
-    for step in checkpoints.steps(run.checkpoints):
-        if folder == run.checkpoints.resolve() / f"step-{step:08d}":
-            return checkpoints.at_step(run.checkpoints, step)
-    raise RequestError(
-        f"RUN: got '{weights}', which is no checkpoint of a run whose methods are to be finalized; "
-        f"expected a folder step-N in '{run.checkpoints}'"
-    )
-
-
-def _factory(section: dict[str, Any], task: Task) -> tuple[str, dict[str, Any]]:
+def _factory(recipe: Recipe, task: Task) -> tuple[str, dict[str, Any]]:
     """What makes the model anew, as "module:function" with its arguments."""
+    section = recipe.model or {"name": task.model}
     name = str(section["name"])
-    own = components.check("model", section, "model", offered=dict(task.model_arguments))
-    named = inspect.signature(components.resolve("model", name)).parameters
-    offered = {key: value for key, value in task.model_arguments.items() if key in named}
-    return components.MODELS.get(name, name), {**offered, **own}
+    with components.importable(*recipe.folders):
+        chosen = components.check("model", section, "model", offered=dict(task.model_arguments))
+        parameters = inspect.signature(components.resolve("model", name)).parameters
+    offered = {key: value for key, value in task.model_arguments.items() if key in parameters}
+    return components.MODELS.get(name, name), {**offered, **chosen}
 
 
 def _table(
-    made: dict[ExportForm, tuple[nn.Module, ExportReport]], inputs: tuple[Tensor, ...]
+    exports: dict[ExportForm, tuple[nn.Module, ExportReport]], inputs: tuple[Tensor, ...]
 ) -> list[Row]:
-    models = {form: model for form, (model, _) in made.items()}
+    models = {form: model for form, (model, _) in exports.items()}
     calls: dict[str, Callable[[], object]] = {
         form: partial(model, *inputs) for form, model in models.items()
     }
@@ -234,7 +174,7 @@ def _table(
         "MACs": lambda form: _macs(models[form], inputs),
         "file bytes": lambda form: file_bytes(models[form]),
         "latency ms": lambda form: times[form] / 1e3,
-        "largest output difference": lambda form: made[form][1].difference,
+        "largest output difference": lambda form: exports[form][1].difference,
     }
     return [{"": name} | {form: of(form) for form in models} for name, of in measures.items()]
 
@@ -248,8 +188,8 @@ def _values(model: nn.Module) -> tuple[int, int]:
         for tensor in (module.values, module.bias)
         if tensor is not None
     ]
-    total = parameter_count(model) + sum(each.numel() for each in rows)
-    return total, nonzero_count(model) + sum(int(each.count_nonzero()) for each in rows)
+    total = parameter_count(model) + sum(tensor.numel() for tensor in rows)
+    return total, nonzero_count(model) + sum(int(tensor.count_nonzero()) for tensor in rows)
 
 
 def _macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

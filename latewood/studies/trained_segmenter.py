@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latewood.core import read_tensors
 from latewood.errors import invalid
 from latewood.kernels.inpainting import evaluate
 from latewood.segmentation import (
@@ -19,8 +18,8 @@ from latewood.segmentation import (
     outline_contrast,
     rgb_features,
 )
-from latewood.training import components
-from latewood.training.checkpoints import load_into
+from latewood.tasks.foreground import foreground_without_images
+from latewood.training.opened_run import open_run
 from latewood.training.recipe import load_recipe
 from latewood.training.run_folder import RunFolder
 
@@ -46,21 +45,17 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     Raises:
         RequestError: no run, one of another task, or one that is not finished.
     """
-    recipe = load_recipe(run.recipe_path, ())
+    recipe = load_recipe(run.recipe_path)
     if recipe.task["name"] != "foreground":
         raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")
     if not run.finished:
         raise invalid(
             "network", str(run.path), "a finished run; go on with latewood train --resume"
         )
-    section = recipe.model or {"name": "segmentation_unet"}
-    with torch.random.fork_rng(devices=[]):
-        model = components.build("model", section, "model", offered={"in_channels": 3})
-    # With methods, checkpoints hold weights that they still transform; the end of the run does not.
-    weights = run.model_path if recipe.methods else _best_weights(run)
-    load_into(model, read_tensors(weights), str(weights))
-    model.eval()
     size = int(recipe.task.get("size", 64))
+    # With methods, checkpoints hold weights that they still transform; the end of the run does not.
+    path = run.path if recipe.methods else _best_weights(run)
+    model = open_run(path, task=foreground_without_images(size)).model
 
     @torch.no_grad()
     def segmenter(image: Tensor) -> Segmentation:
@@ -69,11 +64,11 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
         mask = model(features)[0, 0] > 0
         empty = bool(mask.all()) or not bool(mask.any())
         settings = Settings(scaled=True).inpainting(mask.shape[0], mask.shape[1], 3)
-        found = None if empty else evaluate(features, mask[None], settings)
+        objective = None if empty else evaluate(features, mask[None], settings)
         return Segmentation(
             mask=guided_upsample(mask, image),
-            score=0.0 if found is None else found.inpainting.item(),
-            diversity=0.0 if found is None else found.diversity.item(),
+            score=0.0 if objective is None else objective.inpainting.item(),
+            diversity=0.0 if objective is None else objective.diversity.item(),
             contrast=outline_contrast(features, mask[None]).item(),
             iterations=0,
             period=0,
@@ -91,9 +86,9 @@ def _best_weights(run: RunFolder) -> Path:
         for row in run.read_metrics()
         if row["kind"] == "validation" and "inpainting" in row
     }
-    kept = {
+    weights = {
         step: path
         for step in scores
         if (path := run.checkpoints / f"step-{step:08d}" / "model.safetensors").exists()
     }
-    return kept[max(kept, key=lambda step: scores[step])] if kept else run.model_path
+    return weights[max(weights, key=lambda step: scores[step])] if weights else run.model_path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from latewood.tasks.data import Normalise
 from latewood.tasks.data.augmentation import CropAndFlip
+from latewood.tasks.data.datasets import Normalise
 from latewood.tasks.data.images import image_splits
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.objectives import Classification
@@ -75,7 +75,7 @@ def cifar10(
         limit_train=limit_train,
         limit_validation=limit_validation,
     )
-    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
+    train, scored = permute_labels(train, scored, fraction=label_noise, seed=label_seed)
     channels, height, width = train.tensors[0].shape[1:]
     black = Normalise(torch.tensor(mean), torch.tensor(std)).black
     return Task(

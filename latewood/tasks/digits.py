@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latewood.tasks.data import TensorDataset
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.objectives import Classification
 from latewood.tasks.task import Task
@@ -45,7 +45,7 @@ def digits(
     validation = TensorDataset(
         ((held_out - mean) / std).float().unsqueeze(1), held_out_labels.long()
     )
-    train, validation = permute_labels(train, validation, share=label_noise, seed=label_seed)
+    train, validation = permute_labels(train, validation, fraction=label_noise, seed=label_seed)
     return Task(
         name="digits",
         train=train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +13,13 @@ from latewood.errors import WorkError, invalid
 from latewood.segmentation import PRESETS, downsample, segment
 from latewood.segmentation.image_files import find_images
 from latewood.segmentation.image_tensors import pictures
-from latewood.tasks.data import Batch, TensorDataset
+from latewood.tasks.data.datasets import Batch, TensorDataset
 from latewood.tasks.data.locate import find_folder
 from latewood.tasks.foreground_objective import Dihedral, Foreground
 from latewood.tasks.task import Task
 from latewood.terminal.progress import track
 
-__all__ = ["foreground"]
+__all__ = ["foreground", "foreground_without_images"]
 
 
 def foreground(
@@ -63,28 +64,44 @@ def foreground(
     home = find_folder("foreground", folder, names=("foreground",), layout="image files")
     files = [path for path in find_images([home]) if not path.stem.endswith("_mask")]
     images = torch.stack([_square(path, size) for path in track(files, "reading", len(files))])
-    found = segment(images.float() / 255, preset=PRESETS[preset], scaled=True, size=None)
-    useful = [i for i, one in enumerate(found) if not {"constant", "degenerate"} & {*one.flags}]
-    held = round(validation * len(useful))
-    if not 0 < held < len(useful):
+    segmentations = segment(images.float() / 255, preset=PRESETS[preset], scaled=True, size=None)
+    useful = [
+        i for i, one in enumerate(segmentations) if not {"constant", "degenerate"} & {*one.flags}
+    ]
+    held_out = round(validation * len(useful))
+    if not 0 < held_out < len(useful):
         raise WorkError(
             f"{home}: {len(useful)} of {len(files)} images have a mask to learn from; at least one "
             f"is needed for training and one to hold out (validation = {validation})"
         )
-    masks = torch.stack([one.mask for one in found])
+    masks = torch.stack([one.mask for one in segmentations])
     order = torch.tensor(useful)
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(split_seed))]
     data = TensorDataset(images, masks, transform=_scaled)
+    return replace(
+        foreground_without_images(size),
+        train=data.subset(order[held_out:].sort().values),
+        validation=data.subset(order[:held_out].sort().values),
+        augment=Dihedral(shift),
+    )
+
+
+def foreground_without_images(size: int = 64) -> Task:
+    """The task for those who only use a trained network: what it is like, and no samples.
+
+    Args:
+        size: side of the images that were learned from, in pixels.
+    """
+    nothing = TensorDataset(torch.zeros(0, 3, size, size), torch.zeros(0, size, size))
     return Task(
         name="foreground",
-        train=data.subset(order[held:].sort().values),
-        validation=data.subset(order[:held].sort().values),
+        train=nothing,
+        validation=nothing,
         objective=Foreground(),
         headline="inpainting",
         model="segmentation_unet",
         model_arguments={"in_channels": 3},
         example_inputs=(torch.zeros(1, 3, size, size),),
-        augment=Dihedral(shift),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latewood.errors import invalid
 from latewood.kernels.inpainting import evaluate
 from latewood.segmentation import Settings
-from latewood.tasks.data import Batch
+from latewood.tasks.data.datasets import Batch
 
 __all__ = ["Dihedral", "Foreground", "inpainting_error"]
 
@@ -69,8 +69,8 @@ def inpainting_error(images: Tensor, masks: Tensor) -> Tensor:
     if len(both):
         height, width = masks.shape[-2:]
         settings = Settings(scaled=True).inpainting(height, width, images.shape[1])
-        found = evaluate(images[both].float(), masks[both], settings)
-        errors[both] = found.inpainting.to(errors.dtype)
+        evaluation = evaluate(images[both].float(), masks[both], settings)
+        errors[both] = evaluation.inpainting.to(errors.dtype)
     return errors
 
 

@@ -67,7 +67,7 @@ def mnist(
         limit_train=limit_train,
         limit_validation=limit_validation,
     )
-    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
+    train, scored = permute_labels(train, scored, fraction=label_noise, seed=label_seed)
     _, height, width = train.tensors[0].shape[1:]
     return Task(
         name="mnist",

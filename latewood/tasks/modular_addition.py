@@ -7,7 +7,7 @@ import random
 import torch
 
 from latewood.errors import invalid
-from latewood.tasks.data import TensorDataset
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.objectives import LastPosition
 from latewood.tasks.task import Task
 
@@ -37,16 +37,16 @@ def modular_addition(*, p: int = 113, fraction: float = 0.3, seed: int = 0) -> T
         raise invalid("p", p, "2 or more")
     pairs = [(i, j) for i in range(p) for j in range(p)]
     random.Random(seed).shuffle(pairs)
-    kept = int(fraction * p * p)
-    if not 0 < kept < len(pairs):
+    train_size = int(fraction * p * p)
+    if not 0 < train_size < len(pairs):
         raise invalid("fraction", fraction, f"between 0 and 1, with 1 to {p * p - 1} pairs kept")
     table = torch.tensor(pairs)
     tokens = torch.cat((table, torch.full((len(table), 1), p)), dim=1)
     labels = table.sum(dim=1) % p
     return Task(
         name="modular_addition",
-        train=TensorDataset(tokens[:kept], labels[:kept]),
-        validation=TensorDataset(tokens[kept:], labels[kept:]),
+        train=TensorDataset(tokens[:train_size], labels[:train_size]),
+        validation=TensorDataset(tokens[train_size:], labels[train_size:]),
         objective=LastPosition(),
         headline="accuracy",
         model="grokking_transformer",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latewood.errors import invalid
-from latewood.tasks.data import Batch
+from latewood.tasks.data.datasets import Batch
 
 __all__ = ["Classification", "Diffusion", "LanguageModelling", "LastPosition", "Objective"]
 
@@ -159,16 +159,16 @@ class Diffusion:
         self.steps = steps
         ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
         self.betas = ramp * (last - first) + first
-        kept = torch.cumprod(1 - self.betas, dim=0)
-        self._signal = kept.sqrt().float()
-        self._noise = (1 - kept).sqrt().float()
+        signal_power = torch.cumprod(1 - self.betas, dim=0)
+        self._signal = signal_power.sqrt().float()
+        self._noise = (1 - signal_power).sqrt().float()
 
     def diffuse(self, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """The images (n, ...) as they are after ``times`` (int64, n, from 0) of the noising."""
         shape = (-1,) + (1,) * (images.dim() - 1)
-        signal = self._signal.to(images.device)[times].view(shape)
-        share = self._noise.to(images.device)[times].view(shape)
-        return signal * images + share * noise
+        signal_scale = self._signal.to(images.device)[times].view(shape)
+        noise_scale = self._noise.to(images.device)[times].view(shape)
+        return signal_scale * images + noise_scale * noise
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean squared error of the noise at one random time per image."""

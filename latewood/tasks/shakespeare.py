@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.tasks.data import Batch
+from latewood.tasks.data.datasets import Batch
 from latewood.tasks.data.locate import find_folder
 from latewood.tasks.objectives import LanguageModelling
 from latewood.tasks.task import Task

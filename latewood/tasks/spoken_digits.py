@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from latewood.errors import WorkError, invalid
-from latewood.tasks.data import TensorDataset
 from latewood.tasks.data.audio import decode_wav, log_mel, mel_filters
+from latewood.tasks.data.datasets import TensorDataset
 from latewood.tasks.data.decoded import decoded
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.data.locate import open_splits
-from latewood.tasks.data.sources import Source, check_label, content_hash
+from latewood.tasks.data.sources import SampleSource, check_label, content_hash
 from latewood.tasks.objectives import Classification
 from latewood.tasks.task import Task
 from latewood.terminal.progress import progress
@@ -70,7 +70,7 @@ def spoken_digits(
         raise invalid("window", window, "a positive even number of samples")
     filters = mel_filters(bands=bands, window=window, sample_rate=sample_rate)
 
-    def features(source: Source) -> dict[str, torch.Tensor]:
+    def features(source: SampleSource) -> dict[str, torch.Tensor]:
         rows, labels = [], []
         with progress(f"decoding {source.name}", len(source)) as advance:
             for chunk in source.chunks():
@@ -93,7 +93,7 @@ def spoken_digits(
             raise WorkError(f"{source.name}: has {len(rows)} samples; it promised {len(source)}")
         return {"features": torch.stack(rows), "labels": torch.tensor(labels)}
 
-    def load(source: Source) -> TensorDataset:
+    def load(source: SampleSource) -> TensorDataset:
         settings = f"{sample_rate} {window} {hop} {bands} {group} {frames}"
         key = content_hash("log-mel", source.fingerprint(), settings)
         tensors = decoded(source.name, key, lambda: features(source))
@@ -112,7 +112,7 @@ def spoken_digits(
             feature="Audio",
         )
     )
-    train, scored = permute_labels(train, scored, share=label_noise, seed=label_seed)
+    train, scored = permute_labels(train, scored, fraction=label_noise, seed=label_seed)
     return Task(
         name="spoken_digits",
         train=train,

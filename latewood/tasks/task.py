@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from latewood.tasks.data import Batch, Dataset
+from latewood.tasks.data.datasets import Batch, Dataset
 from latewood.tasks.objectives import Objective
 
 __all__ = ["Augmentation", "Task"]

@@ -10,8 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import pyarrow
-import pyarrow.parquet
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +22,7 @@ Row = Mapping[str, object]
 """Column -> value; None and a missing column are shown as a dash."""
 
 FORMATS = (".csv", ".json", ".parquet")
+"""Endings of files that ``write_table`` can write."""
 
 
 def cell(value: object) -> str:
@@ -104,6 +103,9 @@ def write_table(rows: Sequence[Row], path: Path, *, columns: Sequence[str] = ())
             text = json.dumps([{k: _finite(v) for k, v in row.items()} for row in filled], indent=1)
             path.write_text(text + "\n", encoding="utf-8")
         elif path.suffix == ".parquet":
+            # Not above: this module is read by every command that prints.
+            import pyarrow.parquet
+
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(filled), path)
         else:
             raise invalid("path", str(path), f"a name that ends in one of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""One run: its recipe, the loop, checkpoints, the run folder, processes.
+"""One run: its recipe, the loop, checkpoints, the run folder, opening it, processes.
 
 Names load on first use, so that a recipe is checked, and refused, before torch is imported.
 """
@@ -6,24 +6,35 @@ Names load on first use, so that a recipe is checked, and refused, before torch 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and the reference of the API see of what loads on first use
+    from latewood.training.opened_run import OpenedRun, open_run
+    from latewood.training.processes import Processes
+    from latewood.training.recipe import Recipe, load_recipe, parse_recipe
+    from latewood.training.run import RunResult, train
+    from latewood.training.run_folder import RunFolder
 
 _HOMES = {
+    "OpenedRun": "opened_run",
     "Processes": "processes",
     "Recipe": "recipe",
     "RunFolder": "run_folder",
-    "RunResult": "loop",
+    "RunResult": "run",
     "load_recipe": "recipe",
+    "open_run": "opened_run",
     "parse_recipe": "recipe",
-    "train": "loop",
+    "train": "run",
 }
 
 __all__ = [
+    "OpenedRun",
     "Processes",
     "Recipe",
     "RunFolder",
     "RunResult",
     "load_recipe",
+    "open_run",
     "parse_recipe",
     "train",
 ]

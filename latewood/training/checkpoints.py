@@ -22,16 +22,22 @@ from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError, WorkError, invalid
 
 __all__ = [
+    "WEIGHTS",
     "Checkpoint",
     "at_step",
     "discard_after",
     "latest",
     "load_into",
     "save",
+    "shapes",
     "split_points",
+    "step_of",
     "steps",
     "write_model",
 ]
+
+WEIGHTS = "model.safetensors"
+"""The file with the model's state in a checkpoint."""
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -49,9 +55,14 @@ class Checkpoint:
     path: Path
     step: int
 
+    @property
+    def weights(self) -> Path:
+        """The file with the model's state."""
+        return self.path / WEIGHTS
+
     def model_state(self) -> dict[str, Tensor]:
         """The model's state dict, on the CPU."""
-        return load_file(self.path / "model.safetensors")
+        return load_file(self.weights)
 
     def state(self) -> dict[str, Any]:
         """Everything else that was saved: optimizer, methods, metrics under way."""
@@ -90,7 +101,7 @@ def save(
     try:
         _sweep(folder)
         temporary.mkdir(parents=True)
-        write_model(temporary / "model.safetensors", model_state)
+        write_model(temporary / WEIGHTS, model_state)
         save_state(temporary / "state", dict(state))
         files = sorted(temporary.iterdir())
         manifest = {"step": step, "files": {file.name: _fingerprint(file) for file in files}}
@@ -102,13 +113,15 @@ def save(
         _sync(folder)
     except (OSError, WorkError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        kept = steps(folder) if folder.is_dir() else []
-        last = f"the last good one is of step {kept[-1]}" if kept else "there is no earlier one"
+        earlier = steps(folder) if folder.is_dir() else []
+        last = (
+            f"the last good one is of step {earlier[-1]}" if earlier else "there is no earlier one"
+        )
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise WorkError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); {last}"
         ) from error
-    for old in [each for each in steps(folder) if each not in spare][:-keep]:
+    for old in [number for number in steps(folder) if number not in spare][:-keep]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
     return final
 
@@ -121,6 +134,12 @@ def steps(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def step_of(path: Path) -> int | None:
+    """The step that the name of a checkpoint's folder says; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match[1])
+
+
 def latest(folder: str | Path) -> Checkpoint | None:
     """The last checkpoint that is sound; None if there is none at all.
 
@@ -129,15 +148,15 @@ def latest(folder: str | Path) -> Checkpoint | None:
     Raises:
         WorkError: there are checkpoints, and all are damaged.
     """
-    found = steps(folder)
-    for step in reversed(found):
+    there = steps(folder)
+    for step in reversed(there):
         path = Path(folder) / f"step-{step:08d}"
         damage = _damage(path, step)
         if damage is None:
             return Checkpoint(path=path, step=step)
         warnings.warn(f"{path}: {damage}; the checkpoint before it is used", stacklevel=2)
-    if found:
-        raise WorkError(f"{folder}: all {len(found)} checkpoints are damaged")
+    if there:
+        raise WorkError(f"{folder}: all {len(there)} checkpoints are damaged")
     return None
 
 
@@ -148,9 +167,9 @@ def at_step(folder: str | Path, step: int) -> Checkpoint:
         RequestError: there is none; the message lists those that are there.
         WorkError: it is damaged.
     """
-    found = steps(folder)
-    if step not in found:
-        listed = ", ".join(map(str, found)) or "none"
+    there = steps(folder)
+    if step not in there:
+        listed = ", ".join(map(str, there)) or "none"
         raise invalid("step", step, f"a step with a checkpoint in '{folder}' ({listed})")
     path = Path(folder) / f"step-{step:08d}"
     damage = _damage(path, step)
@@ -192,21 +211,25 @@ def load_into(model: nn.Module, model_state: Mapping[str, Tensor], source: str) 
     Raises:
         RequestError: other keys or shapes; all that differ are listed.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in model_state.items()}
+    expected, given = shapes(model.state_dict()), shapes(model_state)
     differences = [
-        *(f"{name} is missing" for name in own if name not in given),
-        *(f"{name} is not in the model" for name in given if name not in own),
+        *(f"{name} is missing" for name in expected if name not in given),
+        *(f"{name} is not in the model" for name in given if name not in expected),
         *(
-            f"{name} has shape {given[name]}, the model's has {own[name]}"
-            for name in own
-            if name in given and own[name] != given[name]
+            f"{name} has shape {given[name]}, the model's has {expected[name]}"
+            for name in expected
+            if name in given and expected[name] != given[name]
         ),
     ]
     if differences:
         listed = "\n  ".join(differences)
         raise RequestError(f"{source}: is of another model; these keys differ:\n  {listed}")
     model.load_state_dict(dict(model_state))
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every entry of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def write_model(path: Path, model_state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import json
@@ -19,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, nearest
 
 __all__ = [
     "METHODS",
@@ -34,7 +33,6 @@ __all__ = [
     "build",
     "check",
     "importable",
-    "nearest",
     "resolve",
 ]
 
@@ -149,12 +147,6 @@ def importable(*folders: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def nearest(key: str, allowed: Collection[str]) -> str:
-    """The clause that suggests the allowed key closest to ``key``; empty if none is close."""
-    close = difflib.get_close_matches(key, list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
     """The callable that a section names.
 
@@ -173,24 +165,24 @@ def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
         raise invalid(where, name, expected + nearest(name, registry))
     module_name, _, attribute = registry.get(name, name).partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise RequestError(
             f"{where}: got {name!r}; module {module_name!r} cannot be imported ({error}); "
             "expected a module in the recipe's folder, the current folder or the installation"
         ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [key for key, value in vars(found).items() if callable(value)]
+        if not hasattr(target, part):
+            public = [key for key, value in vars(target).items() if callable(value)]
             raise invalid(where, name, f"an attribute of {module_name!r}" + nearest(part, public))
-        found = getattr(found, part)
-    if not callable(found):
+        target = getattr(target, part)
+    if not callable(target):
         raise invalid(where, name, "something that can be called")
     try:
-        inspect.signature(found)
+        inspect.signature(target)
     except ValueError as error:
         raise invalid(where, name, "a callable whose signature Python can read") from error
-    return typing.cast(Callable[..., Any], found)
+    return typing.cast(Callable[..., Any], target)
 
 
 def check(
@@ -269,11 +261,11 @@ def build(
     """
     offered = offered or {}
     forbidden = PROVIDED[kind] | set(provided)
-    own = check(kind, section, path, forbidden, offered=offered)
+    chosen = check(kind, section, path, forbidden, offered=offered)
     factory = resolve(kind, section["name"], path)
     parameters, _ = _parameters(factory)
     passed = {key: value for key, value in {**offered, **provided}.items() if key in parameters}
-    arguments = passed | own
+    arguments = passed | chosen
     leading = [arguments.pop(name) for name in parameters if parameters[name].positional_only]
     try:
         return factory(*leading, **arguments)
@@ -314,7 +306,7 @@ def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, _Parameter], boo
         hints = typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError):
         hints = {}
-    found: dict[str, _Parameter] = {}
+    parameters: dict[str, _Parameter] = {}
     open_ended = False
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -322,12 +314,12 @@ def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, _Parameter], boo
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
             required = parameter.default is inspect.Parameter.empty
             annotation = hints.get(name, Any if required else _of_default(parameter.default))
-            found[name] = _Parameter(
+            parameters[name] = _Parameter(
                 annotation=_expressible(annotation),
                 required=required,
                 positional_only=parameter.kind is inspect.Parameter.POSITIONAL_ONLY,
             )
-    return found, open_ended
+    return parameters, open_ended
 
 
 def _of_default(default: Any) -> Any:
@@ -341,9 +333,9 @@ def _expressible(annotation: Any) -> Any:
     """The part of an annotation that a recipe can write: ``float | Tensor`` becomes ``float``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        kept = [_expressible(member) for member in arguments]
-        kept = [member for member in kept if member is not Any]
-        return Union[tuple(kept)] if kept else Any  # noqa: UP007
+        members = [_expressible(member) for member in arguments]
+        members = [member for member in members if member is not Any]
+        return Union[tuple(members)] if members else Any  # noqa: UP007
     if origin in (list, tuple, dict) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         inner = tuple(item if item is ... else _expressible(item) for item in arguments)
         base: Any = list if origin not in (tuple, dict) else origin
@@ -372,8 +364,8 @@ def _words(annotation: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in arguments)
     if origin in (Union, UnionType):
-        kept = [_words(member) for member in arguments if member is not type(None)]
-        return " or ".join(dict.fromkeys(kept))
+        alternatives = [_words(member) for member in arguments if member is not type(None)]
+        return " or ".join(dict.fromkeys(alternatives))
     if origin is tuple and ... not in arguments:
         return f"a list of {len(arguments)} values: " + ", ".join(map(_words, arguments))
     if origin in (list, tuple):

@@ -9,16 +9,16 @@ from torch import nn
 
 from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.core.modes import evaluated
-from latewood.tasks.data import Batch, Dataset, batches
+from latewood.tasks import Batch, Dataset, batches
 from latewood.training.randomness import derive
-from latewood.training.session import Session
+from latewood.training.run_context import RunContext
 
 __all__ = ["Recalibration", "evaluate", "recalibrate", "recalibration_batches"]
 
 
 @torch.no_grad()
 def evaluate(
-    session: Session, model: nn.Module, dataset: Dataset | None = None
+    context: RunContext, model: nn.Module, dataset: Dataset | None = None
 ) -> dict[str, float]:
     """The objective's means over a data set, each process scoring its share.
 
@@ -26,22 +26,22 @@ def evaluate(
     the model alone.
 
     Args:
-        session: the run; its model's mode is left as it was.
-        model: what to score.
+        context: of the run.
+        model: what to score; its mode is left as it was.
         dataset: where; the task's validation samples if None.
 
     Returns:
         measures by name, "loss" among them, the same on all processes.
     """
-    processes, recipe, task = session.processes, session.recipe, session.task
+    processes, recipe, task = context.processes, context.recipe, context.task
     dataset = task.validation if dataset is None else dataset
     processes.share_buffers(model)
     noise = torch.Generator(processes.device)
     names: list[str] = []
     rows: list[torch.Tensor] = []
-    taken: list[float] = []
+    sample_counts: list[float] = []
     with evaluated(model):
-        shares = batches(
+        parts = batches(
             dataset,
             batch_size=recipe.batch_size,
             seed=0,
@@ -50,64 +50,64 @@ def evaluate(
             rank=processes.rank,
             world_size=processes.count,
         )
-        for number, (batch, weight) in enumerate(shares):
+        for number, (batch, weight) in enumerate(parts):
             noise.manual_seed(derive(recipe.seed, "evaluate", number, processes.rank))
             with processes.autocast():
-                scores = task.objective.evaluate(model, session.placed(batch), noise)
+                scores = task.objective.evaluate(model, context.placed(batch), noise)
             in_batch = min(recipe.batch_size, len(dataset) - number * recipe.batch_size)
             names = names or list(scores)
             rows.append(torch.stack([scores[name].detach() for name in names]))
-            taken.append(weight * in_batch / processes.count)
+            sample_counts.append(weight * in_batch / processes.count)
     # Summed in double on the CPU: not every accelerator has it.
     means_of_batches = torch.stack(rows).cpu().double()
-    share = torch.tensor(taken, dtype=torch.float64)[:, None]
+    samples = torch.tensor(sample_counts, dtype=torch.float64)[:, None]
     # Not a product with 0: a process without a sample must not bring in its NaN.
-    weighted = torch.where(share > 0, means_of_batches * share, 0.0)
+    weighted = torch.where(samples > 0, means_of_batches * samples, 0.0)
     total = weighted.sum(dim=0).tolist()
     means = [value / len(dataset) for value in processes.sum(total)]
     return task.objective.summarise(dict(zip(names, means, strict=True)))
 
 
 class Recalibration:
-    """What batch-norm statistics are renewed on: the same batches and noise at every reading.
+    """What batch-norm statistics are renewed on: the same batches and noise at every evaluation.
 
     Args:
-        session: the run.
+        context: of the run.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._noise = torch.Generator(session.processes.device)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._noise = torch.Generator(context.processes.device)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of ``recalibration_batches``; noise begins anew."""
-        self._noise.manual_seed(derive(self._session.recipe.seed, "recalibrate"))
-        return recalibration_batches(self._session)
+        self._noise.manual_seed(derive(self._context.recipe.seed, "recalibrate"))
+        return recalibration_batches(self._context)
 
     def forward(self, model: nn.Module, batch: Batch) -> object:
         """Runs a model on a batch as in training, with noise that goes on from batch to batch."""
-        with self._session.processes.autocast():
-            return self._session.task.objective.loss(model, batch, self._noise)
+        with self._context.processes.autocast():
+            return self._context.task.objective.loss(model, batch, self._noise)
 
 
-def recalibrate(session: Session, model: nn.Module) -> bool:
+def recalibrate(context: RunContext, model: nn.Module) -> bool:
     """Renews batch-norm statistics on training batches, the same ones in every process.
 
     Returns:
         whether the model has batch norms.
     """
-    seen = Recalibration(session)
+    seen = Recalibration(context)
     return recalibrate_batch_norm(model, seen, seen.forward) > 0
 
 
-def recalibration_batches(session: Session) -> Iterator[Batch]:
+def recalibration_batches(context: RunContext) -> Iterator[Batch]:
     """Training batches to renew batch-norm statistics on, the same ones in every process."""
-    recipe, dataset = session.recipe, session.task.train
+    recipe, dataset = context.recipe, context.task.train
     full = recipe.batch_size <= len(dataset)
-    taken = batches(
+    stream = batches(
         dataset, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, drop_last=full
     )
-    for number, (batch, _) in enumerate(taken):
+    for number, (batch, _) in enumerate(stream):
         if number == recipe.recalibration_batches:
             return
-        yield session.placed(batch)
+        yield context.placed(batch)

@@ -36,14 +36,14 @@ def first_break(
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name!r}, which the step before left so,"
-    found: list[str] = []
-    with _kept(model), _watching(model, found):
+    breaks: list[str] = []
+    with _kept(model), _watching(model, breaks):
         value = loss()
-        if not found and not _finite(value):
+        if not breaks and not _finite(value):
             return "the loss, from finite outputs of every layer,"
-        if not found:
+        if not breaks:
             value.backward()
-    return found[0] if found else None
+    return breaks[0] if breaks else None
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -51,13 +51,13 @@ def _finite(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _watching(model: nn.Module, found: list[str]) -> Iterator[None]:
+def _watching(model: nn.Module, breaks: list[str]) -> Iterator[None]:
     """Notes what is not finite, in the order in which it is computed."""
     handles: list[Any] = []
 
     def note(tensor: Tensor, what: str) -> None:
         if not _finite(tensor):
-            found.append(what)
+            breaks.append(what)
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:

@@ -36,8 +36,8 @@ def interrupts() -> Iterator[Interrupts]:
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.requested = True
-        for each in _SIGNALS:
-            signal.signal(each, before[each])
+        for handled in _SIGNALS:
+            signal.signal(handled, before[handled])
 
     for number in _SIGNALS:
         signal.signal(number, note)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
 
-__all__ = ["Processes", "launched_processes", "processes"]
+__all__ = ["Processes", "alone", "launched_processes", "processes"]
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Processes:
         accelerator: accelerate's view of devices and processes.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
@@ -113,6 +114,19 @@ class Processes:
         return result
 
 
+def alone() -> Processes:
+    """This process on the CPU in full precision, apart from any that a launcher started."""
+    return Processes(
+        SimpleNamespace(
+            device=torch.device("cpu"),
+            process_index=0,
+            num_processes=1,
+            mixed_precision="no",
+            scaler=None,
+        )
+    )
+
+
 def launched_processes() -> int:
     """Number of processes that a launcher started, as it says in the environment."""
     return int(os.environ.get("WORLD_SIZE", "1") or "1")
@@ -187,8 +201,8 @@ def _require_device(device: str) -> None:
     if device.startswith("cuda"):
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise invalid("device", device, f"'auto' or 'cpu'; {found} CUDA devices are visible")
+            count = torch.cuda.device_count()
+            raise invalid("device", device, f"'auto' or 'cpu'; {count} CUDA devices are visible")
     if device == "mps" and not torch.backends.mps.is_available():
         raise invalid("device", device, "'auto' or 'cpu'; there is no Metal device")
 

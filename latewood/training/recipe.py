@@ -23,9 +23,10 @@ from pydantic import (
     model_validator,
 )
 
-from latewood.errors import RequestError
+from latewood.errors import RequestError, nearest
+from latewood.recipes import FOLDER, recipe_path
 from latewood.training import components
-from latewood.training.components import Kind, importable, nearest
+from latewood.training.components import Kind, importable
 from latewood.training.toml import to_toml
 
 __all__ = ["Recipe", "Section", "check_sections", "environment", "load_recipe", "parse_recipe"]
@@ -51,7 +52,7 @@ Section = Annotated[
 class Recipe(BaseModel):
     """Everything that decides a run.
 
-    Args:
+    Attributes:
         task: what is learned, from which data.
         model: what learns it; the task's own choice if left out.
         optimizer: a name and its arguments.
@@ -160,19 +161,19 @@ class Recipe(BaseModel):
         return to_toml(document | {ENVIRONMENT: environment} if environment else document)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and checks a recipe.
 
     Args:
-        path: the TOML file.
+        recipe: a TOML file, or the name of a recipe that ships with the package.
         overrides: "key.path=value" each; list items by number, as in ``methods.0.name`` or
             ``methods[0].name``. The value is read as TOML, and as a string if it is none.
 
     Raises:
-        RequestError: no such file, broken TOML, unknown keys, wrong types, impossible
+        RequestError: no such file or name, broken TOML, unknown keys, wrong types, impossible
             combinations; it says the key's path, what was given and what is allowed.
     """
-    path = Path(path)
+    path = recipe_path(recipe)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -182,7 +183,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recorded = document.pop(ENVIRONMENT, None)
     for override in overrides:
         _apply(document, override)
-    folders = [path.resolve().parent]
+    # Beside the shipped recipes lie no modules of a user's own.
+    folders = [] if path.parent == FOLDER else [path.resolve().parent]
     if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
         folders.insert(0, Path(recorded["folder"]))
     return parse_recipe(document, folders)
@@ -216,11 +218,11 @@ def check_sections(recipe: Recipe) -> None:
     with importable(*recipe.folders):
         for path, section in _sections(recipe):
             kind = _kind(path)
-            own = section
+            arguments = section
             if kind == "schedule":
-                own, options = split_schedule(section)
+                arguments, options = split_schedule(section)
                 _check_schedule_options(options, path)
-            components.check(kind, own, path, offered=None if kind == "model" else ())
+            components.check(kind, arguments, path, offered=None if kind == "model" else ())
 
 
 def split_schedule(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

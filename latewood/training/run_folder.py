@@ -89,9 +89,11 @@ class RunFolder:
         if not self.summary_path.exists():
             return {}
         try:
-            summary: dict[str, Any] = json.loads(self.summary_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            summary: dict[str, Any] = dict(json.loads(self.summary_path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
             raise WorkError(f"{self.summary_path}: cannot be read ({error})") from error
+        if "readings" in summary:  # what earlier versions called them
+            summary["evaluations"] = summary.pop("readings")
         return summary
 
     def require_free(self, *, overwrite: bool = False) -> None:
@@ -169,8 +171,8 @@ class RunFolder:
         Raises:
             WorkError: the file is damaged or cannot be written.
         """
-        kept = "".join(line for row, line in self._rows() if row["step"] <= step)
-        write_atomically(self.metrics_path, kept)
+        lines = "".join(line for row, line in self._rows() if row["step"] <= step)
+        write_atomically(self.metrics_path, lines)
 
     def remove_leftovers(self) -> None:
         """Removes the half-written files that a killed process leaves; no run may be under way."""

@@ -12,30 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latewood.core.groups import parameter_groups
 from latewood.core.protocols import Method, Probe, Restructuring
-from latewood.core.schedules import Schedule, with_warmup
-from latewood.errors import RequestError, invalid
-from latewood.tasks.data import Batch, batch_count
-from latewood.tasks.task import Task
-from latewood.training import components
+from latewood.core.schedules import Schedule
+from latewood.errors import RequestError
+from latewood.tasks import Batch
 from latewood.training.checkpoints import Checkpoint, load_into, split_points
+from latewood.training.fit import set_rates, total_penalty, unclaimed
 from latewood.training.processes import Processes
 from latewood.training.randomness import (
     derive,
     host_random_state,
     restore_host_random_state,
-    seed_everything,
     seed_torch,
 )
-from latewood.training.recipe import Recipe, split_schedule
+from latewood.training.recipe import Recipe
+from latewood.training.run_context import RunContext
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["Meter", "Session", "open_session"]
+__all__ = ["Session", "TrainingMeter", "distributed"]
 
 
 @dataclass
-class Meter:
+class TrainingMeter:
     """Means of the training metrics since they were last written."""
 
     steps: int = 0
@@ -57,7 +55,7 @@ class Meter:
 
 
 @dataclass
-class Session:
+class Session(RunContext):
     """What the loop and its observers work on.
 
     Args:
@@ -80,10 +78,7 @@ class Session:
         scores: of the last validation in this process.
     """
 
-    recipe: Recipe
     folder: RunFolder
-    processes: Processes
-    task: Task
     model: nn.Module
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -94,7 +89,7 @@ class Session:
     steps_per_epoch: int
     total_steps: int
     step: int = 0
-    meter: Meter = field(default_factory=Meter)
+    meter: TrainingMeter = field(default_factory=TrainingMeter)
     note: str = ""
     scores: dict[str, float] | None = None
 
@@ -116,13 +111,7 @@ class Session:
             # Where torch's own schedules keep it: methods may change it, checkpoints hold it.
             group.setdefault("initial_lr", group["lr"])
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        claimed = {
-            id(parameter)
-            for method in self.methods.values()
-            for group in method.parameter_groups()
-            for parameter in group["params"]
-        }
-        self.clipped = [p for p in self.trained if id(p) not in claimed]
+        self.clipped = unclaimed(self.trained, self.methods.values())
 
     @property
     def epoch(self) -> float:
@@ -159,7 +148,7 @@ class Session:
         # What averages the gradients has hooks on the parameters as they were, until it is gone.
         self.network = self.model
         gc.collect()
-        self.network = _network(self.recipe, self.processes, self.model)
+        self.network = distributed(self.recipe, self.processes, self.model)
         self._list_parameters()
 
     def begin_step(self) -> None:
@@ -171,8 +160,7 @@ class Session:
         whole = self.steps_per_epoch if self.schedule_per_epoch else 1
         done = self.step // whole * whole
         factor = self.schedule(min(1.0, done / self.total_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        set_rates(self.optimizer, factor)
         seed, rank = self.recipe.seed, self.processes.rank
         seed_torch(derive(seed, "model", self.step, rank), self.processes.device)
         self.objective_noise.manual_seed(derive(seed, "objective", self.step, rank))
@@ -184,28 +172,13 @@ class Session:
             batch = self.task.augment(batch, self.augment_noise.manual_seed(seed))
         return self.placed(batch)
 
-    def placed(self, batch: Batch) -> Batch:
-        """The batch on the device, in the memory format asked for."""
-        device = self.processes.device
-        if device.type != "cpu":
-            batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-        if self.recipe.channels_last:
-            batch = tuple(
-                tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-                for tensor in batch
-            )
-        return batch
-
     def loss(self, network: nn.Module, batch: Batch, weight: float) -> tuple[Tensor, Tensor | None]:
         """The loss to differentiate, and the methods' part of it."""
         with self.processes.autocast():
             loss = self.task.objective.loss(network, batch, self.objective_noise)
             if weight != 1.0:
                 loss = loss * weight
-            penalty: Tensor | None = None
-            for method in self.methods.values():
-                own = method.penalty()
-                penalty = own if penalty is None else penalty + own
+            penalty = total_penalty(self.methods.values())
         return (loss if penalty is None else loss + penalty), penalty
 
     def state(self) -> dict[str, Any]:
@@ -236,8 +209,8 @@ class Session:
             for group, rate in zip(self.optimizer.param_groups, own_rates, strict=True):
                 # Checkpoints of earlier versions have none: the recipe's rate is what it was.
                 group.setdefault("initial_lr", rate)
-            for method, own in zip(self.methods.values(), state["methods"], strict=True):
-                method.load_state_dict(own)
+            for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
+                method.load_state_dict(method_state)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's optimizer and methods: {error}"
@@ -247,7 +220,7 @@ class Session:
         restore_host_random_state(state["host_random"])
         meter = state["meter"] if self.processes.is_main else {**state["meter"], "loss": 0.0}
         meter["loss"] *= self.processes.count
-        self.meter = Meter(**meter)
+        self.meter = TrainingMeter(**meter)
         self.step = self.saved_step = checkpoint.step
         self.started = time.monotonic() - state["seconds"]
 
@@ -256,9 +229,9 @@ class Session:
         if not changing:
             return
         try:
-            for method, own in zip(self.methods.values(), state["methods"], strict=True):
+            for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
                 if isinstance(method, Restructuring):
-                    method.reshape(own)
+                    method.reshape(method_state)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's methods: {error}"
@@ -266,99 +239,8 @@ class Session:
         self._wrap_anew()
 
 
-def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: Task) -> Session:
-    """Builds what the recipe asks for.
-
-    Args:
-        recipe: a checked recipe.
-        folder: the run's folder; nothing is written to it here.
-        processes: device and ranks.
-        task: the recipe's task.
-
-    Raises:
-        RequestError: what only shows with the data and the model at hand: more processes than
-            samples, a batch size that leaves no full batch, a model that cannot take the task's
-            inputs, arguments that a component refuses.
-    """
-    seed = recipe.seed
-    _require_samples(recipe, processes, task)
-    steps_per_epoch = batch_count(len(task.train), recipe.batch_size, recipe.drop_last)
-    total_steps = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
-    if max(recipe.keep_at, default=0) > total_steps:
-        raise invalid("keep_at", recipe.keep_at, f"steps up to the last one, {total_steps}")
-    section = recipe.model or {"name": task.model}
-    seed_torch(derive(seed, "initial weights"), processes.device)
-    model: nn.Module = components.build(
-        "model", section, "model", offered=dict(task.model_arguments)
-    )
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"model: {section['name']!r} returned no nn.Module but {type(model)}")
-    model.to(processes.device)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _require_fit(model, str(section["name"]), processes, task)
-    methods: dict[str, Method] = {}
-    for index, own in enumerate(recipe.methods):
-        seed_torch(derive(seed, "method", index), processes.device)
-        methods[_prefix(own, methods)] = components.build(
-            "method",
-            own,
-            f"methods[{index}]",
-            model=model,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            example_inputs=task.example_inputs,
-            seed=derive(seed, "method seed", index),
-        )
-    seed_everything(derive(seed, "start", processes.rank), processes.device)
-    model.train()
-    schedule, per_epoch = _schedule(recipe.schedule)
-    return Session(
-        recipe=recipe,
-        folder=folder,
-        processes=processes,
-        task=task,
-        model=model,
-        network=_network(recipe, processes, model),
-        optimizer=_optimizer(recipe, model, methods),
-        methods=methods,
-        probes=[
-            components.build(
-                "probe",
-                own,
-                f"probes[{index}]",
-                offered={"worker": "auto", "shard": processes.count > 1},
-                model=model,
-                total_steps=total_steps,
-                steps_per_epoch=steps_per_epoch,
-                folder=folder.spectra_folder,
-            )
-            for index, own in enumerate(recipe.probes)
-        ],
-        schedule=schedule,
-        schedule_per_epoch=per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
-
-
-def _optimizer(
-    recipe: Recipe, model: nn.Module, methods: Mapping[str, Method]
-) -> torch.optim.Optimizer:
-    section = recipe.optimizer
-    groups = parameter_groups(
-        model,
-        list(methods.values()),
-        weight_decay=section.get("weight_decay"),
-        decay_all=recipe.decay_all,
-    )
-    optimizer = components.build("optimizer", section, "optimizer", params=groups)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RequestError(f"optimizer: {section['name']!r} returned no torch optimizer")
-    return optimizer
-
-
-def _network(recipe: Recipe, processes: Processes, model: nn.Module) -> nn.Module:
+def distributed(recipe: Recipe, processes: Processes, model: nn.Module) -> nn.Module:
+    """What the loss is computed with: the model, distributed and compiled as asked."""
     network = processes.distribute(model)
     if recipe.compile:
         # Graphs of earlier shapes count towards the limit after which torch compiles no more.
@@ -367,49 +249,3 @@ def _network(recipe: Recipe, processes: Processes, model: nn.Module) -> nn.Modul
         assert isinstance(compiled, nn.Module)
         return compiled
     return network
-
-
-def _schedule(section: Mapping[str, Any]) -> tuple[Schedule, bool]:
-    own, options = split_schedule(section)
-    schedule: Schedule = components.build("schedule", own, "schedule")
-    if options.get("warmup"):
-        schedule = with_warmup(schedule, options["warmup"], options.get("warmup_start", 0.0))
-    return schedule, options.get("per", "step") == "epoch"
-
-
-def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
-    name = str(section["name"]).rpartition(":")[2]
-    number = 2
-    prefix = name
-    while prefix in taken:
-        prefix, number = f"{name}_{number}", number + 1
-    return prefix
-
-
-def _require_fit(model: nn.Module, name: str, processes: Processes, task: Task) -> None:
-    """Runs the model on one sample, so that one made for other inputs is refused before a start."""
-    inputs = [tensor.to(processes.device) for tensor in task.example_inputs]
-    try:
-        with torch.no_grad():
-            model.eval()(*inputs)
-    except Exception as error:  # a model's forward may raise anything
-        shapes = ", ".join(f"{x.dtype} of shape {tuple(x.shape)}" for x in inputs)
-        raise RequestError(
-            f"model: got {name!r}, which fails on the example inputs of the task {task.name!r} "
-            f"({shapes.replace('torch.', '')}): {type(error).__name__}: {error}"
-        ) from error
-    model.train()
-
-
-def _require_samples(recipe: Recipe, processes: Processes, task: Task) -> None:
-    for name, dataset in (("training", task.train), ("validation", task.validation)):
-        if len(dataset) < processes.count:
-            raise RequestError(
-                f"processes: got {processes.count} for {len(dataset)} {name} samples; "
-                f"expected at most {len(dataset)}, one sample each"
-            )
-    if recipe.drop_last and recipe.batch_size > len(task.train):
-        raise RequestError(
-            f"batch_size: got {recipe.batch_size} with drop_last; expected at most the "
-            f"{len(task.train)} training samples"
-        )

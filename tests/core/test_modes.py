@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latewood.core.modes import evaluated, unfused
+from latewood.core.modes import evaluated, undisturbed, unfused
 
 
 def test_every_module_gets_its_own_mode_back_also_after_a_failure():
@@ -15,6 +15,17 @@ def test_every_module_gets_its_own_mode_back_also_after_a_failure():
         model[0].train()
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_what_is_undisturbed_keeps_modes_gradients_and_random_numbers():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), undisturbed(model):
+        assert not model.training and not torch.is_grad_enabled()
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert model.training and torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("before", [True, False])

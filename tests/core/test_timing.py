@@ -57,6 +57,28 @@ def test_turns_end_when_nothing_changes_or_time_is_up(clock):
     assert len(calls) == 2 + 4
 
 
-def test_short_forms_are_repeated(clock):
-    found = timing.least_times({"short": clock(1e-5)}, CPU)
+@pytest.mark.parametrize(("turn_seconds", "calls"), [(2e-4, 20), (1e-4, 10), (1.0, 50)])
+def test_short_forms_are_repeated(clock, turn_seconds, calls):
+    count, run = [], clock(1e-5)
+
+    def counted():
+        count.append(None)
+        run()
+
+    found = timing.least_times({"short": counted}, CPU, turn_seconds=turn_seconds, steady=3)
     assert found["short"] == pytest.approx(10.0)
+    assert (len(count) - 2) % calls == 0 and len(count) >= 2 + 4 * calls
+
+
+def test_a_clock_of_the_callers_own_and_training_steps():
+    now = [0.0]
+    weight = torch.ones((), requires_grad=True)
+
+    def step():
+        now[0] += 0.5
+        assert not torch.is_inference_mode_enabled()
+        weight.square().backward()
+
+    times = timing.least_times({"step": step}, CPU, clock=lambda: now[0], inference=False)
+    assert times == {"step": 0.5e6}
+    assert weight.grad >= 2 * (2 + 4)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from latewood.errors import WorkError
-from latewood.experiments import Claim, Experiment, Results
+from latewood.experiments import Claim, Experiment, Results, experiments
 from latewood.experiments.claims import render_claims, write_claims
-from latewood.experiments.runner import Record
+from latewood.experiments.runner import Record, load_records
 
 CLAIMS = (
     Claim("good", "A > B", "[P] abstract", "3 %", lambda r: r.text("a"), lambda r: True),
@@ -81,3 +81,10 @@ def test_the_page_says_how_to_write_it_again(
     page = write_claims(Path("claims.md"), Path("found"), {"ab": EXPERIMENT}).read_text()
     assert "`latewood reproduce --no-run --out found --claims claims.md`" in page
     assert "### ab, scale cpu" in page
+
+
+def test_the_published_page_is_what_its_records_say_today() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = render_claims(load_records(docs / "claims"), experiments())
+    assert page == (docs / "claims.md").read_text(encoding="utf-8")
+    assert "no longer there" not in page

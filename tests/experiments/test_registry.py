@@ -10,7 +10,15 @@ import pytest
 from scipy import stats
 
 from latewood.errors import RequestError
-from latewood.experiments import Bench, Claim, Experiment, Results, experiments, registry, replicate
+from latewood.experiments import (
+    Claim,
+    Experiment,
+    Results,
+    Workspace,
+    experiments,
+    registry,
+    replicate,
+)
 
 
 def _claim(name: str = "better", source: str = "[R] section 5") -> Claim:
@@ -54,21 +62,21 @@ def test_a_claim_needs_a_label(source: str) -> None:
 
 def test_claims_of_one_experiment_have_different_names() -> None:
     with pytest.raises(RequestError, match="claims"):
-        Experiment("x", "X", "Paper", lambda scale, bench: Results({}), (_claim(), _claim()))
+        Experiment("x", "X", "Paper", lambda scale, workspace: Results({}), (_claim(), _claim()))
 
 
 def test_an_experiment_name_can_be_typed() -> None:
     with pytest.raises(RequestError, match="hyphens"):
-        Experiment("Not this", "X", "Paper", lambda scale, bench: Results({}), ())
+        Experiment("Not this", "X", "Paper", lambda scale, workspace: Results({}), ())
 
 
 def test_two_modules_cannot_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", {})
 
-    def mine(scale: str, bench: Bench) -> Results:
+    def mine(scale: str, workspace: Workspace) -> Results:
         return Results({})
 
-    def other(scale: str, bench: Bench) -> Results:
+    def other(scale: str, workspace: Workspace) -> Results:
         return Results({})
 
     other.__module__ = "elsewhere"
@@ -79,14 +87,14 @@ def test_two_modules_cannot_share_a_name(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_replicate_collects_one_value_per_seed(tmp_path: Path) -> None:
-    results = replicate(lambda seed: {"twice": 2 * seed}, [3, 1], Bench(tmp_path))
+    results = replicate(lambda seed: {"twice": 2 * seed}, [3, 1], Workspace(tmp_path))
     assert results.values("twice") == [6.0, 2.0]
     assert results.settings == {"seeds": [3, 1]}
 
 
 def test_replicate_refuses_seeds_that_measure_different_things(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="quantities"):
-        replicate(lambda seed: {f"q{seed}": 1.0}, [0, 1], Bench(tmp_path))
+        replicate(lambda seed: {f"q{seed}": 1.0}, [0, 1], Workspace(tmp_path))
 
 
 def test_experiments_are_found_in_alphabetical_order() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latewood.errors import RequestError, WorkError
-from latewood.experiments import Bench, Claim, Experiment, Results, registry
+from latewood.experiments import Claim, Experiment, Results, Workspace, registry
 from latewood.experiments.runner import (
     environment,
     load_records,
@@ -19,12 +19,12 @@ from latewood.experiments.runner import (
 )
 
 
-def _measure(scale: str, bench: Bench) -> Results:
-    bench.folder.joinpath("kept").write_text(scale)
+def _measure(scale: str, workspace: Workspace) -> Results:
+    workspace.folder.joinpath("kept").write_text(scale)
     return Results({"gain": [1.0, 2.0]}, {"seeds": [0, 1]})
 
 
-def _fail(scale: str, bench: Bench) -> Results:
+def _fail(scale: str, workspace: Workspace) -> Results:
     raise WorkError("the disk is full")
 
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import typing
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pydantic import ConfigDict, create_model
 from torch import nn
 
 from latewood import models
-from latewood.core.measure import macs
+from latewood.core.macs import macs
 from latewood.core.selection import select_parameters
 from latewood.errors import RequestError
 
@@ -58,11 +59,17 @@ COUNTS = [
     ("resnet18", IMAGENET, 11_689_512),
     ("resnet34", IMAGENET, 21_797_672),
     ("resnet50", {}, 25_557_032),
+    # Published for ImageNet, both.
+    ("resnet", {"depth": 101, **IMAGENET}, 44_549_160),
+    ("resnet", {"depth": 152, **IMAGENET}, 60_192_808),
+    # 464 + 18 * 4,672 + 13,952 + 17 * 18,560 + 55,552 + 17 * 73,984 + 650.
+    ("resnet", {"depth": 110, "shortcut": "pad"}, 1_727_962),
     # The CIFAR stem has 27*64 weights instead of 147*64, the classifier 5,130 instead of 513,000.
     ("resnet18", {}, 11_689_512 - 120 * 64 - 513_000 + 5_130),
     # Convolutions 9,217,728 with biases 2,752, norms 5,504, classifier 5,130.
     ("vgg11", {}, 9_217_728 + 2_752 + 5_504 + 5_130),
     ("vgg11", {"conv_bias": False, "norm": False}, 9_217_728 + 5_130),
+    ("vgg", {"depth": 11}, 9_231_114),
     # VGG-11 and two more convolutions: 64x576 and 128x1152, with 192 biases and 384 norm values.
     ("vgg13", {}, 9_231_114 + 36_864 + 147_456 + 192 + 384),
     # Convolutions 14,710,464 with biases 4,224, norms 8,448, classifier 5,130.
@@ -118,6 +125,9 @@ SMALL = [
     ("resnet20", {"shortcut": "pad", "in_channels": 1}, (2, 1, 28, 28), (2, 10)),
     ("resnet56", {"width": 0.5}, (2, 3, 16, 16), (2, 10)),
     ("resnet50", {"width": 0.125, "num_classes": 7}, (2, 3, 64, 64), (2, 7)),
+    ("resnet", {"depth": 32, "width": 0.5}, IMAGE, (2, 10)),
+    ("resnet", {"depth": 101, "width": 0.0625, "shortcut": "conv"}, IMAGE, (2, 10)),
+    ("vgg", {"depth": 16, "norm": False}, IMAGE, (2, 10)),
     ("vgg11", {}, IMAGE, (2, 10)),
     ("vgg13", {"norm": False}, IMAGE, (2, 10)),
     ("vgg16", {"hidden": [16], "num_classes": 100}, IMAGE, (2, 100)),
@@ -200,11 +210,24 @@ def test_state_dict_and_copy_carry_the_function(name, arguments, shape, expected
     assert torch.equal(model(*inputs), copy.deepcopy(model)(*inputs))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet34", "resnet50", "resnet56"])
+def test_a_named_residual_network_is_that_of_its_depth(name) -> None:
+    named = inspect.signature(getattr(models, name)).parameters
+    arguments = {key: each.default for key, each in named.items()} | {"width": 0.125}
+    pair = []
+    for make in (getattr(models, name), partial(models.resnet, int(name.removeprefix("resnet")))):
+        torch.manual_seed(0)
+        pair.append(make(**arguments).state_dict())
+    assert pair[0].keys() == pair[1].keys()
+    assert all(torch.equal(value, pair[1][key]) for key, value in pair[0].items())
+
+
 @pytest.mark.parametrize("name", models.__all__)
 def test_recipe_can_call_the_factory(name) -> None:
     factory = getattr(models, name)
     parameters = inspect.signature(factory).parameters
-    assert all(each.kind is each.KEYWORD_ONLY for each in parameters.values())
+    others = [each for key, each in parameters.items() if key != "depth"]
+    assert all(each.kind is each.KEYWORD_ONLY for each in others)
     hints = typing.get_type_hints(factory)
     fields = {
         key: (hints[key], ... if each.default is each.empty else each.default)
@@ -298,6 +321,9 @@ def test_multiply_accumulates_are_the_published_ones(name, arguments, side, expe
         ("convnet", {"channels": [], "strides": []}, "strides"),
         ("resnet20", {"shortcut": "none"}, "shortcut"),
         ("resnet18", {"stem": "mnist"}, "stem"),
+        ("resnet", {"depth": 19}, "depth"),
+        ("resnet", {"depth": 20, "shortcut": ""}, "shortcut"),
+        ("vgg", {"depth": 19}, "depth"),
         ("mobilenet_v1", {"stem": "mnist"}, "stem"),
         ("vgg16", {"num_classes": 0}, "num_classes"),
         ("wide_resnet28", {"width": 0}, "width"),

@@ -140,7 +140,7 @@ def summary(sparse, text):
     return {
         "headline": "accuracy",
         "higher_is_better": True,
-        "readings": {
+        "evaluations": {
             stage: {"loss": 0.08 - change[stage], "accuracy": 0.981 + change[stage]}
             for stage in stages
         },

@@ -280,7 +280,7 @@ def test_not_finite_numbers_are_gaps(make_run, read):
     run.append_metrics({"step": 41, "epoch": 3, "kind": "train", "loss": float("nan"), "lr": 0.1})
     run.append_metrics({"step": 41, "epoch": 3, "kind": "validation", "loss": float("inf")})
     summary = json.loads(run.summary_path.read_text())
-    summary["readings"]["recalibrated"]["loss"] = None
+    summary["evaluations"]["recalibrated"]["loss"] = None
     run.summary_path.write_text(json.dumps(summary))
     page = read(run)
     assert "not a number" in page.text
@@ -293,7 +293,7 @@ def test_lower_is_better(make_run, read):
     for run, value in zip(runs, (2.0, 1.0), strict=True):
         summary = json.loads(run.summary_path.read_text())
         summary |= {"headline": "loss", "higher_is_better": False}
-        summary["readings"] = {"trained": {"loss": value}}
+        summary["evaluations"] = {"trained": {"loss": value}}
         run.summary_path.write_text(json.dumps(summary))
     page = read(*runs, make_run("three", spectra=False, finished=False))
     assert page.headings[0].startswith("two has loss 1")

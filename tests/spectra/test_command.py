@@ -39,7 +39,7 @@ def call(capsys):
 
 
 def test_table_page_and_long_table(run, call, tmp_path):
-    code, shown = call(run.path, "--json", tmp_path / "all.json", "--out", tmp_path / "page.html")
+    code, shown = call(run.path, "--table", tmp_path / "all.json", "--out", tmp_path / "page.html")
     assert code == 0
     found = agreement_over_time(run.spectra_folder)
     assert "Agreement with the final snapshot" in shown
@@ -74,7 +74,7 @@ def test_references(run, call):
         (["--reference", "3"], "reference"),
         (["--reference", "same"], "against"),
         (["--against", "missing"], "against"),
-        (["--csv", "all.txt"], "--csv"),
+        (["--table", "all.txt"], "--table"),
     ],
 )
 def test_wrong_requests_exit_with_2(run, call, words, named):
@@ -94,7 +94,7 @@ def test_a_folder_without_a_run_or_snapshots(run, call, tmp_path):
 
 def test_a_table_that_could_not_be_written_is_refused_before_the_work(run, call, tmp_path):
     page = tmp_path / "page.html"
-    code, shown = call(run.path, "--out", page, "--csv", tmp_path / "missing" / "all.csv")
+    code, shown = call(run.path, "--out", page, "--table", tmp_path / "missing" / "all.csv")
     assert code == 2
-    assert "--csv" in shown
+    assert "--table" in shown
     assert not page.exists()

@@ -17,11 +17,9 @@ from latewood.errors import RequestError, WorkError
 from latewood.slim import CsrLinear, load_slim
 from latewood.slim.saved_files import repeat_edits
 from latewood.studies.slim_run import slim_run
-from latewood.training import checkpoints
-from latewood.training.finalizing import finalized
-from latewood.training.loop import train
+from latewood.training import open_run
 from latewood.training.recipe import load_recipe
-from latewood.training.run_folder import RunFolder
+from latewood.training.run import train
 
 RECIPE = """
 task = "digits"
@@ -131,7 +129,7 @@ def test_a_fresh_process_makes_the_model_again(masked: Path, tmp_path: Path) -> 
 
 def test_checkpoints_of_a_run_without_methods(plain: Path, tmp_path: Path) -> None:
     (plain / "summary.json").unlink()
-    with pytest.raises(RequestError, match="not finished"):
+    with pytest.raises(RequestError, match="expected a run that is finished"):
         slim_run(plain)
     for number, path in enumerate(
         (
@@ -153,8 +151,10 @@ def test_what_is_no_finished_run_is_refused(masked: Path, plain: Path, tmp_path:
         slim_run(tmp_path / "empty")
     with pytest.raises(RequestError, match="holds no weights"):
         slim_run(plain / "checkpoints")
-    shutil.copy(masked / "model.safetensors", masked / "other.safetensors")
-    with pytest.raises(RequestError, match="no checkpoint of a run whose methods"):
+    shutil.copy(
+        masked / "checkpoints" / "step-00000003" / "model.safetensors", masked / "other.safetensors"
+    )
+    with pytest.raises(RequestError, match="expected a checkpoint, since methods are finalized"):
         slim_run(masked / "other.safetensors")
     with pytest.raises(RequestError, match="auto, slim, csr, dense"):
         slim_run(plain, mode="masked")
@@ -240,9 +240,7 @@ def test_a_run_that_removed_channels_itself(tmp_path: Path) -> None:
 def test_the_last_checkpoint_gives_what_the_run_ended_with(tmp_path: Path, text: str) -> None:
     run = trained(tmp_path, text)
     last = sorted((run / "checkpoints").iterdir())[-1]
-    recipe = load_recipe(run / "recipe.toml")
-    step = int(last.name.removeprefix("step-"))
-    model = finalized(recipe, RunFolder(run), checkpoints.at_step(run / "checkpoints", step))
+    model = open_run(last).model
     ended = read_tensors(run / "model.safetensors")
     assert model.state_dict().keys() == ended.keys()
     assert all(torch.equal(model.state_dict()[name], each) for name, each in ended.items())

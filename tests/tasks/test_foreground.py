@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from latewood.cli import main
 from latewood.errors import RequestError, WorkError
 from latewood.segmentation import mask_scores
 from latewood.studies.trained_segmenter import _best_weights, trained_segmenter
 from latewood.tasks.foreground import foreground
-from latewood.training.loop import train
+from latewood.training import checkpoints
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 
@@ -106,8 +107,9 @@ def _check_the_network_on_a_new_image(run, tmp_path):
     steps = [int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir()]
     assert len(steps) == 3
     assert best.parent.name == f"step-{max(steps, key=score.get):08d}"
-    weights = load_file(best)
-    save_file(weights | {"head.bias": torch.tensor([-100.0])}, best)
+    checkpoint = checkpoints.at_step(run / "checkpoints", int(best.parent.name[5:]))
+    weights = load_file(best) | {"head.bias": torch.tensor([-100.0])}
+    checkpoints.save(run / "checkpoints", checkpoint.step, weights, checkpoint.state(), keep=3)
     nothing = trained_segmenter(RunFolder(run))(image)
     assert (nothing.flags, nothing.score, int(nothing.mask.sum())) == (("empty",), 0, 0)
 

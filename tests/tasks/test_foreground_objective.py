@@ -9,8 +9,8 @@ from torch import nn
 from latewood.errors import RequestError
 from latewood.kernels.inpainting import evaluate
 from latewood.segmentation import Settings
+from latewood.tasks import Objective
 from latewood.tasks.foreground_objective import Dihedral, Foreground
-from latewood.tasks.objectives import Objective
 
 
 class Red(nn.Module):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from latewood.errors import RequestError, WorkError
+from latewood.tasks import batches
 from latewood.tasks.cifar10 import cifar10
-from latewood.tasks.data import batches
 from latewood.tasks.mnist import mnist
 from latewood.tasks.mnist_diffusion import mnist_diffusion
 

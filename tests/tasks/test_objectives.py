@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latewood.errors import RequestError
-from latewood.tasks.objectives import (
+from latewood.tasks import (
     Classification,
     Diffusion,
     LanguageModelling,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from latewood import models
+from latewood.tasks import batches
 from latewood.tasks.cifar10 import cifar10
-from latewood.tasks.data import batches
 from latewood.tasks.mnist import mnist
 from latewood.tasks.mnist_diffusion import mnist_diffusion
 from latewood.tasks.shakespeare import shakespeare

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from latewood.errors import RequestError
-from latewood.training.loop import train
 from latewood.training.processes import Processes
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 PARTS = '''
@@ -19,9 +19,7 @@ import os
 import torch
 from torch import nn
 from latewood.errors import WorkError
-from latewood.tasks.data import TensorDataset
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 def task(*, samples: int = 53):
     noise = torch.Generator().manual_seed(0)
@@ -81,7 +79,7 @@ SCRIPT = """
 import os, sys, torch, warnings
 warnings.simplefilter("ignore")
 from latewood.errors import LatewoodError
-from latewood.training.loop import train
+from latewood.training.run import train
 from latewood.training.recipe import load_recipe
 for folder, *overrides in (item.split(" ") for item in sys.argv[1:]):
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from latewood.core.schedules import step_decay
 from latewood.training import components
 from latewood.training.recipe import load_recipe
 
-FOLDER = Path(__file__).parents[2] / "recipes"
 IMAGE = {"num_classes": 10, "in_channels": 3}
 TEXT = {"vocabulary": 65}
 
@@ -32,7 +29,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_full_network_has_the_size_of_the_paper(name):
     full, _, _, offered = CASES[name]
-    recipe = load_recipe(FOLDER / f"{name}.toml")
+    recipe = load_recipe(name)
     with torch.device("meta"):
         model = components.build("model", recipe.model, "model", offered=offered)
     assert parameter_count(model) == full
@@ -41,7 +38,7 @@ def test_the_full_network_has_the_size_of_the_paper(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_method_builds_and_meets_its_budget_on_a_narrow_twin(name):
     _, narrower, shape, offered = CASES[name]
-    recipe = load_recipe(FOLDER / f"{name}.toml")
+    recipe = load_recipe(name)
     torch.manual_seed(0)
     section = recipe.model | narrower
     if name == "cifar10-vgg16-grow":  # which has no narrow form; its shallow one is enough
@@ -58,7 +55,7 @@ def test_the_method_builds_and_meets_its_budget_on_a_narrow_twin(name):
 
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("cifar10")])
 def test_rates_fall_at_half_and_three_quarters_of_the_epochs(name):
-    recipe = load_recipe(FOLDER / f"{name}.toml")
+    recipe = load_recipe(name)
     assert recipe.epochs == 160
     schedule = step_decay(
         milestones=tuple(recipe.schedule["milestones"]), factor=recipe.schedule["factor"]
@@ -69,7 +66,7 @@ def test_rates_fall_at_half_and_three_quarters_of_the_epochs(name):
 
 
 def test_rates_of_the_language_model_fall_from_epoch_14_on():
-    recipe = load_recipe(FOLDER / "shakespeare-lstm1500-grow.toml")
+    recipe = load_recipe("shakespeare-lstm1500-grow")
     schedule = step_decay(
         milestones=tuple(recipe.schedule["milestones"]), factor=recipe.schedule["factor"]
     )

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -18,13 +19,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from latewood.core import PRECISION, Observation, attach, bake
 from latewood.errors import Interrupted, RequestError, WorkError
-from latewood.tasks.data import TensorDataset, batches
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
-from latewood.training import checkpoints, observers
-from latewood.training.loop import train
+from latewood.tasks import Classification, Task, TensorDataset, batches
+from latewood.training import checkpoints, observers, open_run
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 
@@ -58,6 +58,8 @@ def net(*, num_classes: int, width: int = 8, norm: bool = False, dropout: float 
 class Shrink:
     """A method with one parameter of its own, which scales a penalty, and a schedule."""
 
+    order = None
+
     def __init__(self, model, *, total_steps: int, strength: float = 1e-3):
         self.model, self.total_steps, self.strength = model, total_steps, strength
         self.scale = nn.Parameter(torch.ones(()))
@@ -90,18 +92,52 @@ class Shrink:
 
 
 class Look:
+    every_process = False
+
     def __init__(self, model, *, every: int):
         self.model, self.every = model, every
 
     def observe(self, step):
         torch.rand(3)  # a careless probe must not change the run
-        return {"norm": self.model[0].weight.norm().item()} if step % self.every == 0 else {}
+        if step % self.every:
+            return []
+        return [Observation(step, {"norm": self.model[0].weight.norm().item()})]
+
+    def finish(self):
+        return []
+
+
+class LateLook(Look):
+    """Works beside the training: what it sees is told at the next look, or at the end."""
+
+    def __init__(self, model, *, every: int):
+        super().__init__(model, every=every)
+        self.waiting = []
+
+    def observe(self, step):
+        observations = super().observe(step)
+        if not observations:
+            return []
+        told, self.waiting = self.waiting, observations
+        return told
+
+    def finish(self):
+        told, self.waiting = self.waiting, []
+        return told
+
+
+class Glance:
+    def __init__(self, model):
+        self.model = model
+
+    def observe(self, step):
+        return {}
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     module = types.ModuleType("here")
-    for thing in (blobs, net, Shrink, Look):
+    for thing in (blobs, net, Shrink, Look, LateLook, Glance):
         setattr(module, thing.__name__, thing)
     monkeypatch.setitem(sys.modules, "here", module)
 
@@ -171,6 +207,45 @@ def test_the_loop_is_the_one_that_people_write_by_hand(tmp_path):
     assert last["lr"] == pytest.approx(0.1 * rate)
 
 
+@pytest.mark.parametrize("logged", [1, 4])
+def test_the_logged_loss_is_the_tasks_and_the_penalty_is_logged_beside_it(tmp_path, logged):
+    strength = 4.0  # the penalty is many times the loss
+    method = {"name": "here:Shrink", "strength": strength}
+    optimizer = {"name": "sgd", "lr": 0.001}
+    asked = recipe(steps=4, seed=5, methods=[method], optimizer=optimizer, log_every=logged)
+    run = train(asked, folder=tmp_path / "run", show_progress=False).folder
+
+    start = train(
+        recipe(steps=1, seed=5, optimizer={"name": "sgd", "lr": 0.0}), folder=tmp_path / "0"
+    )
+    model, task, scale = net(num_classes=3), blobs(), torch.ones(())
+    model.load_state_dict(load_file(start.folder.model_path))
+    scale.requires_grad_()
+    by_hand = torch.optim.SGD([{"params": model.parameters(), "lr": 0.001},
+                               {"params": [scale], "lr": 0.01}])  # fmt: skip
+    losses, penalties, norms = [], [], []
+    for (x, y), _ in islice(batches(task.train, batch_size=16, seed=5, epoch=0), 4):
+        loss = F.cross_entropy(model(x), y)
+        penalty = strength * scale * model[0].weight.square().sum()
+        by_hand.zero_grad()
+        (loss + penalty).backward()
+        parts = [p.grad.square().sum() for p in [*model.parameters(), scale]]
+        norms.append(math.sqrt(sum(parts)))
+        by_hand.step()
+        losses.append(loss.item())
+        penalties.append(penalty.item())
+    assert min(penalties) > 5 * max(losses)
+
+    def means(values):
+        return [sum(values[i : i + logged]) / logged for i in range(0, 4, logged)]
+
+    written = rows(run, "train")
+    assert [row["step"] for row in written] == list(range(logged, 5, logged))
+    # The loss is a difference of the sum and the penalty, in single precision.
+    for name, values in (("loss", losses), ("penalty", penalties), ("gradient_norm", norms)):
+        assert [row[name] for row in written] == pytest.approx(means(values), rel=1e-4)
+
+
 def test_a_run_leaves_everything_a_run_folder_should_hold(tmp_path):
     asked = recipe(methods=["here:Shrink"], probes=[{"name": "here:Look", "every": 4}], log_every=3)
     result = train(asked, folder=tmp_path / "run")
@@ -187,25 +262,25 @@ def test_a_run_leaves_everything_a_run_folder_should_hold(tmp_path):
     summary = run.summary
     assert summary == json.loads(json.dumps(result.summary))
     assert summary["headline"] == "accuracy"
-    assert set(summary["readings"]) == {"trained", "finalized"}  # no batch norm to recalibrate
+    assert set(summary["evaluations"]) == {"trained", "finalized"}  # no batch norm to recalibrate
     assert summary["size"]["nonzero"] < summary["size"]["parameters"]
     state = load_file(run.model_path)
     assert torch.equal(state["0.weight"][0], torch.zeros(4))
     assert all(torch.equal(state[k], v) for k, v in result.model.state_dict().items())
 
 
-def test_the_readings_are_those_of_the_model_before_after_and_recalibrated(tmp_path):
+def test_the_evaluations_are_those_of_the_model_before_after_and_recalibrated(tmp_path):
     asked = recipe(methods=["here:Shrink"], model={"name": "here:net", "norm": True})
     result = train(asked, folder=tmp_path / "run")
-    readings = result.summary["readings"]
-    assert set(readings) == {"trained", "finalized", "recalibrated"}
+    evaluations = result.summary["evaluations"]
+    assert set(evaluations) == {"trained", "finalized", "recalibrated"}
     validation = rows(result.folder, "validation")[-1]
-    assert readings["trained"] == {key: validation[key] for key in ("loss", "accuracy")}
+    assert evaluations["trained"] == {key: validation[key] for key in ("loss", "accuracy")}
     x, y = blobs().validation.tensors
     with torch.no_grad():
         loss = F.cross_entropy(result.model(x), y).item()
-    assert readings["recalibrated"]["loss"] == pytest.approx(loss, rel=1e-6)
-    assert readings["finalized"]["loss"] != readings["recalibrated"]["loss"]
+    assert evaluations["recalibrated"]["loss"] == pytest.approx(loss, rel=1e-6)
+    assert evaluations["finalized"]["loss"] != evaluations["recalibrated"]["loss"]
 
 
 def test_evaluation_is_the_mean_over_samples_not_over_batches(tmp_path):
@@ -213,9 +288,9 @@ def test_evaluation_is_the_mean_over_samples_not_over_batches(tmp_path):
     x, y = blobs().validation.tensors
     with torch.no_grad():
         logits = result.model(x)
-    reading = result.summary["readings"]["trained"]
-    assert reading["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
-    assert reading["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
+    evaluation = result.summary["evaluations"]["trained"]
+    assert evaluation["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
+    assert evaluation["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
 
 
 def test_evaluation_asks_no_double_of_an_accelerator(tmp_path, monkeypatch):
@@ -228,7 +303,7 @@ def test_evaluation_asks_no_double_of_an_accelerator(tmp_path, monkeypatch):
             result = super().__torch_function__(function, types, arguments, options)
             return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
 
-    plain = train(recipe(), folder=tmp_path / "plain").summary["readings"]
+    plain = train(recipe(), folder=tmp_path / "plain").summary["evaluations"]
     evaluate = Classification.evaluate
 
     def single(self, *arguments):
@@ -236,7 +311,7 @@ def test_evaluation_asks_no_double_of_an_accelerator(tmp_path, monkeypatch):
         return {name: value.as_subclass(Single) for name, value in scores.items()}
 
     monkeypatch.setattr(Classification, "evaluate", single)
-    assert train(recipe(), folder=tmp_path / "single").summary["readings"] == plain
+    assert train(recipe(), folder=tmp_path / "single").summary["evaluations"] == plain
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(tmp_path):
@@ -316,7 +391,7 @@ def test_the_caller_is_left_as_it_was(tmp_path):
 def test_runs_of_different_precision_follow_each_other_in_one_process(tmp_path):
     train(recipe(), folder=tmp_path / "full")
     mixed = train(recipe(precision="bf16"), folder=tmp_path / "bf16")
-    assert mixed.summary["readings"]["trained"]["accuracy"] > 0.5
+    assert mixed.summary["evaluations"]["trained"]["accuracy"] > 0.5
     assert mixed.model[0].weight.dtype is torch.float32
 
 
@@ -502,7 +577,7 @@ def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypat
 
     kept = observers.observers
     with monkeypatch.context() as patch:
-        patch.setattr("latewood.training.loop.observers", lambda tick: [stop_at_seven, *kept(tick)])
+        patch.setattr("latewood.training.run.observers", lambda tick: [stop_at_seven, *kept(tick)])
         with pytest.raises(Interrupted, match=r"stopped after step 7 of 20; go on with --resume"):
             train(recipe(epochs=4), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [7]
@@ -517,7 +592,7 @@ def test_a_signal_while_the_run_starts_leaves_a_checkpoint(tmp_path, monkeypatch
         observers.begin(session)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("latewood.training.loop.begin", begin_and_stop)
+    monkeypatch.setattr("latewood.training.run_start.begin", begin_and_stop)
     with pytest.raises(Interrupted, match="stopped after step 1 of"):
         train(recipe(), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [1]
@@ -550,6 +625,54 @@ def test_seconds_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
     assert after >= round(before, 3)
 
 
+def test_methods_finish_in_the_order_of_what_they_do_not_of_the_recipe(tmp_path):
+    """A mask that were folded into the weight before its format was would be refused."""
+
+    class Coarse(nn.Module):
+        order = PRECISION
+
+        def forward(self, weight):
+            return weight.div(0.5).floor().add(0.5).mul(0.5)  # no zero
+
+    class Format(Shrink):
+        order = PRECISION
+
+        def __init__(self, model, *, total_steps):
+            super().__init__(model, total_steps=total_steps)
+            self.format = Coarse()
+            attach(model[0], "weight", self.format)
+
+        def finalize(self):
+            bake(self.model[0], "weight", self.format)
+            return self.model
+
+    sys.modules["here"].Format = Format
+    pruning = {"name": "gradual_magnitude_pruning", "density": 0.5}
+    result = train(recipe(methods=[pruning, "here:Format"]), folder=tmp_path / "run")
+    weight = result.model[0].weight
+    assert weight.abs().unique().tolist()[:2] == [0, 0.25]
+    assert result.summary["evaluations"]["trained"] == result.summary["evaluations"]["finalized"]
+    checkpoint = checkpoints.latest(RunFolder(tmp_path / "run").checkpoints)
+    again = open_run(checkpoint.path).model
+    assert torch.equal(again[0].weight, weight)
+
+
+def test_what_a_probe_tells_late_belongs_to_the_step_it_was_seen_at(tmp_path):
+    runs = []
+    for name in ("Look", "LateLook"):
+        asked = recipe(probes=[{"name": f"here:{name}", "every": 4}])
+        train(asked, folder=tmp_path / name)
+        runs.append(rows(RunFolder(tmp_path / name), "probe"))
+    assert [row["epoch"] for row in runs[1]] == [0, 4 / 5, 8 / 5]
+    assert runs[0] == runs[1]
+
+
+def test_a_probe_without_what_the_loop_asks_of_it_is_refused_before_the_start(tmp_path):
+    with pytest.raises(RequestError, match=r"probes\[0\]: a Glance without every_process, finish"):
+        train(recipe(probes=["here:Glance"]), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.log_with")
 def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     logged = []
@@ -571,7 +694,12 @@ def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "accelerate.Accelerator.log", lambda self, values, step: logged.append((step, values))
     )
-    train(recipe(steps=2, trackers=["tensorboard"], log_every=1), folder=tmp_path / "run")
+    late = [{"name": "here:LateLook", "every": 1}]
+    asked = recipe(steps=2, trackers=["tensorboard"], log_every=1, probes=late)
+    train(asked, folder=tmp_path / "run")
     assert logged[0][0] == 1
     assert "train/loss" in logged[0][1]
+    seen = [(step, row) for step, row in logged[:-1] if "probe/norm" in row]
+    # Trackers take rising steps only: what comes late says which step it is of.
+    assert [(step, row.get("probe/step")) for step, row in seen] == [(1, 0), (2, 1), (2, None)]
     assert logged[-1] == "finished"

@@ -17,9 +17,7 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from latewood.tasks.data import TensorDataset
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 class Noisy(TensorDataset):
     """A data set that, like many people's own, draws from the global generators of the host."""
@@ -76,7 +74,7 @@ every = 5
 ATTEMPTS = """
 import os, random, signal, sys, time, warnings
 from pathlib import Path
-from latewood.training.loop import train
+from latewood.training.run import train
 from latewood.training.recipe import load_recipe
 from latewood.training.run_folder import RunFolder
 import latewood.sparsity, latewood.spectra, parts_of_resume
@@ -203,7 +201,7 @@ def assert_same(one, other, where="state"):
 def test_a_damaged_last_checkpoint_costs_nothing_but_time(home, monkeypatch):
     from latewood.errors import Interrupted
     from latewood.training import observers
-    from latewood.training.loop import train
+    from latewood.training.run import train
 
     monkeypatch.chdir(home)
     monkeypatch.syspath_prepend(home)
@@ -217,7 +215,7 @@ def test_a_damaged_last_checkpoint_costs_nothing_but_time(home, monkeypatch):
 
         kept = observers.observers
         with monkeypatch.context() as patch:
-            patch.setattr("latewood.training.loop.observers", lambda tick: [*kept(tick), stop])
+            patch.setattr("latewood.training.run.observers", lambda tick: [*kept(tick), stop])
             with pytest.raises(Interrupted):
                 train(home / "recipe.toml", folder=home / "torn")
         torn = RunFolder(home / "torn")
@@ -235,7 +233,7 @@ def test_a_damaged_last_checkpoint_costs_nothing_but_time(home, monkeypatch):
 def test_killed_before_the_first_checkpoint_it_starts_over(home, monkeypatch):
     from latewood.errors import Interrupted
     from latewood.training import observers
-    from latewood.training.loop import train
+    from latewood.training.run import train
 
     monkeypatch.chdir(home)
     monkeypatch.syspath_prepend(home)
@@ -251,7 +249,7 @@ def test_killed_before_the_first_checkpoint_it_starts_over(home, monkeypatch):
         warnings.simplefilter("ignore")
         whole = train(home / "recipe.toml", folder=home / "whole").folder
         with monkeypatch.context() as patch:
-            patch.setattr("latewood.training.loop.observers", lambda tick: [*kept(tick), stop])
+            patch.setattr("latewood.training.run.observers", lambda tick: [*kept(tick), stop])
             with pytest.raises(Interrupted):
                 train(home / "recipe.toml", folder=home / "early")
         early = RunFolder(home / "early")

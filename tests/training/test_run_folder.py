@@ -175,12 +175,18 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(run
 
 
 def test_a_summary_comes_back_and_a_damaged_one_is_named(run):
-    run.write_summary({"readings": {"trained": {"loss": 1.0}}, "size": {"bits": math.nan}})
+    run.write_summary({"evaluations": {"trained": {"loss": 1.0}}, "size": {"bits": math.nan}})
     assert run.finished
-    assert run.summary == {"readings": {"trained": {"loss": 1.0}}, "size": {"bits": None}}
-    run.summary_path.write_text("{")
-    with pytest.raises(WorkError, match=r"summary\.json"):
-        run.summary
+    assert run.summary == {"evaluations": {"trained": {"loss": 1.0}}, "size": {"bits": None}}
+    for damaged in ("{", "[]5", "3"):
+        run.summary_path.write_text(damaged)
+        with pytest.raises(WorkError, match=r"summary\.json"):
+            run.summary
+
+
+def test_a_summary_of_an_earlier_version_reads_as_one_of_today(run):
+    run.summary_path.write_text('{"readings": {"trained": {"loss": 1.0}}, "steps": 3}')
+    assert run.summary == {"evaluations": {"trained": {"loss": 1.0}}, "steps": 3}
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -1,15 +1,12 @@
 """The recipes of continuous sparsification: each builds its network, small, with masks on it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
+from latewood.recipes import shipped_recipes
 from latewood.sparsity import ContinuousSparsification
 from latewood.training import components
 from latewood.training.recipe import load_recipe
-
-FOLDER = Path(__file__).parents[2] / "recipes"
 
 SMALLER = {
     "cifar10-resnet20-cs": (),
@@ -23,12 +20,14 @@ SMALLER = {
 
 
 def test_every_recipe_is_covered():
-    assert {path.stem for path in FOLDER.glob("*-cs.toml")} == set(SMALLER)
+    assert {recipe.name for recipe in shipped_recipes() if recipe.name.endswith("-cs")} == set(
+        SMALLER
+    )
 
 
 @pytest.mark.parametrize("name", SMALLER)
 def test_builds_its_network_under_masks(name):
-    recipe = load_recipe(FOLDER / f"{name}.toml", SMALLER[name])
+    recipe = load_recipe(name, SMALLER[name])
     fixed = {"num_classes": 10, "in_channels": 3, "image_size": 32, "vocabulary": 65}
     model = components.build("model", recipe.model, "model", offered=fixed)
     (section,) = recipe.methods
@@ -43,7 +42,7 @@ def test_builds_its_network_under_masks(name):
 
 
 def test_segmentation_keeps_shortcuts_and_last_layer_whole():
-    recipe = load_recipe(FOLDER / "foreground-deeplab-cs.toml", SMALLER["foreground-deeplab-cs"])
+    recipe = load_recipe("foreground-deeplab-cs", SMALLER["foreground-deeplab-cs"])
     model = components.build("model", recipe.model, "model")
     weights = {name for name, value in model.named_parameters() if value.ndim == 4}
     (section,) = recipe.methods

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -97,7 +97,7 @@ def train(step: Step, runs: int, epochs: int, seed: int, data: Data) -> Tensor:
     vectors = start(runs, seed).requires_grad_()
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        factor = 0.2 ** sum(epoch >= share * epochs for share in (0.6, 0.85))
+        factor = 0.2 ** sum(epoch >= part * epochs for part in (0.6, 0.85))
         order = torch.randperm(len(inputs), generator=generator)
         # Batches of one size only, as the gradients of a remainder would be noisier.
         for indices in order.split(BATCH_SIZE)[: len(order) // BATCH_SIZE]:
@@ -111,8 +111,8 @@ def train(step: Step, runs: int, epochs: int, seed: int, data: Data) -> Tensor:
 
 def _losses(outputs: Tensor, labels: Tensor) -> Tensor:
     runs, batch, classes = outputs.shape
-    each = F.cross_entropy(outputs.reshape(-1, classes), labels.repeat(runs), reduction="none")
-    return each.view(runs, batch).mean(1)
+    losses = F.cross_entropy(outputs.reshape(-1, classes), labels.repeat(runs), reduction="none")
+    return losses.view(runs, batch).mean(1)
 
 
 def adam(rates: Sequence[float], eps: Sequence[float]) -> Step:
@@ -162,7 +162,7 @@ def _data() -> Data:
     return x.flatten(1), y, u.flatten(1), w
 
 
-def _decoupling(scale: Scale, bench: Bench) -> Results:
+def _decoupling(scale: Scale, workspace: Workspace) -> Results:
     eps, epochs, data = EPS[scale], EPOCHS[scale], _data()
     points = list(product(eps, RATES))
     row_eps, row_rates = [e for e, _ in points], [rate for _, rate in points]
@@ -174,17 +174,17 @@ def _decoupling(scale: Scale, bench: Bench) -> Results:
             "Adam": adam(row_rates, row_eps),
             "AvaGrad": by_rows(lambda rows: AvaGrad(rows, gamma_scope="group"), options),
         }
-        found = {}
+        measurements = {}
         for name, step in steps.items():
             losses = train(step, len(points), epochs, seed, data).view(len(eps), len(RATES))
             study = _study(eps, losses)
-            found[f"{name}: slope"] = study.slope
-            found[f"{name}: spread in decades"] = math.log10(study.spread)
-            found[f"{name}: best loss"] = losses.min().item()
-        return found
+            measurements[f"{name}: slope"] = study.slope
+            measurements[f"{name}: spread in decades"] = math.log10(study.spread)
+            measurements[f"{name}: best loss"] = losses.min().item()
+        return measurements
 
     settings = {"epochs": epochs, "eps": eps, "learning rates": RATES, "tolerance": TOLERANCE}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
 def _quietly(measure: Callable[[int], dict[str, float]]) -> Callable[[int], dict[str, float]]:
@@ -201,7 +201,7 @@ def _study(eps: Sequence[float], losses: Tensor) -> RateStudy:
     return rate_study(eps, RATES, losses.tolist(), higher_is_better=False, tolerance=TOLERANCE)
 
 
-def _dampening(scale: Scale, bench: Bench) -> Results:
+def _dampening(scale: Scale, workspace: Workspace) -> Results:
     epochs, data = DAMPENING_EPOCHS[scale], _data()
     gammas = {"AdaBound 1e-10": 1e-10, "AdaBound 1e-3": 1e-3, "AdaBound 100": 100.0}
 
@@ -216,7 +216,7 @@ def _dampening(scale: Scale, bench: Bench) -> Results:
         return {name: train(step, 1, epochs, seed, data).item() for name, step in steps.items()}
 
     settings = {"epochs": epochs, "momentum": 0.9, "final rate": 0.1}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
 DECOUPLING = register(
@@ -290,7 +290,7 @@ DAMPENING = register(
             Claim(
                 name="ends-in-sgd",
                 statement="With gamma 100 it is dampened SGD.",
-                source="[D][M] limit of large gamma",
+                source="[D] limit of large gamma; [M] too",
                 paper_figure="indistinguishable",
                 measured=lambda r: r.texts("AdaBound 100", "dampened SGD", digits=5),
                 holds=lambda r: abs(r.difference("AdaBound 100", "dampened SGD")) <= 5e-3,

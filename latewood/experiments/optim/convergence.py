@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -43,7 +43,7 @@ LOOSE: dict[Scale, int] = {"quick": 500, "cpu": 5000, "full": 5000}
 SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 3, "full": 5}
 ALPHA = 0.5
 
-Make = Callable[[list[Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[Parameter]], torch.optim.Optimizer]
 
 
 def gradients(steps: int, runs: int, seed: int) -> Iterator[Tensor]:
@@ -55,7 +55,7 @@ def gradients(steps: int, runs: int, seed: int) -> Iterator[Tensor]:
         yield torch.where(drawn < probability, LARGE, -1.0).double()
 
 
-def walk(make: Make, steps: int, seed: int, *, separate: bool = False) -> Iterator[Tensor]:
+def walk(make: MakeOptimizer, steps: int, seed: int, *, separate: bool = False) -> Iterator[Tensor]:
     """Iterates of all runs after each step, with step sizes alpha/sqrt(t) and clipped to [-1, 1].
 
     Args:
@@ -83,8 +83,8 @@ def walk(make: Make, steps: int, seed: int, *, separate: bool = False) -> Iterat
         yield x.clamp_(-1.0, 1.0)
 
 
-def _failure(scale: Scale, bench: Bench) -> Results:
-    makers: dict[str, tuple[Make, bool]] = {
+def _failure(scale: Scale, workspace: Workspace) -> Results:
+    makers: dict[str, tuple[MakeOptimizer, bool]] = {
         "Adam": (lambda p: torch.optim.Adam(p, lr=0.05, betas=BETAS, eps=0.1), False),
         "Adam, momentum 0.5": (lambda p: torch.optim.Adam(p, lr=0.5, betas=(0.5, 0.9)), False),
         "Delayed Adam": (
@@ -102,12 +102,12 @@ def _failure(scale: Scale, bench: Bench) -> Results:
     steps = STEPS[scale]
 
     def measure(seed: int) -> dict[str, float]:
-        found = {}
+        measurements = {}
         for name, (make, separate) in makers.items():
             length = min(steps, 2000) if separate else steps
             *_, last = walk(make, length, seed, separate=separate)
-            found[name] = last.mean().item()
-        return found
+            measurements[name] = last.mean().item()
+        return measurements
 
     settings = {
         "steps": steps,
@@ -115,10 +115,10 @@ def _failure(scale: Scale, bench: Bench) -> Results:
         "runs": RUNS,
         "runs of AvaGrad": FEW,
     }
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def _slowness(scale: Scale, bench: Bench) -> Results:
+def _slowness(scale: Scale, workspace: Workspace) -> Results:
     loose, steps = LOOSE[scale], STEPS[scale]
     beta2 = BETAS[1]
     switched = SwitchedBounds(ALPHA / LARGE, ALPHA / math.sqrt(1.0 - beta2), loose)
@@ -127,7 +127,7 @@ def _slowness(scale: Scale, bench: Bench) -> Results:
     corrected = CorrectedBounds(HyperbolicBounds(1.0), 3.0)
     final = 0.05
 
-    def adabound(**options: object) -> Make:
+    def adabound(**options: object) -> MakeOptimizer:
         common = {"lr": ALPHA, "betas": BETAS, "eps": 1e-12, "bias_correction": False}
         return lambda p: AdaBound(p, **{"final_lr": 1.0, **common, **options})  # type: ignore[arg-type]
 
@@ -157,10 +157,10 @@ def _slowness(scale: Scale, bench: Bench) -> Results:
         }
 
     settings = {"K": loose, "steps": steps, "runs": RUNS, "C": LARGE, "gamma of the family": slow}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def _regrets(make: Make, steps: int, seed: int) -> tuple[float, float]:
+def _regrets(make: MakeOptimizer, steps: int, seed: int) -> tuple[float, float]:
     """Mean expected regret at a quarter of the steps and at all of them, against x = -1."""
     total, quarter = 0.0, 0.0
     before = torch.zeros(RUNS, dtype=torch.float64)

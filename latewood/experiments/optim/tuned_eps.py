@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from latewood.errors import WorkError
-from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
-from latewood.training.loop import train
+from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["CHARACTERS", "IMAGES", "Line", "search"]
 
-Section = dict[str, Any]
+RecipeSection = dict[str, Any]
 
 # The network has batch normalisation, as the paper's has.
-IMAGE_RECIPES: dict[Scale, Section] = {
+IMAGE_RECIPES: dict[Scale, RecipeSection] = {
     "cpu": {
         "task": {"name": "cifar10", "validation": 5000, "limit_train": 4000},
         "model": {"name": "convnet", "channels": [16, 32, 64], "strides": [2, 2, 2]},
@@ -48,7 +48,7 @@ IMAGE_RECIPES: dict[Scale, Section] = {
         },
     },
 }
-CHARACTER_RECIPE: Section = {
+CHARACTER_RECIPE: RecipeSection = {
     "task": {"name": "shakespeare", "context": 64},
     "model": {"name": "lstm_language_model", "hidden": 64, "layers": 1},
     "steps": 500,
@@ -57,7 +57,7 @@ CHARACTER_RECIPE: Section = {
     "schedule": {"name": "cosine"},
     "clip_norm": 1.0,
 }
-SGD: Section = {"name": "sgd", "momentum": 0.9, "nesterov": True}
+SGD: RecipeSection = {"name": "sgd", "momentum": 0.9, "nesterov": True}
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 # A line of search: the keys of an optimizer that are multiplied together, and by how much.
 Line = Mapping[str, float]
@@ -71,7 +71,7 @@ DIAGONAL: Line = {"lr": 10.0, "eps": 10.0}
 class Tuned:
     """An optimizer with the point its search starts from and the lines that it follows."""
 
-    start: Section
+    start: RecipeSection
     lines: tuple[Line, ...] = (RATE,)
 
 
@@ -87,7 +87,7 @@ CHARACTERS_TUNED = {
     "AvaGrad": Tuned({"name": "avagrad", "lr": 100.0, "eps": 1e-3}, (RATE, EPS, RATE)),
 }
 # The paper's settings where its code states them; its tuned rates are not known to us.
-PAPER_POINTS: dict[str, Section] = {
+PAPER_POINTS: dict[str, RecipeSection] = {
     "SGD": SGD | {"lr": 0.1, "weight_decay": 5e-4},
     "Adam, eps 1e-8": {"name": "adam", "lr": 1e-3, "eps": 1e-8, "weight_decay": 5e-4},
     "Adam, eps tuned": {"name": "adam", "lr": 0.1, "eps": 0.1, "weight_decay": 5e-4},
@@ -95,20 +95,24 @@ PAPER_POINTS: dict[str, Section] = {
 }
 
 
-def _images(scale: Scale, bench: Bench) -> Results:
+def _images(scale: Scale, workspace: Workspace) -> Results:
     recipe = IMAGE_RECIPES[scale]
     if scale == "full":
-        return _measure(recipe, PAPER_POINTS, bench, "accuracy")
-    return _measure(recipe, _tune(recipe, IMAGES_TUNED, bench, "accuracy"), bench, "accuracy")
+        return _measure(recipe, PAPER_POINTS, workspace, "accuracy")
+    return _measure(
+        recipe, _tune(recipe, IMAGES_TUNED, workspace, "accuracy"), workspace, "accuracy"
+    )
 
 
-def _characters(scale: Scale, bench: Bench) -> Results:
+def _characters(scale: Scale, workspace: Workspace) -> Results:
     key = "bits_per_character"
-    points = _tune(CHARACTER_RECIPE, CHARACTERS_TUNED, bench, key)
-    return _measure(CHARACTER_RECIPE, points, bench, key)
+    points = _tune(CHARACTER_RECIPE, CHARACTERS_TUNED, workspace, key)
+    return _measure(CHARACTER_RECIPE, points, workspace, key)
 
 
-def search(start: Section, lines: tuple[Line, ...], loss: Callable[[Section], float]) -> Section:
+def search(
+    start: RecipeSection, lines: tuple[Line, ...], loss: Callable[[RecipeSection], float]
+) -> RecipeSection:
     """Walks along one line after the other, each until both neighbours are worse.
 
     Args:
@@ -128,49 +132,53 @@ def search(start: Section, lines: tuple[Line, ...], loss: Callable[[Section], fl
     return point
 
 
-def _moved(section: Section, line: Line, sign: int) -> Section:
+def _moved(section: RecipeSection, line: Line, sign: int) -> RecipeSection:
     # Written with two digits, so that the way back leads to the same point.
     values = {key: float(f"{section[key] * factor**sign:.2g}") for key, factor in line.items()}
     return section | values
 
 
 def _tune(
-    recipe: Section, tuned: Mapping[str, Tuned], bench: Bench, key: str
-) -> dict[str, Section]:
+    recipe: RecipeSection, tuned: Mapping[str, Tuned], workspace: Workspace, key: str
+) -> dict[str, RecipeSection]:
     sign = -1.0 if key == "accuracy" else 1.0
-    found = {}
-    for name in bench.track(tuned, "searches"):
+    points = {}
+    for name in workspace.track(tuned, "searches"):
         known: dict[str, float] = {}
 
-        def loss(section: Section, known: dict[str, float] = known) -> float:
+        def loss(section: RecipeSection, known: dict[str, float] = known) -> float:
             if str(section) not in known:
-                value = sign * _run(recipe, section, SEARCH_SEED, bench, key)
+                value = sign * _run(recipe, section, SEARCH_SEED, workspace, key)
                 known[str(section)] = value if math.isfinite(value) else math.inf
             return known[str(section)]
 
-        found[name] = search(tuned[name].start, tuned[name].lines, loss)
-    return found
+        points[name] = search(tuned[name].start, tuned[name].lines, loss)
+    return points
 
 
-def _measure(recipe: Section, points: Mapping[str, Section], bench: Bench, key: str) -> Results:
-    found: dict[str, list[float]] = {name: [] for name in points}
+def _measure(
+    recipe: RecipeSection, points: Mapping[str, RecipeSection], workspace: Workspace, key: str
+) -> Results:
+    measurements: dict[str, list[float]] = {name: [] for name in points}
     runs = [(name, seed) for name in points for seed in SEEDS]
-    for name, seed in bench.track(runs, "runs"):
-        found[name].append(_run(recipe, points[name], seed, bench, key))
+    for name, seed in workspace.track(runs, "runs"):
+        measurements[name].append(_run(recipe, points[name], seed, workspace, key))
     settings = {"recipe": recipe, "chosen": dict(points), "search seed": SEARCH_SEED}
-    return Results(found, settings | {"seeds": list(SEEDS)})
+    return Results(measurements, settings | {"seeds": list(SEEDS)})
 
 
-def _run(recipe: Section, section: Section, seed: int, bench: Bench, key: str) -> float:
+def _run(
+    recipe: RecipeSection, section: RecipeSection, seed: int, workspace: Workspace, key: str
+) -> float:
     """What one run ends with, nan if it diverged; it goes on where it was stopped."""
     name = "-".join(str(value) for value in (*section.values(), seed))
-    folder = RunFolder(bench.folder / name)
+    folder = RunFolder(workspace.folder / name)
     parsed = parse_recipe(recipe | {"optimizer": section, "seed": seed})
     try:
         run = train(parsed, folder=folder.path, resume=folder.exists).folder
     except WorkError:
         return math.nan
-    return float(run.summary["readings"]["trained"][key])
+    return float(run.summary["evaluations"]["trained"][key])
 
 
 IMAGES = register(

@@ -19,7 +19,7 @@ from skimage.segmentation import chan_vese, morphological_chan_vese
 from torch import Tensor
 
 from latewood.errors import RequestError
-from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
+from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.experiments.segmentation.composite_images import composites
 from latewood.segmentation import centred_rectangle, evaluate_masks, segment
 
@@ -30,35 +30,35 @@ Pictures = list[np.ndarray]
 Masks = list[Tensor]
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Measures all methods on all sets of the scale; nothing here is random."""
     drawn, truth = composites(12)
     sets = {"drawn": ([_bytes(image) for image in drawn], list(truth))}
     if scale == "cpu":
         sets |= {kind: _evaluation_set(kind) for kind in ("real", "composite")}
-    found: dict[str, list[float]] = {}
+    measurements: dict[str, list[float]] = {}
     for name, (images, masks) in sets.items():
         methods = _methods() | (_peers() if scale == "cpu" else {})
-        for method, run_method in bench.track(methods.items(), f"segmenting {name}"):
+        for method, run_method in workspace.track(methods.items(), f"segmenting {name}"):
             begun = time.process_time()
             predicted = run_method(images)
             seconds = time.process_time() - begun
             scores = evaluate_masks(predicted, masks)
-            found[f"{name} {method}"] = [scores["iou"]]
-            found[f"{name} {method} fixed"] = [scores["iou_fixed"]]
-            found[f"{name} {method} ms"] = [1e3 * seconds / len(images)]
+            measurements[f"{name} {method}"] = [scores["iou"]]
+            measurements[f"{name} {method} fixed"] = [scores["iou_fixed"]]
+            measurements[f"{name} {method} ms"] = [1e3 * seconds / len(images)]
         for iterations in (0, 20, 150):
             states = segment(images, iterations=iterations)
             errors = sum(one.score for one in states) / len(states)
-            found[f"{name} J after {iterations}"] = [errors]
+            measurements[f"{name} J after {iterations}"] = [errors]
             iou = evaluate_masks([one.mask for one in states], masks)["iou"]
-            found[f"{name} IoU after {iterations}"] = [iou]
+            measurements[f"{name} IoU after {iterations}"] = [iou]
         together = segment(images)
         alone = [segment(image) for image in images]
         equal = [torch.equal(a.mask, b.mask) for a, b in zip(together, alone, strict=True)]
-        found[f"{name} alone"] = [sum(equal) / len(equal)]
+        measurements[f"{name} alone"] = [sum(equal) / len(equal)]
     settings = {"images": {name: len(masks) for name, (_, masks) in sets.items()}, "side": SIDE}
-    return Results(found, settings)
+    return Results(measurements, settings)
 
 
 def _methods() -> dict[str, Callable[[Pictures], Masks]]:
@@ -80,7 +80,7 @@ def _methods() -> dict[str, Callable[[Pictures], Masks]]:
 def _peers() -> dict[str, Callable[[Pictures], Masks]]:
     start = centred_rectangle(SIDE, SIDE).numpy()
 
-    def each(work: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pictures], Masks]:
+    def one_by_one(work: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pictures], Masks]:
         return lambda images: [torch.from_numpy(work(image)).bool() for image in images]
 
     def grey(image: np.ndarray) -> np.ndarray:
@@ -88,10 +88,10 @@ def _peers() -> dict[str, Callable[[Pictures], Masks]]:
         return np.asarray((image / 255) @ weights)
 
     peers = {
-        "morphological": each(
+        "morphological": one_by_one(
             lambda image: np.asarray(morphological_chan_vese(grey(image), 150, start))
         ),
-        "chan-vese": each(
+        "chan-vese": one_by_one(
             lambda image: np.asarray(chan_vese(grey(image), init_level_set="checkerboard"))
         ),
     }
@@ -114,8 +114,8 @@ def _peers() -> dict[str, Callable[[Pictures], Masks]]:
 
     side = SIDE - 2 * margin
     return peers | {
-        "grabcut square": each(grabcut((margin, margin, side, side))),
-        "grabcut frame": each(grabcut((1, 1, SIDE - 2, SIDE - 2))),
+        "grabcut square": one_by_one(grabcut((margin, margin, side, side))),
+        "grabcut frame": one_by_one(grabcut((1, 1, SIDE - 2, SIDE - 2))),
     }
 
 

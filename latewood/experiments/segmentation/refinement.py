@@ -5,14 +5,18 @@ Cpu scale: drawn composites with class-consistent colours at 64 pixels, minutes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from latewood.experiments.registry import Bench, Claim, Experiment, Results, Scale, register
+from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.experiments.segmentation.composite_images import composites
 from latewood.models import segmentation_unet
 from latewood.segmentation import evaluate_masks, rgb_features, segment
+from latewood.tasks import Batch
 from latewood.tasks.foreground_objective import Dihedral, Foreground, inpainting_error
+from latewood.training.fit import fit
 
 __all__ = ["EXPERIMENT"]
 
@@ -24,34 +28,41 @@ BATCH_SIZE = 16
 LR = 2e-3
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains once and scores the network every fifty steps, with and without the truth."""
     images, _ = composites(IMAGES, size=SIDE, seed=1, colours="warm on green")
     unseen, truth = composites(HELD_OUT, size=SIDE, seed=2, colours="warm on green")
     labels = torch.stack([one.mask for one in segment(images, scaled=True)])
-    found = [one.mask for one in segment(unseen, scaled=True)]
+    searched = [one.mask for one in segment(unseen, scaled=True)]
     inputs, held_out = rgb_features(images), rgb_features(unseen)
-    scores = {"labels": [evaluate_masks(found, truth)["iou_fixed"]]}
+    scores = {"labels": [evaluate_masks(searched, truth)["iou_fixed"]]}
     errors, overlaps = [], []
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = segmentation_unet()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     objective, augment = Foreground(), Dihedral()
-    for step in bench.track(range(1, STEPS + 1), "refining"):
-        for group in optimizer.param_groups:
-            group["lr"] = LR * min(1.0, step / WARM_UP)
-        chosen = torch.randint(IMAGES, (BATCH_SIZE,), generator=generator)
-        batch = augment((inputs[chosen], labels[chosen]), generator)
-        optimizer.zero_grad()
-        objective.loss(model, batch, generator).backward()
-        optimizer.step()
+
+    def draw() -> Iterator[Batch]:
+        for _ in workspace.track(range(STEPS), "refining"):
+            chosen = torch.randint(IMAGES, (BATCH_SIZE,), generator=generator)
+            yield augment((inputs[chosen], labels[chosen]), generator)
+
+    def validate(step: int) -> None:
         if step % EVERY == 0:
             masks = _masks(model, held_out)
             errors.append(inpainting_error(held_out, masks).mean().item())
             overlaps.append(evaluate_masks(masks, truth)["iou_fixed"])
-            scores |= {f"IoU after {step}": [overlaps[-1]], f"J after {step}": [errors[-1]]}
+            scores.update({f"IoU after {step}": [overlaps[-1]], f"J after {step}": [errors[-1]]})
+
+    fit(
+        model,
+        draw(),
+        lambda model, batch: objective.loss(model, batch, generator),
+        torch.optim.Adam(model.parameters(), lr=LR),
+        rate_factor=lambda step: min(1.0, (step + 1) / WARM_UP),
+        after_step=validate,
+    )
     best = errors.index(max(errors))
     scores |= {"refined": [overlaps[best]], "best": [max(overlaps)], "last": [overlaps[-1]]}
     scores |= {"chosen step": [float(EVERY * (best + 1))]}

@@ -1,10 +1,10 @@
 """Continuous sparsification of ResNet-20 on CIFAR-10 in the authors' setting, one round.
 
 One training each: dense, with masks, and with magnitudes pruned step by step. Tickets, which need a
-second training, are in ``tickets_cifar10``. Needs the data. At cpu scale 5,000 training and 2,000
-test images, five epochs without augmentation, in batches of 64 so that there are more steps; most
-logits are still undecided after them. The full scale is the authors' protocol and, to be done in an
-hour rather than in days, needs a GPU.
+second training, are in ``ticket_search_cifar10``. Needs the data. At cpu scale 5,000 training and
+2,000 test images, five epochs without augmentation, in batches of 64 so that there are more steps;
+most logits are still undecided after them. The full scale is the authors' protocol and, to be done
+in an hour rather than in days, needs a GPU.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from latewood.core import read_tensors, recalibrate_batch_norm
 from latewood.core.masks import keep_largest
 from latewood.core.modes import evaluated
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
 from latewood.sparsity import maskable
-from latewood.tasks.data import batches
-from latewood.tasks.task import Task
+from latewood.tasks import Task, batches
 from latewood.training import components
-from latewood.training.loop import train
 from latewood.training.recipe import Recipe, parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["EXPERIMENT"]
@@ -75,29 +74,29 @@ SEEDS: dict[Scale, int] = {"cpu": 3, "full": 1}
 RECALIBRATION_BATCHES = 50
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains dense, sparse and gradually pruned; runs go on where they were stopped."""
     common = RECIPE | CHANGES[scale]
 
     def measure(seed: int) -> dict[str, float]:
         def trained(name: str, methods: list[dict[str, Any]]) -> RunFolder:
             recipe = parse_recipe(common | {"methods": methods, "seed": seed})
-            folder = RunFolder(bench.folder / f"{name}-{seed}")
+            folder = RunFolder(workspace.folder / f"{name}-{seed}")
             return train(recipe, folder=folder.path, resume=folder.exists).folder
 
         dense, sparse = trained("dense", []), trained("sparse", [METHOD])
         recipe = parse_recipe(common | {"seed": seed})
         task, model = _built(recipe)
-        kept, total = _kept(model, sparse)
-        density = kept / total
+        nonzero, total = _count_weights(model, sparse)
+        density = nonzero / total
         gradual = trained("gradual", [{"name": "gradual_magnitude_pruning", "density": density}])
         return {
-            "dense": _reading(dense, "trained"),
-            "soft": _reading(sparse, "trained"),
-            "hard": _reading(sparse, "finalized"),
-            "recalibrated": _reading(sparse, "recalibrated"),
-            "gradual": _reading(gradual, "recalibrated"),
-            "one shot": _one_shot(recipe, task, model, dense, kept),
+            "dense": _accuracy_of(dense, "trained"),
+            "soft": _accuracy_of(sparse, "trained"),
+            "hard": _accuracy_of(sparse, "finalized"),
+            "recalibrated": _accuracy_of(sparse, "recalibrated"),
+            "gradual": _accuracy_of(gradual, "recalibrated"),
+            "one shot": _one_shot(recipe, task, model, dense, nonzero),
             "density": density,
             "undecided": _undecided(sparse),
         }
@@ -105,11 +104,11 @@ def run(scale: Scale, bench: Bench) -> Results:
     settings = {"epochs": common["epochs"], "batch size": common["batch_size"], "rounds": 1}
     if scale == "cpu":
         settings["images"] = f"{PART['task']['limit_train']} of 50000"
-    return replicate(measure, range(SEEDS[scale]), bench, title="seeds", settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, title="seeds", settings=settings)
 
 
-def _reading(run: RunFolder, stage: str) -> float:
-    accuracy: float = run.summary["readings"][stage]["accuracy"]
+def _accuracy_of(run: RunFolder, stage: str) -> float:
+    accuracy: float = run.summary["evaluations"][stage]["accuracy"]
     return accuracy
 
 
@@ -129,10 +128,10 @@ def _built(recipe: Recipe) -> tuple[Task, nn.Module]:
 
 def _prunable(model: nn.Module) -> dict[str, Tensor]:
     """The weights that all three ways may prune."""
-    return {each.name: each.stored.detach() for each in maskable(model, ("*",), None)}
+    return {weight.name: weight.stored.detach() for weight in maskable(model, ("*",), None)}
 
 
-def _kept(model: nn.Module, run: RunFolder) -> tuple[int, int]:
+def _count_weights(model: nn.Module, run: RunFolder) -> tuple[int, int]:
     """How many of the prunable weights a run left, and of how many."""
     model.load_state_dict(read_tensors(run.model_path))
     weights = _prunable(model).values()
@@ -141,19 +140,19 @@ def _kept(model: nn.Module, run: RunFolder) -> tuple[int, int]:
     )
 
 
-def _one_shot(recipe: Recipe, task: Task, model: nn.Module, run: RunFolder, kept: int) -> float:
+def _one_shot(recipe: Recipe, task: Task, model: nn.Module, run: RunFolder, count: int) -> float:
     """Accuracy of the dense run's model with only its largest weights, norms recalibrated."""
     model.load_state_dict(read_tensors(run.model_path))
     weights = _prunable(model)
-    for name, mask in keep_largest(weights, kept).items():
+    for name, mask in keep_largest(weights, count).items():
         weights[name].mul_(mask)
     order = batches(task.train, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0)
-    samples = [batch for batch, _ in (next(order) for _ in range(_count(task, recipe)))]
+    samples = [batch for batch, _ in (next(order) for _ in range(_batch_count(task, recipe)))]
     recalibrate_batch_norm(model, samples)
     return _accuracy(model, task)
 
 
-def _count(task: Task, recipe: Recipe) -> int:
+def _batch_count(task: Task, recipe: Recipe) -> int:
     return min(RECALIBRATION_BATCHES, len(task.train) // recipe.batch_size)
 
 

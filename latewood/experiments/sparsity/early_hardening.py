@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -23,20 +23,20 @@ from latewood.experiments.sparsity.ticket_runs import search
 from latewood.experiments.sparsity.ticket_search_digits import digits_recipe
 from latewood.studies.tickets import TicketTable
 
-__all__ = ["EXPERIMENT", "SETTLED"]
+__all__ = ["EARLY_HARDENING", "EXPERIMENT"]
 
 EPOCHS = {"quick": 12, "cpu": 40}
 SEEDS = {"quick": 1, "cpu": 5}
 
-SETTLED = {"harden_at": 0.5, "final_temperature": 2000.0}
+EARLY_HARDENING = {"harden_at": 0.5, "final_temperature": 2000.0}
 """What the package recommends for short runs; chosen on other seeds (100 to 115) than these."""
 
 
-_METHODS: Mapping[str, Mapping[str, Any]] = {"": {}, "settled ": SETTLED}
+_METHODS: Mapping[str, Mapping[str, Any]] = {"": {}, "early ": EARLY_HARDENING}
 
 
-def run(scale: Scale, bench: Bench) -> Results:
-    """Trains soft to the end and settled, each beside gradual pruning to its density.
+def run(scale: Scale, workspace: Workspace) -> Results:
+    """Trains soft to the end and hardened early, each beside gradual pruning to its density.
 
     Searches with the same settings that are there already are not done again.
     """
@@ -44,10 +44,10 @@ def run(scale: Scale, bench: Bench) -> Results:
     recipe = digits_recipe(EPOCHS[scale])
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
+        measurements: dict[str, float] = {}
         for prefix, method in _METHODS.items():
             table = search(
-                bench,
+                workspace,
                 prefix.strip() or "soft",
                 recipe,
                 seed,
@@ -56,15 +56,15 @@ def run(scale: Scale, bench: Bench) -> Results:
                 exclude=(),
                 method=method,
             )
-            found |= {f"{prefix}{name}": value for name, value in _values(table).items()}
-        return found
+            measurements |= {f"{prefix}{name}": value for name, value in _values(table).items()}
+        return measurements
 
     settings = {
         "epochs of each training": EPOCHS[scale],
-        "settled": str(SETTLED),
+        "early hardening": str(EARLY_HARDENING),
         "duration": "of what was not there already",
     }
-    return replicate(measure, range(SEEDS[scale]), bench, title="seeds", settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, title="seeds", settings=settings)
 
 
 def _values(table: TicketTable) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _against_gradual(results: Results, prefix: str) -> str:
 
 EXPERIMENT = register(
     Experiment(
-        name="settled-masks",
+        name="early-hardening",
         title="Masks fixed halfway through the run against masks that stay soft, on digits",
         paper="Savarese, Silva, Maire: Winning the Lottery with Continuous Sparsification, 2020, "
         "arXiv:1912.04427; harden_at is an addition of this package",
@@ -98,30 +98,30 @@ EXPERIMENT = register(
         claims=(
             Claim(
                 "nothing-left-undecided",
-                "Settled masks end without an undecided weight, and the network that was trained "
-                "is the one that is kept, to the last prediction.",
+                "Masks that are hardened early end without an undecided weight, and the network "
+                "that was trained is the one that is kept, to the last prediction.",
                 "[D] the masks are binary while the weights train on",
                 "none (exact)",
                 lambda r: (
                     f"soft to the end: {r.text('undecided', scale=100, unit='%')} undecided; "
-                    f"settled: {r.text('settled undecided', scale=100, unit='%')}"
+                    f"hardened early: {r.text('early undecided', scale=100, unit='%')}"
                 ),
                 lambda r: (
-                    r.mean("settled undecided") == 0.0
-                    and r.values("settled soft") == r.values("settled hard")
+                    r.mean("early undecided") == 0.0
+                    and r.values("early soft") == r.values("early hard")
                 ),
             ),
             Claim(
-                "settled-above-soft",
-                "After as many epochs the settled hard network is at least half a point above the "
-                "hard network of masks that stay soft to the end.",
+                "early-above-soft",
+                "After as many epochs the hard network of early hardening is at least half a point "
+                "above the hard network of masks that stay soft to the end.",
                 "[I] the learning rate's decay freezes logits within the band of transition",
                 "none (ours)",
                 lambda r: (
-                    f"{r.texts('hard', 'settled hard', scale=100, unit='%')}, difference "
-                    f"{r.difference_text('settled hard', 'hard', scale=100, unit='points')}"
+                    f"{r.texts('hard', 'early hard', scale=100, unit='%')}, difference "
+                    f"{r.difference_text('early hard', 'hard', scale=100, unit='points')}"
                 ),
-                lambda r: r.difference("settled hard", "hard") >= 0.005,
+                lambda r: r.difference("early hard", "hard") >= 0.005,
                 scales=("cpu",),
             ),
             Claim(
@@ -135,13 +135,13 @@ EXPERIMENT = register(
                 scales=("cpu",),
             ),
             Claim(
-                "settled-against-gradual",
-                "The settled hard network is at least 1 point above gradual magnitude pruning at "
-                "equal density and epochs.",
+                "early-against-gradual",
+                "The hard network of early hardening is at least 1 point above gradual magnitude "
+                "pruning at equal density and epochs.",
                 "[I] our addition, by the same measure",
                 "none (ours)",
-                lambda r: _against_gradual(r, "settled "),
-                lambda r: r.difference("settled hard", "settled gradual") >= 0.01,
+                lambda r: _against_gradual(r, "early "),
+                lambda r: r.difference("early hard", "early gradual") >= 0.01,
                 scales=("cpu",),
             ),
         ),

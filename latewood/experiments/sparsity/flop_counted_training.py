@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from latewood.core import Method, Restructuring, parameter_groups
-from latewood.core.measure import macs
+from latewood.core.macs import macs
 from latewood.core.modes import evaluated
 from latewood.core.schedules import cosine, progress
-from latewood.tasks.data import Batch, batch_count, batches
-from latewood.tasks.task import Task
+from latewood.tasks import Batch, Task, batch_count, batch_stream
+from latewood.training.fit import fit
 from latewood.training.randomness import derive, seed_torch
 
-__all__ = ["Course", "build", "dense_training_macs", "fit", "score"]
+__all__ = ["TrainingSetting", "build", "dense_training_macs", "fit_and_count", "score"]
 
 BACKWARD: Final = 2
 """Multiply-accumulates of a backward pass over those of the forward pass: half of them lead to the
@@ -28,13 +27,13 @@ SCORED_AT_ONCE: Final = 128
 
 
 @dataclass(frozen=True)
-class Course:
-    """What all trainings that are compared with one another share.
+class TrainingSetting:
+    """What all trainings that are compared with one another have in common.
 
     Args:
         task: the data and the objective.
-        network: makes a network whose layers have about that share of their channels, 1 the full
-            one, drawing from torch's global generator.
+        network: makes a network whose layers have about that fraction of their channels, 1 the
+            full one, drawing from torch's global generator.
         optimizer: made from parameter groups; the learning rate it gives them is the peak.
         epochs: length of a training.
         batch_size: samples a step; what is left of the data behind the last full batch is skipped.
@@ -64,15 +63,15 @@ class Course:
         return batch_count(len(self.task.train), self.batch_size, drop_last=True)
 
 
-def build(course: Course, seed: int) -> nn.Module:
+def build(setting: TrainingSetting, seed: int) -> nn.Module:
     """The full network with the weights of a seed; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
-        return course.network(1.0)
+        return setting.network(1.0)
 
 
-def fit(
-    course: Course,
+def fit_and_count(
+    setting: TrainingSetting,
     model: nn.Module,
     *,
     epochs: int,
@@ -87,11 +86,11 @@ def fit(
     pass of twice its cost. Norms, activations, masks and the optimizer do not count.
 
     Args:
-        course: data, optimizer and batch size.
+        setting: data, optimizer and batch size.
         model: changed in place; one that a method restructures is counted as it is in each epoch.
         epochs: length of this training.
         seed: of the order of the data and of all noise.
-        rate: factor on the peak learning rate.
+        rate: factor on the optimizer's learning rates.
         method: what changes the training; None trains plainly.
         first_epoch: where in the seed's order of the data to begin.
 
@@ -99,27 +98,42 @@ def fit(
         Multiply-accumulates of the whole training.
     """
     methods = [] if method is None else [method]
-    groups = parameter_groups(model, methods, weight_decay=course.weight_decay)
-    optimizer = course.optimizer(groups)
-    peaks: list[float] = []
-    own = _own_parameters(model, methods)
-    schedule, total, spent = cosine(), epochs * course.period, 0
-    model.train()
-    for step, batch in enumerate(_stream(course, seed, first_epoch * course.period, total)):
-        if step % course.period == 0:
+    optimizer = setting.optimizer(
+        parameter_groups(model, methods, weight_decay=setting.weight_decay)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] *= rate
+    schedule, total, spent = cosine(), epochs * setting.period, 0
+
+    def start_epoch(step: int) -> None:
+        nonlocal spent
+        if step % setting.period == 0:
             _restructure(method, optimizer)
-            spent += course.period * _step_macs(course, model)
-        # A method may choose the rate of its own parameters when it first sees the optimizer.
-        peaks = peaks or [group["lr"] * rate for group in optimizer.param_groups]
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * schedule(progress(step, total))
-        optimizer.zero_grad()
-        _loss(course, model, batch, methods, derive(seed, "step", first_epoch, step)).backward()
-        if course.clip_norm is not None:
-            nn.utils.clip_grad_norm_(own, course.clip_norm)
-        optimizer.step()
-        for each in methods:
-            each.step()
+            spent += setting.period * _step_macs(setting, model)
+
+    def loss(model: nn.Module, numbered: tuple[int, Batch]) -> Tensor:
+        step, batch = numbered
+        return _loss(setting.task, model, batch, derive(seed, "step", first_epoch, step))
+
+    stream = batch_stream(
+        setting.task.train,
+        batch_size=setting.batch_size,
+        seed=seed,
+        start=first_epoch * setting.period,
+        steps=total,
+        drop_last=True,
+    )
+    model.train()
+    fit(
+        model,
+        enumerate(stream),
+        loss,
+        optimizer,
+        methods=methods,
+        rate_factor=lambda step: schedule(progress(step, total)),
+        clip_norm=setting.clip_norm,
+        before_step=start_epoch,
+    )
     return spent
 
 
@@ -128,66 +142,36 @@ def _restructure(method: object, optimizer: torch.optim.Optimizer) -> None:
         method.restructure(optimizer)
 
 
-def _step_macs(course: Course, model: nn.Module) -> int:
-    return (1 + BACKWARD) * course.batch_size * macs(model, course.task.example_inputs)
+def _step_macs(setting: TrainingSetting, model: nn.Module) -> int:
+    return (1 + BACKWARD) * setting.batch_size * macs(model, setting.task.example_inputs)
 
 
-def _own_parameters(model: nn.Module, methods: Sequence[Method]) -> list[nn.Parameter]:
-    groups = [group for method in methods for group in method.parameter_groups()]
-    claimed = {id(parameter) for group in groups for parameter in group["params"]}
-    return [parameter for parameter in model.parameters() if id(parameter) not in claimed]
-
-
-def _stream(course: Course, seed: int, start: int, count: int) -> Iterator[Batch]:
-    """So many batches of the seed's order of the data, from a given one on."""
-    number, within = divmod(start, course.steps_per_pass)
-    while count > 0:
-        order = batches(
-            course.task.train,
-            batch_size=course.batch_size,
-            seed=seed,
-            epoch=number,
-            drop_last=True,
-            start=within,
-        )
-        for batch, _ in islice(order, count):
-            yield batch
-            count -= 1
-        number, within = number + 1, 0
-
-
-def _loss(
-    course: Course, model: nn.Module, batch: Batch, methods: Sequence[Method], seed: int
-) -> Tensor:
-    """The loss with the methods' penalties; noise and dropout depend on the seed alone."""
-    task = course.task
+def _loss(task: Task, model: nn.Module, batch: Batch, seed: int) -> Tensor:
+    """The loss of a batch; its noise and the model's dropout depend on the seed alone."""
     noise = torch.Generator().manual_seed(seed)
     if task.augment is not None:
         batch = task.augment(batch, noise)
     with torch.random.fork_rng(devices=[]):
         seed_torch(seed, torch.device("cpu"))
-        loss = task.objective.loss(model, batch, noise)
-    for method in methods:
-        loss = loss + method.penalty()
-    return loss
+        return task.objective.loss(model, batch, noise)
 
 
-def dense_training_macs(course: Course) -> int:
-    """What the course's training of the full network takes, as ``fit`` counts it."""
-    return course.epochs * course.period * _step_macs(course, build(course, 0))
+def dense_training_macs(setting: TrainingSetting) -> int:
+    """What the training of the full network takes, as ``fit_and_count`` counts it."""
+    return setting.epochs * setting.period * _step_macs(setting, build(setting, 0))
 
 
 @torch.no_grad()
-def score(course: Course, model: nn.Module) -> float:
+def score(setting: TrainingSetting, model: nn.Module) -> float:
     """The task's headline measure of a network on the validation samples."""
-    task, taken = course.task, 0
+    task, scored = setting.task, 0
     sums: dict[str, float] = {}
     noise = torch.Generator().manual_seed(0)
     with evaluated(model):
         for part in torch.arange(len(task.validation)).split(SCORED_AT_ONCE):
-            found = task.objective.evaluate(model, task.validation.gather(part), noise)
-            for name, value in found.items():
+            values = task.objective.evaluate(model, task.validation.gather(part), noise)
+            for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + len(part) * value.item()
-            taken += len(part)
-    means = {name: total / taken for name, total in sums.items()}
+            scored += len(part)
+    means = {name: total / scored for name, total in sums.items()}
     return task.objective.summarise(means)[task.headline]

@@ -9,25 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
 from latewood.experiments.sparsity.flop_counted_training import (
-    Course,
+    TrainingSetting,
     build,
     dense_training_macs,
-    fit,
+    fit_and_count,
 )
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import characters, foregrounds, images
 from latewood.experiments.sparsity.train_prune_finetune import (
     narrow_from_scratch,
-    outcome,
+    score_and_cost,
 )
 
 __all__ = ["CHARACTERS", "FOREGROUNDS", "IMAGES", "measure"]
@@ -40,44 +40,48 @@ EPOCHS: dict[str, dict[Scale, int]] = {
     "foregrounds": {"quick": 4, "cpu": 50},
 }
 
-Make = Callable[[Scale, Path, int], Course]
+MakeSetting = Callable[[Scale, Path, int], TrainingSetting]
 
 
-def measure(course: Course, seed: int, *, keep: float = KEEP) -> dict[str, float]:
+def measure(setting: TrainingSetting, seed: int, *, keep: float = KEEP) -> dict[str, float]:
     """The dense network, one that grew to a share of its multiply-accumulates, one as narrow."""
-    model = build(course, seed)
-    cost = dense_training_macs(course)
-    dense = outcome(course, model, fit(course, model, epochs=course.epochs, seed=seed))
-    grown = grow(course, keep=keep, measure="macs", epochs=course.epochs, seed=seed)
-    narrow = narrow_from_scratch(course, keep=keep, measure="macs", epochs=course.epochs, seed=seed)
-    found = {"dense": dense.score, "grown": grown.score, "narrow": narrow.score}
-    for name, each in (("grown", grown), ("narrow", narrow)):
-        found |= {
-            f"{name} macs": each.macs / dense.macs,
-            f"{name} parameters": each.parameters / dense.parameters,
-            f"{name} training": each.training_macs / cost,
+    model = build(setting, seed)
+    cost = dense_training_macs(setting)
+    dense = score_and_cost(
+        setting, model, fit_and_count(setting, model, epochs=setting.epochs, seed=seed)
+    )
+    grown = grow(setting, keep=keep, measure="macs", epochs=setting.epochs, seed=seed)
+    narrow = narrow_from_scratch(
+        setting, keep=keep, measure="macs", epochs=setting.epochs, seed=seed
+    )
+    measurements = {"dense": dense.score, "grown": grown.score, "narrow": narrow.score}
+    for name, network in (("grown", grown), ("narrow", narrow)):
+        measurements |= {
+            f"{name} macs": network.macs / dense.macs,
+            f"{name} parameters": network.parameters / dense.parameters,
+            f"{name} training": network.training_macs / cost,
         }
-    return found
+    return measurements
 
 
-def _runner(kind: str, make: Make) -> Callable[[Scale, Bench], Results]:
-    def run(scale: Scale, bench: Bench) -> Results:
+def _runner(kind: str, make: MakeSetting) -> Callable[[Scale, Workspace], Results]:
+    def run(scale: Scale, workspace: Workspace) -> Results:
         """Trains dense, growing and narrow networks with the same data order and epochs."""
         epochs = EPOCHS[kind][scale]
-        folder = bench.folder
+        folder = workspace.folder
 
         def measured(seed: int) -> dict[str, float]:
             return measure(make(scale, folder, seed), seed)
 
-        course = make(scale, folder, 0)
+        setting = make(scale, folder, 0)
         settings = {
             "epochs": epochs,
-            "steps of an epoch": course.period,
-            "batch size": course.batch_size,
+            "steps of an epoch": setting.period,
+            "batch size": setting.batch_size,
             "budget": f"{KEEP:g} of the multiply-accumulates",
-            "validation samples": len(course.task.validation),
+            "validation samples": len(setting.task.validation),
         }
-        return replicate(measured, range(SEEDS[scale]), bench, settings=settings)
+        return replicate(measured, range(SEEDS[scale]), workspace, settings=settings)
 
     return run
 

@@ -1,4 +1,4 @@
-"""Parts of grow-and-prune left out, one at a time: clocks, sampling, freeze, estimator.
+"""Parts of grow-and-prune left out, one at a time: temperatures, sampling, freeze, estimator.
 
 Quick and cpu scale: digits and the convolutional network 1-32-64-64.
 """
@@ -12,19 +12,19 @@ from torch.optim import Optimizer
 
 from latewood.core import recalibrate_batch_norm
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
 from latewood.experiments.sparsity.flop_counted_training import (
-    Course,
+    TrainingSetting,
     build,
     dense_training_macs,
-    fit,
+    fit_and_count,
     score,
 )
 from latewood.experiments.sparsity.grow_and_prune import PAPER
@@ -32,14 +32,14 @@ from latewood.experiments.sparsity.growth_tasks import images
 from latewood.sparsity.structured import StructuredSparsification
 from latewood.training.randomness import derive
 
-__all__ = ["CLOCKS", "REPAIRS", "Thresholded"]
+__all__ = ["REPAIRS", "TEMPERATURES", "Thresholded"]
 
 HALF, FIFTH = 0.5, 0.2
 EPOCHS: dict[Scale, int] = {"quick": 4, "cpu": 60}
 SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 3}
 
 
-class Watched(StructuredSparsification):
+class SizeRecording(StructuredSparsification):
     """The method, with the share of the budgeted size that each epoch's network had."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -53,22 +53,22 @@ class Watched(StructuredSparsification):
         return changed
 
 
-class Thresholded(Watched):
+class Thresholded(SizeRecording):
     """No sampling: in an epoch there is what has a logit above 0."""
 
     def restructure(self, optimizer: Optimizer) -> bool:
         """Makes the network of the coming epoch, with chances that are 0 or 1."""
         if self.epoch == 0 or self.epoch >= self.freeze_epoch:
             return super().restructure(optimizer)
-        logits = [each for group in self.parameter_groups() for each in group["params"]]
-        before = [each.detach().clone() for each in logits]
+        logits = [logit for group in self.parameter_groups() for logit in group["params"]]
+        before = [logit.detach().clone() for logit in logits]
         with torch.no_grad():
-            for each in logits:
-                each.copy_(torch.where(each > 0, SURE, -SURE))
+            for logit in logits:
+                logit.copy_(torch.where(logit > 0, SURE, -SURE))
         changed = super().restructure(optimizer)
         with torch.no_grad():
-            for each, old in zip(logits, before, strict=True):
-                each.copy_(old)
+            for logit, old in zip(logits, before, strict=True):
+                logit.copy_(old)
         return changed
 
 
@@ -77,66 +77,66 @@ SURE = 1e4
 
 
 def _train(
-    course: Course,
+    setting: TrainingSetting,
     seed: int,
     keep: float,
-    kind: type[Watched] = Watched,
+    kind: type[SizeRecording] = SizeRecording,
     **options: Any,
 ) -> dict[str, float]:
     """Grows once; sizes as shares of the full network's parameters."""
-    model = build(course, seed)
+    model = build(setting, seed)
     method = kind(
         model,
-        course.task.example_inputs,
+        setting.task.example_inputs,
         budget={"parameters": keep},
-        total_steps=course.epochs * course.period,
-        steps_per_epoch=course.period,
+        total_steps=setting.epochs * setting.period,
+        steps_per_epoch=setting.period,
         seed=derive(seed, "structures"),
         **options,
     )
-    spent = fit(course, model, epochs=course.epochs, seed=seed, method=method)
+    spent = fit_and_count(setting, model, epochs=setting.epochs, seed=seed, method=method)
     slim = method.finalize()
-    hard = score(course, slim)
-    parts = torch.arange(len(course.task.train)).split(course.batch_size)[: course.period]
-    recalibrate_batch_norm(slim, [course.task.train.gather(part)[:1] for part in parts])
+    hard = score(setting, slim)
+    parts = torch.arange(len(setting.task.train)).split(setting.batch_size)[: setting.period]
+    recalibrate_batch_norm(slim, [setting.task.train.gather(part)[:1] for part in parts])
     return {
         "accuracy": hard,
-        "recalibrated": score(course, slim),
+        "recalibrated": score(setting, slim),
         "last share": method.shares[-1],
         "largest share": max(method.shares),
         "off": abs(method.shares[-1] - keep),
-        "training": spent / dense_training_macs(course),
+        "training": spent / dense_training_macs(setting),
     }
 
 
 def _measure(
-    variants: dict[str, dict[str, Any]], keep: float, scale: Scale, bench: Bench
+    variants: dict[str, dict[str, Any]], keep: float, scale: Scale, workspace: Workspace
 ) -> Results:
-    course = images(epochs=EPOCHS[scale])
+    setting = images(epochs=EPOCHS[scale])
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
+        measurements: dict[str, float] = {}
         for name, options in variants.items():
-            trained = _train(course, seed, keep, **options)
-            found |= {f"{name} {quantity}": value for quantity, value in trained.items()}
-        return found
+            trained = _train(setting, seed, keep, **options)
+            measurements |= {f"{name} {quantity}": value for quantity, value in trained.items()}
+        return measurements
 
-    settings = {"epochs": course.epochs, "budget": f"{keep:g} of the parameters"}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    settings = {"epochs": setting.epochs, "budget": f"{keep:g} of the parameters"}
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def run_clocks(scale: Scale, bench: Bench) -> Results:
-    """The plain algorithm to half of the parameters: its clocks and its sampling."""
+def run_temperatures(scale: Scale, workspace: Workspace) -> Results:
+    """The plain algorithm to half of the parameters: its temperatures and its sampling."""
     plain: dict[str, Any] = {"preset": "paper"}
     variants: dict[str, dict[str, Any]] = {
-        "own clocks": plain,
-        "one clock": {**plain, "temperature": "global"},
+        "per structure": plain,
+        "global": {**plain, "temperature": "global"},
         "no sampling": {**plain, "kind": Thresholded},
     }
-    return _measure(variants, HALF, scale, bench)
+    return _measure(variants, HALF, scale, workspace)
 
 
-def run_repairs(scale: Scale, bench: Bench) -> Results:
+def run_repairs(scale: Scale, workspace: Workspace) -> Results:
     """What this package adds to the plain algorithm, to a fifth of the parameters."""
     variants: dict[str, dict[str, Any]] = {
         "recommended": {},
@@ -144,7 +144,7 @@ def run_repairs(scale: Scale, bench: Bench) -> Results:
         "plain": {"preset": "paper"},
         "straight-through": {"estimator": "ste"},
     }
-    return _measure(variants, FIFTH, scale, bench)
+    return _measure(variants, FIFTH, scale, workspace)
 
 
 def _line(results: Results, *names: str) -> str:
@@ -157,32 +157,32 @@ def _missed(results: Results, name: str, by: float) -> int:
 
 _EARLIER = "an earlier measurement in the same setting"
 
-CLOCKS = register(
+TEMPERATURES = register(
     Experiment(
-        name="grow-and-prune-clocks",
-        title="Clocks and sampling of the plain grow-and-prune algorithm, digits, to half",
+        name="grow-and-prune-temperatures",
+        title="Temperatures and sampling of the plain grow-and-prune algorithm, digits, to half",
         paper=PAPER,
-        run=run_clocks,
+        run=run_temperatures,
         scales=("quick", "cpu"),
         claims=(
             Claim(
-                "own-clocks-meet-the-budget",
-                "With a clock for every structure the last sampled network is within 5 % of the "
-                "full network of the budget, with every seed.",
-                f"[R] one clock would starve structures born late; [V] {_EARLIER}",
+                "a-temperature-a-structure-meets-the-budget",
+                "With a temperature for every structure the last sampled network is within 5 % of "
+                "the full network of the budget, with every seed.",
+                f"[R] one temperature would starve structures born late; [V] {_EARLIER}",
                 "shares kept .495, .467, .474",
-                lambda r: _line(r, "own clocks last share"),
-                lambda r: _missed(r, "own clocks", 0.05) == 0,
+                lambda r: _line(r, "per structure last share"),
+                lambda r: _missed(r, "per structure", 0.05) == 0,
                 scales=("cpu",),
             ),
             Claim(
-                "one-clock-misses-it",
-                "With one clock for all it is off by more than 10 % with at least two of three "
-                "seeds.",
-                f"[R] the reason for clocks of their own; [V] {_EARLIER}",
+                "a-global-temperature-misses-it",
+                "With one temperature for all it is off by more than 10 % with at least two of "
+                "three seeds.",
+                f"[R] the reason for temperatures of their own; [V] {_EARLIER}",
                 "shares kept .66, .042, .001",
-                lambda r: _line(r, "one clock last share"),
-                lambda r: 3 * _missed(r, "one clock", 0.1) >= 2 * len(r.values("one clock off")),
+                lambda r: _line(r, "global last share"),
+                lambda r: 3 * _missed(r, "global", 0.1) >= 2 * len(r.values("global off")),
                 scales=("cpu",),
             ),
             Claim(
@@ -195,13 +195,13 @@ CLOCKS = register(
                 "figure only",
                 lambda r: _line(
                     r,
-                    "own clocks largest share",
+                    "per structure largest share",
                     "no sampling largest share",
-                    "own clocks training",
+                    "per structure training",
                     "no sampling training",
                 ),
                 lambda r: (
-                    r.difference("no sampling largest share", "own clocks largest share") >= 0.1
+                    r.difference("no sampling largest share", "per structure largest share") >= 0.1
                 ),
                 scales=("cpu",),
             ),

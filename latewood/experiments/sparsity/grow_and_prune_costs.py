@@ -10,15 +10,19 @@ import importlib.util
 from typing import Any
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
-from latewood.experiments.sparsity.flop_counted_training import build, dense_training_macs, fit
+from latewood.experiments.sparsity.flop_counted_training import (
+    build,
+    dense_training_macs,
+    fit_and_count,
+)
 from latewood.experiments.sparsity.grow_and_prune import PAPER
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import images
@@ -49,44 +53,44 @@ NARROW_EPOCHS: dict[Scale, dict[str, int]] = {
 """Of networks that are small from the start: so long that they cost what growing does."""
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Measures all ways on the same data order; without Torch-Pruning, ours alone."""
-    course = images(epochs=EPOCHS[scale])
-    cost = dense_training_macs(course)
-    full, parameters = (size(course, build(course, 0), kind) for kind in SIZES)
+    setting = images(epochs=EPOCHS[scale])
+    cost = dense_training_macs(setting)
+    full, parameters = (size(setting, build(setting, 0), kind) for kind in SIZES)
     compare = importlib.util.find_spec("torch_pruning") is not None
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
+        measurements: dict[str, float] = {}
         half = None
         if compare:
-            model = build(course, seed)
-            half = model, fit(course, model, epochs=course.epochs // 2, seed=seed)
+            model = build(setting, seed)
+            half = model, fit_and_count(setting, model, epochs=setting.epochs // 2, seed=seed)
         for name, keep in KEPT.items():
             budget: dict[str, Any] = {"keep": keep, "measure": "macs", "seed": seed}
             ways = {
-                "grown": grow(course, epochs=GROWN_EPOCHS[scale][name], **budget),
-                "narrow": narrow_from_scratch(course, epochs=NARROW_EPOCHS[scale][name], **budget),
+                "grown": grow(setting, epochs=GROWN_EPOCHS[scale][name], **budget),
+                "narrow": narrow_from_scratch(setting, epochs=NARROW_EPOCHS[scale][name], **budget),
             }
             if half is not None:
-                ways["pruned"] = train_prune_finetune(course, dense=half, **budget)
-            for way, each in ways.items():
-                found |= {
-                    f"{way} {name}": each.score,
-                    f"{way} {name} training": each.training_macs / cost,
-                    f"{way} {name} macs": each.macs / full,
-                    f"{way} {name} parameters": each.parameters / parameters,
+                ways["pruned"] = train_prune_finetune(setting, dense=half, **budget)
+            for way, network in ways.items():
+                measurements |= {
+                    f"{way} {name}": network.score,
+                    f"{way} {name} training": network.training_macs / cost,
+                    f"{way} {name} macs": network.macs / full,
+                    f"{way} {name} parameters": network.parameters / parameters,
                 }
-        return found
+        return measurements
 
     settings = {
-        "epochs of Torch-Pruning": f"{course.epochs // 2} dense, then as many of fine-tuning",
+        "epochs of Torch-Pruning": f"{setting.epochs // 2} dense, then as many of fine-tuning",
         "epochs of growing": GROWN_EPOCHS[scale],
         "epochs of the narrow network": NARROW_EPOCHS[scale],
         "Torch-Pruning": "measured" if compare else "not installed: pip install 'latewood[peers]'",
-        "validation samples": len(course.task.validation),
+        "validation samples": len(setting.task.validation),
     }
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
 def _line(results: Results, *names: str) -> str:

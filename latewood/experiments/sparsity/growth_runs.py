@@ -1,11 +1,15 @@
-"""Grow-and-prune on a course: one training that ends with a network of the size that was asked."""
+"""Grow-and-prune in a setting: one training that ends with a network of the size that was asked."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from latewood.experiments.sparsity.flop_counted_training import Course, build, fit
-from latewood.experiments.sparsity.train_prune_finetune import Outcome, Size, outcome
+from latewood.experiments.sparsity.flop_counted_training import (
+    TrainingSetting,
+    build,
+    fit_and_count,
+)
+from latewood.experiments.sparsity.train_prune_finetune import ScoreAndCost, Size, score_and_cost
 from latewood.sparsity.structured import StructuredSparsification
 from latewood.training.randomness import derive
 
@@ -13,33 +17,33 @@ __all__ = ["grow"]
 
 
 def grow(
-    course: Course,
+    setting: TrainingSetting,
     *,
     keep: float,
     measure: Size = "parameters",
     epochs: int,
     seed: int,
     **options: Any,
-) -> Outcome:
+) -> ScoreAndCost:
     """Structured continuous sparsification to a budget.
 
     Args:
-        course: the training.
+        setting: the training.
         keep: the budget, as a share of the full network's size, in (0, 1].
         measure: of the size.
         epochs: length of the training.
         seed: of the training and of the structures that are sampled.
         options: of ``StructuredSparsification``.
     """
-    model = build(course, seed)
+    model = build(setting, seed)
     method = StructuredSparsification(
         model,
-        course.task.example_inputs,
+        setting.task.example_inputs,
         budget={measure: keep},
-        total_steps=epochs * course.period,
-        steps_per_epoch=course.period,
+        total_steps=epochs * setting.period,
+        steps_per_epoch=setting.period,
         seed=derive(seed, "structures"),
         **options,
     )
-    spent = fit(course, model, epochs=epochs, seed=seed, method=method)
-    return outcome(course, method.finalize(), spent)
+    spent = fit_and_count(setting, model, epochs=epochs, seed=seed, method=method)
+    return score_and_cost(setting, method.finalize(), spent)

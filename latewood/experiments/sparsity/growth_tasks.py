@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from latewood.errors import RequestError
 from latewood.experiments.registry import Scale
 from latewood.experiments.segmentation.composite_images import composites
-from latewood.experiments.sparsity.flop_counted_training import Course
+from latewood.experiments.sparsity.flop_counted_training import TrainingSetting
 from latewood.models import convnet, deeplab, lstm_language_model
 from latewood.segmentation import downsample
 from latewood.segmentation.image_tensors import pictures
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import Task, TensorDataset
 from latewood.tasks.digits import digits
 from latewood.tasks.foreground_objective import Dihedral, Foreground
 from latewood.tasks.shakespeare import shakespeare
-from latewood.tasks.task import Task
 
 __all__ = ["characters", "foregrounds", "images"]
 
@@ -31,11 +30,11 @@ HIDDEN: dict[Scale, int] = {"quick": 16, "cpu": 96, "full": 256}
 SIDE: dict[Scale, int] = {"quick": 16, "cpu": 32, "full": 64}
 
 
-def images(*, epochs: int) -> Course:
+def images(*, epochs: int) -> TrainingSetting:
     """Digits of 8x8 pixels, the convolutional network 1-32-64-64, 19 batches of 64 an epoch."""
-    return Course(
+    return TrainingSetting(
         task=digits(),
-        network=lambda share: convnet(channels=[_part(share, width) for width in CHANNELS]),
+        network=lambda fraction: convnet(channels=[_part(fraction, width) for width in CHANNELS]),
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
         epochs=epochs,
         batch_size=64,
@@ -43,7 +42,7 @@ def images(*, epochs: int) -> Course:
     )
 
 
-def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
+def characters(scale: Scale, folder: Path, *, epochs: int) -> TrainingSetting:
     """A text by characters, a language model of two LSTM layers, 25 batches an epoch.
 
     Args:
@@ -57,10 +56,10 @@ def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
     task = shakespeare(folder=str(folder) if scale == "quick" else None, context=64)
     vocabulary = task.model_arguments["vocabulary"]
     assert isinstance(vocabulary, int)
-    return Course(
+    return TrainingSetting(
         task=task,
-        network=lambda share: lstm_language_model(
-            vocabulary=vocabulary, hidden=_part(share, HIDDEN[scale])
+        network=lambda fraction: lstm_language_model(
+            vocabulary=vocabulary, hidden=_part(fraction, HIDDEN[scale])
         ),
         optimizer=partial(torch.optim.AdamW, lr=5e-3),
         epochs=epochs,
@@ -70,7 +69,7 @@ def characters(scale: Scale, folder: Path, *, epochs: int) -> Course:
     )
 
 
-def foregrounds(scale: Scale, *, epochs: int, seed: int) -> Course:
+def foregrounds(scale: Scale, *, epochs: int, seed: int) -> TrainingSetting:
     """Masks of foregrounds, a small DeepLab with dilations in its last stage, 8 batches an epoch.
 
     Images and masks are turned and mirrored at random; a quarter of the images is held out.
@@ -86,22 +85,22 @@ def foregrounds(scale: Scale, *, epochs: int, seed: int) -> Course:
     """
     side = SIDE[scale]
     if scale == "quick":
-        found, masks = composites(48, size=side, colours="warm on green")
+        images, masks = composites(48, size=side, colours="warm on green")
     else:
-        found, masks = _evaluation_set(side)
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    data, held = TensorDataset(2 * found - 1, masks), len(order) // 4
+        images, masks = _evaluation_set(side)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    data, held_out = TensorDataset(2 * images - 1, masks), len(order) // 4
     task = Task(
         name="foregrounds",
-        train=data.subset(order[held:]),
-        validation=data.subset(order[:held]),
+        train=data.subset(order[held_out:]),
+        validation=data.subset(order[:held_out]),
         objective=Foreground(),
         headline="iou",
         model="deeplab",
         example_inputs=(torch.zeros(1, 3, side, side),),
         augment=Dihedral(),
     )
-    return Course(
+    return TrainingSetting(
         task=task,
         network=_small_deeplab,
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
@@ -112,20 +111,20 @@ def foregrounds(scale: Scale, *, epochs: int, seed: int) -> Course:
     )
 
 
-def _small_deeplab(share: float) -> nn.Module:
+def _small_deeplab(fraction: float) -> nn.Module:
     return deeplab(
         block="basic",
         depths=(1, 1, 1, 1),
-        width=max(share, 1 / 8) / 8,
+        width=max(fraction, 1 / 8) / 8,
         stem="cifar",
-        channels=_part(share, 32),
+        channels=_part(fraction, 32),
         rates=(2, 4, 6),
         dropout=0.0,
     )
 
 
-def _part(share: float, width: int) -> int:
-    return max(1, round(share * width))
+def _part(fraction: float, width: int) -> int:
+    return max(1, round(fraction * width))
 
 
 def _evaluation_set(side: int) -> tuple[Tensor, Tensor]:
@@ -136,9 +135,9 @@ def _evaluation_set(side: int) -> tuple[Tensor, Tensor]:
             f"LATEWOOD_DATA: no pairs NAME.png and NAME_mask.png in {root}; expected the folder "
             "above segmentation/"
         )
-    found = [_shrunk(path.with_name(path.name.replace("_mask", "")), side) for path in files]
+    images = [_shrunk(path.with_name(path.name.replace("_mask", "")), side) for path in files]
     masks = [_shrunk(path, side)[0] > 0.5 for path in files]
-    return torch.stack([picture.expand(3, -1, -1) for picture in found]), torch.stack(masks)
+    return torch.stack([picture.expand(3, -1, -1) for picture in images]), torch.stack(masks)
 
 
 def _shrunk(path: Path, side: int) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from latewood.experiments.registry import Bench, Results
+from latewood.experiments.registry import Results, Workspace
 from latewood.studies.tickets import TicketTable, search_tickets
 from latewood.training.recipe import Recipe
 
@@ -14,12 +14,18 @@ __all__ = ["at_density", "search"]
 
 
 def search(
-    bench: Bench, name: str, recipe: Recipe, seed: int, *, again: bool = False, **settings: Any
+    workspace: Workspace,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    *,
+    again: bool = False,
+    **settings: Any,
 ) -> TicketTable:
     """The table of a search; one with the same settings that is there already is read.
 
     Args:
-        bench: where its folder goes, which has a digest of recipe and settings in its name.
+        workspace: where its folder goes, which has a digest of recipe and settings in its name.
         name: what the folder's name begins with.
         recipe: of one training.
         seed: the one seed.
@@ -29,7 +35,7 @@ def search(
     decisive = {"recipe": recipe.model_dump(mode="json"), "settings": settings}
     text = json.dumps(decisive, sort_keys=True, allow_nan=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    folder = bench.folder / f"{name}-{seed}-{digest}"
+    folder = workspace.folder / f"{name}-{seed}-{digest}"
     if TicketTable.is_in(folder) and not again:
         return TicketTable.load(folder)
     return search_tickets(

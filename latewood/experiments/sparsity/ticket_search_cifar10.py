@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
-from latewood.experiments.sparsity.early_hardening import SETTLED
+from latewood.experiments.sparsity.early_hardening import EARLY_HARDENING
 from latewood.experiments.sparsity.ticket_runs import at_density, search
 from latewood.studies.tickets import TicketTable
 from latewood.training.recipe import parse_recipe
@@ -49,26 +49,26 @@ SEEDS = 3
 ITERATIONS = {"cpu": 3, "full": 20}
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Measures tickets and baselines; searches that are there are not done again."""
     recipe, rounds, logits = parse_recipe(RECIPE), ITERATIONS[scale], (INITIAL_LOGIT,)
 
     def measure(seed: int) -> dict[str, float]:
         baselines = ("shuffled", "magnitude", "gradual")
-        soft = search(bench, "soft", recipe, seed, initial_logits=logits, baselines=baselines)
-        settled = search(
-            bench,
-            "settled",
+        soft = search(workspace, "soft", recipe, seed, initial_logits=logits, baselines=baselines)
+        early = search(
+            workspace,
+            "early",
             recipe,
             seed,
             initial_logits=logits,
             baselines=("gradual",),
-            method=SETTLED,
+            method=EARLY_HARDENING,
         )
         density = _row(soft, "ticket")["density"]
         # As many rounds as are wanted come to the ticket's density.
         iterative = search(
-            bench,
+            workspace,
             "iterative",
             recipe,
             seed,
@@ -77,16 +77,16 @@ def run(scale: Scale, bench: Bench) -> Results:
             iterations=rounds,
             fraction=1.0 - density ** (1.0 / rounds),
         )
-        return _values(soft, settled, iterative)
+        return _values(soft, early, iterative)
 
     settings = {
         "epochs of each training": RECIPE["epochs"],
         "initial logit": INITIAL_LOGIT,
         "rounds of iterative magnitude pruning": rounds,
-        "settled": str(SETTLED),
+        "early hardening": str(EARLY_HARDENING),
         "duration": "of what was not there already",
     }
-    return replicate(measure, range(SEEDS), bench, title="seeds", settings=settings)
+    return replicate(measure, range(SEEDS), workspace, title="seeds", settings=settings)
 
 
 def _row(table: TicketTable, method: str) -> Mapping[str, Any]:
@@ -94,24 +94,24 @@ def _row(table: TicketTable, method: str) -> Mapping[str, Any]:
     return [row for row in table.rows if row["method"] == method][-1]
 
 
-def _values(soft: TicketTable, settled: TicketTable, iterative: TicketTable) -> dict[str, float]:
-    found = {
+def _values(soft: TicketTable, early: TicketTable, iterative: TicketTable) -> dict[str, float]:
+    accuracies = {
         name: _row(soft, name)["accuracy"]
         for name in ("untrained", "dense", "ticket", "shuffled", "magnitude", "gradual")
     }
-    hard, own = _row(soft, "hard"), _row(settled, "hard")
+    hard, early_hard = _row(soft, "hard"), _row(early, "hard")
     last = _row(iterative, "iterative")
-    return found | {
+    return accuracies | {
         "density": hard["density"],
         "soft": hard["soft"],
         "hard": hard["hard"],
         "recalibrated": hard["recalibrated"],
         "undecided": hard["undecided"],
-        "settled hard": own["hard"],
-        "settled recalibrated": own["recalibrated"],
-        "settled density": own["density"],
-        "settled ticket": _row(settled, "ticket")["accuracy"],
-        "settled gradual": _row(settled, "gradual")["accuracy"],
+        "early hard": early_hard["hard"],
+        "early recalibrated": early_hard["recalibrated"],
+        "early density": early_hard["density"],
+        "early ticket": _row(early, "ticket")["accuracy"],
+        "early gradual": _row(early, "gradual")["accuracy"],
         "iterative": last["accuracy"],
         "iterative density": last["density"],
         "iterative over ticket epochs": (
@@ -185,25 +185,25 @@ EXPERIMENT = register(
                 scales=("cpu", "full"),
             ),
             Claim(
-                "settled-against-gradual",
+                "early-against-gradual",
                 "So is the network whose masks were fixed halfway, against gradual magnitude "
                 "pruning to its density.",
                 "[I] our addition, by the same measure",
                 "none (ours)",
                 lambda r: at_density(
-                    r, "settled recalibrated", "settled gradual", density="settled density"
+                    r, "early recalibrated", "early gradual", density="early density"
                 ),
-                lambda r: r.difference("settled recalibrated", "settled gradual") >= 0.01,
+                lambda r: r.difference("early recalibrated", "early gradual") >= 0.01,
                 scales=("cpu", "full"),
             ),
             Claim(
-                "settled-closes-the-gap",
+                "early-closes-the-gap",
                 "Fixed halfway, the hard network is at least 3 points above the hard network of "
                 "masks that stay soft, both before batch norms are recalibrated.",
                 f"[V] {_EARLIER}: with a temperature of 200 the soft-hard gap is 9.5 points",
                 "soft 56.4 %, hard 46.9 %",
-                lambda r: f"{at_density(r, 'soft', 'hard', 'settled hard')}",
-                lambda r: r.difference("settled hard", "hard") >= 0.03,
+                lambda r: f"{at_density(r, 'soft', 'hard', 'early hard')}",
+                lambda r: r.difference("early hard", "hard") >= 0.03,
                 scales=("cpu", "full"),
             ),
             Claim(

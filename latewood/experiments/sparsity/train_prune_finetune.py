@@ -11,16 +11,22 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from latewood.core.measure import macs, parameter_count
+from latewood.core.macs import macs
+from latewood.core.measure import parameter_count
 from latewood.errors import WorkError
-from latewood.experiments.sparsity.flop_counted_training import Course, build, fit, score
+from latewood.experiments.sparsity.flop_counted_training import (
+    TrainingSetting,
+    build,
+    fit_and_count,
+    score,
+)
 from latewood.training.randomness import derive, seed_torch
 
 __all__ = [
-    "Outcome",
+    "ScoreAndCost",
     "Size",
     "narrow_from_scratch",
-    "outcome",
+    "score_and_cost",
     "prune_to",
     "size",
     "train_prune_finetune",
@@ -36,7 +42,7 @@ FINE_TUNING_RATE: Final = 0.4
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScoreAndCost:
     """What a way to a small network led to, and what it took.
 
     Args:
@@ -52,27 +58,29 @@ class Outcome:
     training_macs: int
 
 
-def outcome(course: Course, model: nn.Module, training_macs: int) -> Outcome:
+def score_and_cost(setting: TrainingSetting, model: nn.Module, training_macs: int) -> ScoreAndCost:
     """Measures a trained network."""
-    inputs = course.task.example_inputs
-    return Outcome(score(course, model), parameter_count(model), macs(model, inputs), training_macs)
+    inputs = setting.task.example_inputs
+    return ScoreAndCost(
+        score(setting, model), parameter_count(model), macs(model, inputs), training_macs
+    )
 
 
 def train_prune_finetune(
-    course: Course,
+    setting: TrainingSetting,
     *,
     keep: float,
     measure: Size = "parameters",
     seed: int,
     dense: tuple[nn.Module, int] | None = None,
-) -> Outcome:
+) -> ScoreAndCost:
     """Half of the epochs dense, then pruned to a budget, then the other half.
 
     Channels of smallest group L2 norm over all layers go, all at once; the classifier keeps its
     outputs.
 
     Args:
-        course: the training; its epochs are shared between the two halves.
+        setting: the training; its epochs are shared between the two halves.
         keep: the budget, as a share of the full network's size, in (0, 1).
         measure: of the size.
         seed: of the training.
@@ -81,31 +89,31 @@ def train_prune_finetune(
     Raises:
         WorkError: Torch-Pruning is not installed.
     """
-    before = course.epochs // 2
+    before = setting.epochs // 2
     if dense is None:
-        model = build(course, seed)
-        dense = model, fit(course, model, epochs=before, seed=seed)
+        model = build(setting, seed)
+        dense = model, fit_and_count(setting, model, epochs=before, seed=seed)
     model, spent = dense
-    small = prune_to(model, course, keep=keep, measure=measure)
-    spent += fit(
-        course,
+    small = prune_to(model, setting, keep=keep, measure=measure)
+    spent += fit_and_count(
+        setting,
         small,
-        epochs=course.epochs - before,
+        epochs=setting.epochs - before,
         seed=seed,
         rate=FINE_TUNING_RATE,
         first_epoch=before,
     )
-    return outcome(course, small, spent)
+    return score_and_cost(setting, small, spent)
 
 
 def prune_to(
-    model: nn.Module, course: Course, *, keep: float, measure: Size = "parameters"
+    model: nn.Module, setting: TrainingSetting, *, keep: float, measure: Size = "parameters"
 ) -> nn.Module:
     """A copy of a network, pruned by Torch-Pruning to the largest one within a budget.
 
     Args:
         model: left as it is.
-        course: for example inputs.
+        setting: for example inputs.
         keep: the budget, as a share of this network's size, in (0, 1).
         measure: of the size.
 
@@ -119,7 +127,7 @@ def prune_to(
         outputs = [module for module in small.modules() if isinstance(module, nn.Linear)][-1:]
         peer.pruner.BasePruner(
             small,
-            course.task.example_inputs,
+            setting.task.example_inputs,
             importance=peer.importance.GroupMagnitudeImportance(p=2),
             global_pruning=True,
             pruning_ratio=ratio,
@@ -127,16 +135,16 @@ def prune_to(
         ).step()
         return small
 
-    return _largest_within(pruned, course, measure, keep * size(course, model, measure))
+    return _largest_within(pruned, setting, measure, keep * size(setting, model, measure))
 
 
 def narrow_from_scratch(
-    course: Course, *, keep: float, measure: Size = "parameters", epochs: int, seed: int
-) -> Outcome:
+    setting: TrainingSetting, *, keep: float, measure: Size = "parameters", epochs: int, seed: int
+) -> ScoreAndCost:
     """A network of that size from the start, all layers narrowed alike, trained plainly.
 
     Args:
-        course: the training.
+        setting: the training.
         keep: the budget, as a share of the full network's size, in (0, 1).
         measure: of the size.
         epochs: length of the training.
@@ -149,30 +157,30 @@ def narrow_from_scratch(
     def narrowed(ratio: float) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
-            return course.network(1 - ratio)
+            return setting.network(1 - ratio)
 
-    full = size(course, build(course, seed), measure)
-    model = _largest_within(narrowed, course, measure, keep * full)
-    return outcome(course, model, fit(course, model, epochs=epochs, seed=seed))
+    full = size(setting, build(setting, seed), measure)
+    model = _largest_within(narrowed, setting, measure, keep * full)
+    return score_and_cost(setting, model, fit_and_count(setting, model, epochs=epochs, seed=seed))
 
 
-def size(course: Course, model: nn.Module, measure: Size) -> int:
+def size(setting: TrainingSetting, model: nn.Module, measure: Size) -> int:
     """Parameters of a network, or multiply-accumulates of one sample."""
     if measure == "parameters":
         return parameter_count(model)
-    return macs(model, course.task.example_inputs)
+    return macs(model, setting.task.example_inputs)
 
 
 def _largest_within(
-    made: Callable[[float], nn.Module], course: Course, measure: Size, budget: float
+    make: Callable[[float], nn.Module], setting: TrainingSetting, measure: Size, budget: float
 ) -> nn.Module:
-    """The largest of the networks ``made(ratio)``, smaller for larger ratios, within a budget."""
+    """The largest of the networks ``make(ratio)``, smaller for larger ratios, within a budget."""
     low, high = 0.0, 1.0
     best: nn.Module | None = None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        model = made(middle)
-        if size(course, model, measure) <= budget:
+        model = make(middle)
+        if size(setting, model, measure) <= budget:
             best, high = model, middle
         else:
             low = middle

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latewood.core.schedules import cosine
 from latewood.experiments.spectra.digits_setting import (
     Digits,
-    fit,
+    fit_part,
     load,
     network,
     scores,
@@ -20,7 +20,7 @@ from latewood.experiments.spectra.digits_setting import (
 )
 from latewood.spectra import Connection, branch, connect, endpoint_agreement
 
-__all__ = ["EPOCHS", "Pair", "State", "Training", "Trunks"]
+__all__ = ["EPOCHS", "BranchedTraining", "EndpointComparison", "State", "Training"]
 
 EPOCHS = 30
 BATCH_SIZE = 32
@@ -33,7 +33,7 @@ Training = tuple[nn.Module, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Pair:
+class EndpointComparison:
     """Two ends and what lies between them.
 
     Args:
@@ -49,7 +49,7 @@ class Pair:
     hidden: float
 
 
-class Trunks:
+class BranchedTraining:
     """Perceptrons 64-128-128-128-10, each kept at some steps and continued from there.
 
     Args:
@@ -60,7 +60,7 @@ class Trunks:
         self.data: Digits = load()
         self.per_epoch = steps_per_epoch(self.data, BATCH_SIZE)
         self.splits = tuple(splits)
-        self._kept: dict[int, dict[int, Training]] = {}
+        self._split_states: dict[int, dict[int, Training]] = {}
         self._ends: dict[tuple[int, float, int], State] = {}
 
     def step(self, split: float) -> int:
@@ -69,9 +69,9 @@ class Trunks:
 
     def at(self, trunk: int, split: float) -> Training:
         """A trunk at a split; not to be changed."""
-        if trunk not in self._kept:
-            self._kept[trunk] = self._grow(trunk)
-        return self._kept[trunk][self.step(split)]
+        if trunk not in self._split_states:
+            self._split_states[trunk] = self._train_trunk(trunk)
+        return self._split_states[trunk][self.step(split)]
 
     def end(self, trunk: int, split: float, seed: int) -> State:
         """The end of one branch of a trunk, with the data in another order after the split."""
@@ -103,29 +103,29 @@ class Trunks:
             model, optimizer = copied
             if before is not None:
                 before(model, seed)
-            look = None if observe is None else lambda step: observe(model, step)
-            self._fit(model, optimizer, seed=seed, start=self.step(split), observe=look)
+            observe_step = None if observe is None else lambda step: observe(model, step)
+            self._fit(model, optimizer, seed=seed, start=self.step(split), observe=observe_step)
             return model.state_dict()
 
         return branch(start, train, seeds=seeds)
 
-    def pair(self, first: State, second: State, *, permute: bool = False) -> Pair:
-        """Walks from one end to the other."""
-        line = self._walk(first, second, permute=permute)
-        found = endpoint_agreement(network(seed=0), first, second)
-        values = [each.score.item() for each in found.values()]
-        return Pair(
-            line.barrier(),
-            line.barrier("error"),
+    def compare(self, first: State, second: State, *, permute: bool = False) -> EndpointComparison:
+        """Barriers on the line from one end to the other, and the agreement of the ends."""
+        connection = self._connect(first, second, permute=permute)
+        agreements = endpoint_agreement(network(seed=0), first, second)
+        values = [agreement.score.item() for agreement in agreements.values()]
+        return EndpointComparison(
+            connection.barrier(),
+            connection.barrier("error"),
             sum(values) / len(values),
             sum(values[:-1]) / (len(values) - 1),
         )
 
     def top_barrier(self, first: State, second: State) -> float:
         """That of the loss, with every network on the line cut to the top half of its spectra."""
-        return self._walk(first, second, truncate=0.5).barrier()
+        return self._connect(first, second, truncate=0.5).barrier()
 
-    def _walk(
+    def _connect(
         self, first: State, second: State, *, permute: bool = False, truncate: float | None = None
     ) -> Connection:
         train = self.data.train
@@ -139,18 +139,18 @@ class Trunks:
             truncate=truncate,
         )
 
-    def _grow(self, trunk: int) -> dict[int, Training]:
+    def _train_trunk(self, trunk: int) -> dict[int, Training]:
         model = network(seed=trunk)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-        wanted = {self.step(split) for split in self.splits}
-        kept: dict[int, Training] = {}
+        splits = {self.step(split) for split in self.splits}
+        split_states: dict[int, Training] = {}
 
-        def keep(step: int) -> None:
-            if step in wanted:
-                kept[step] = copy.deepcopy((model, optimizer))
+        def copy_at_split(step: int) -> None:
+            if step in splits:
+                split_states[step] = copy.deepcopy((model, optimizer))
 
-        self._fit(model, optimizer, seed=trunk, start=0, observe=keep, stop=max(wanted))
-        return kept
+        self._fit(model, optimizer, seed=trunk, start=0, observe=copy_at_split, stop=max(splits))
+        return split_states
 
     def _fit(
         self,
@@ -162,7 +162,7 @@ class Trunks:
         observe: Callable[[int], None] | None = None,
         stop: int | None = None,
     ) -> None:
-        fit(
+        fit_part(
             model,
             self.data,
             optimizer,

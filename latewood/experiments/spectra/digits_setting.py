@@ -1,4 +1,4 @@
-"""The bench of small spectral experiments: scikit-learn's digits and perceptrons, seconds a run."""
+"""The setting of small spectral experiments: scikit-learn's digits, perceptrons, seconds a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from latewood.core.schedules import Schedule, constant, progress
 from latewood.models import mlp
-from latewood.tasks.data import TensorDataset, batch_count, batches
+from latewood.tasks import Batch, TensorDataset, batch_count, batch_stream
+from latewood.training.fit import fit
 
-__all__ = ["Digits", "fit", "load", "network", "scores", "steps_per_epoch"]
+__all__ = ["Digits", "fit_part", "load", "network", "scores", "steps_per_epoch"]
 
 TRAINING = 1400
 SPLIT_SEED = 7
@@ -67,7 +68,7 @@ def steps_per_epoch(data: Digits, batch_size: int) -> int:
     return batch_count(len(data.train), batch_size)
 
 
-def fit(
+def fit_part(
     model: nn.Module,
     data: Digits,
     optimizer: torch.optim.Optimizer,
@@ -97,28 +98,23 @@ def fit(
         observe: called with the number of steps taken, after ``start`` and after each step.
     """
     schedule = schedule or constant()
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    per_epoch = steps_per_epoch(data, batch_size)
-    total = epochs * per_epoch
+    total = epochs * steps_per_epoch(data, batch_size)
     stop = total if stop is None else stop
-    step = start
     if observe is not None:
-        observe(step)
-    while step < stop:
-        epoch, within = divmod(step, per_epoch)
-        order = batches(data.train, batch_size=batch_size, seed=seed, epoch=epoch, start=within)
-        for (inputs, labels), _ in order:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(progress(step, total))
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-            step += 1
-            if observe is not None:
-                observe(step)
-            if step == stop:
-                break
+        observe(start)
+    fit(
+        model,
+        batch_stream(data.train, batch_size=batch_size, seed=seed, start=start, steps=stop - start),
+        _cross_entropy,
+        optimizer,
+        rate_factor=lambda taken: schedule(progress(start + taken, total)),
+        after_step=None if observe is None else lambda taken: observe(start + taken),
+    )
+
+
+def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -67,7 +67,7 @@ CPU_OTHERS: dict[str, Arguments] = {
 }
 
 
-def run_small(scale: Scale, bench: Bench) -> Results:
+def run_small(scale: Scale, workspace: Workspace) -> Results:
     """Trains with weight decay, without, and without on more of the table, seed by seed."""
     setting = SMALL_SETTING[scale] | {"every": SMALL_EVERY[scale]}
     variants = {
@@ -78,46 +78,48 @@ def run_small(scale: Scale, bench: Bench) -> Results:
         variants["more data: "] = {"weight_decay": 0.0, "fraction": 0.9}
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {"share held out": 1.0 - setting["fraction"]}
-        for name, own in variants.items():
-            recipe = addition(**(setting | own), seed=seed)
-            marks = landmarks(run_addition(recipe, _folder(bench, name, seed)))
-            found |= {name + key: value for key, value in marks.items()}
-        return found
+        measurements: dict[str, float] = {"share held out": 1.0 - setting["fraction"]}
+        for name, changes in variants.items():
+            recipe = addition(**(setting | changes), seed=seed)
+            marks = landmarks(run_addition(recipe, _folder(workspace, name, seed)))
+            measurements |= {name + key: value for key, value in marks.items()}
+        return measurements
 
     settings = setting | {"weight decay": SMALL_DECAY[scale]}
-    return replicate(measure, SMALL_SEEDS[scale], bench, settings=settings)
+    return replicate(measure, SMALL_SEEDS[scale], workspace, settings=settings)
 
 
-def run_paper(scale: Scale, bench: Bench) -> Results:
+def run_paper(scale: Scale, workspace: Workspace) -> Results:
     """Trains the paper's configuration and its other three, which are shorter at cpu."""
     setting = PAPER_SETTING | {"steps": PAPER_STEPS[scale], "every": PAPER_EVERY}
     variants = {"": Arguments()}
-    for name, own in PAPER_OTHERS.items():
-        variants[f"{name}: "] = own | (CPU_OTHERS[name] if scale == "cpu" else {})
+    for name, changes in PAPER_OTHERS.items():
+        variants[f"{name}: "] = changes | (CPU_OTHERS[name] if scale == "cpu" else {})
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {"share held out": 1.0 - PAPER_SETTING["fraction"]}
-        for name, own in variants.items():
-            recipe = addition(**(setting | own), seed=seed)
-            folder = _folder(bench, name, seed)
+        measurements: dict[str, float] = {"share held out": 1.0 - PAPER_SETTING["fraction"]}
+        for name, changes in variants.items():
+            recipe = addition(**(setting | changes), seed=seed)
+            folder = _folder(workspace, name, seed)
             curves = run_addition(recipe, folder)
-            found |= {name + key: value for key, value in landmarks(curves).items()}
-            found |= {f"{name}error at {step}": value for step, value in curves.error.items()}
-            looks = (0, *curves.error)
-            found |= {f"{name}rank at {step}": curves.mean_rank(step) for step in looks}
-            found[f"{name}steps"] = max(curves.error)
+            measurements |= {name + key: value for key, value in landmarks(curves).items()}
+            measurements |= {
+                f"{name}error at {step}": value for step, value in curves.error.items()
+            }
+            steps = (0, *curves.error)
+            measurements |= {f"{name}rank at {step}": curves.mean_rank(step) for step in steps}
+            measurements[f"{name}steps"] = max(curves.error)
             if not name:
-                found["minutes"] = folder.summary["seconds"] / 60
-        return found
+                measurements["minutes"] = folder.summary["seconds"] / 60
+        return measurements
 
     settings = setting | {"optimizer": "AdamW, betas 0.9 and 0.98, decay on all parameters"}
-    return replicate(measure, PAPER_SEEDS[scale], bench, settings=settings)
+    return replicate(measure, PAPER_SEEDS[scale], workspace, settings=settings)
 
 
-def _folder(bench: Bench, variant: str, seed: int) -> RunFolder:
+def _folder(workspace: Workspace, variant: str, seed: int) -> RunFolder:
     name = variant.removesuffix(": ").replace(" ", "-") or "decay"
-    return RunFolder(bench.folder / f"{name}-{seed}")
+    return RunFolder(workspace.folder / f"{name}-{seed}")
 
 
 def _moments(results: Results) -> str:

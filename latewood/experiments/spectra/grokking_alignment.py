@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -53,22 +53,23 @@ THERE = 2.0
 """Times the alignment of random directions that a third must have on average to be there."""
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains the small grokking network with weight decay and reads its directions, per seed."""
 
     def measure(seed: int) -> dict[str, float]:
         recipe = addition(**SETTING, every=EVERY, weight_decay=1.0, seed=seed)
         recipe["probes"] = [{"name": "spectral", "every": EVERY, "vectors": WIDTH}]
-        with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-            kept = RunFolder(Path(folder) / "run")
-            grokked = landmarks(run_addition(recipe, kept))["grokked at"]
+        with tempfile.TemporaryDirectory(dir=workspace.folder) as folder:
+            run_folder = RunFolder(Path(folder) / "run")
+            grokked = landmarks(run_addition(recipe, run_folder))["grokked at"]
             diagonals = {
-                step: _diagonal(path) for step, path in snapshot_paths(kept.spectra_folder).items()
+                step: _diagonal(path)
+                for step, path in snapshot_paths(run_folder.spectra_folder).items()
             }
         return moments(diagonals, random_cosine(WIDTH), grokked) | {"grokked at": grokked}
 
     settings = SETTING | {"looks every": EVERY, "weight decay": 1.0}
-    return replicate(measure, SEEDS, bench, settings=settings)
+    return replicate(measure, SEEDS, workspace, settings=settings)
 
 
 def _diagonal(snapshot: Path) -> Tensor:
@@ -99,12 +100,12 @@ def moments(
     }
     there = min((s for s, means in thirds.items() if max(means) >= THERE * random), default=inf)
     at = dict(zip(MOMENTS, (min(thirds), there, grokked, max(thirds)), strict=True))
-    found = {
+    means_at = {
         f"{third} {moment}": mean
         for moment, step in at.items()
         for third, mean in zip(THIRDS, thirds.get(step, [nan] * 3), strict=True)
     }
-    return found | {"there at": there, "random": random}
+    return means_at | {"there at": there, "random": random}
 
 
 def _at(results: Results, moment: str) -> str:

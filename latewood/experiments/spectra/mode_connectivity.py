@@ -15,15 +15,20 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
-from latewood.experiments.spectra.branched_training import EPOCHS, Pair, State, Trunks
+from latewood.experiments.spectra.branched_training import (
+    EPOCHS,
+    BranchedTraining,
+    EndpointComparison,
+    State,
+)
 from latewood.spectra import perturb_
 
 __all__ = ["EXPERIMENT"]
@@ -37,17 +42,17 @@ LAST = 10
 """The epoch at which perturbed branches start."""
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Measures branches of every trunk, against each other and against those of the next trunk."""
-    trunks = Trunks(SPLITS[scale])
-    others = max(2, TRUNKS[scale])
+    training = BranchedTraining(SPLITS[scale])
+    trunk_count = max(2, TRUNKS[scale])
     branches = BRANCHES[scale]
 
     def measure(trunk: int) -> dict[str, float]:
         return (
-            _branches(trunks, trunk, branches)
-            | _strangers(trunks, trunk, (trunk + 1) % others, branches[0])
-            | _perturbed(trunks, trunk, branches[:2], STRENGTHS[scale])
+            _branches(training, trunk, branches)
+            | _strangers(training, trunk, (trunk + 1) % trunk_count, branches[0])
+            | _perturbed(training, trunk, branches[:2], STRENGTHS[scale])
         )
 
     settings = {
@@ -58,62 +63,65 @@ def run(scale: Scale, bench: Bench) -> Results:
         "agreement": "mean of the first ten pairs of vectors, over all matrices; for strangers "
         "and perturbed runs over those before the head",
     }
-    return replicate(measure, range(TRUNKS[scale]), bench, title="trunks", settings=settings)
+    return replicate(measure, range(TRUNKS[scale]), workspace, title="trunks", settings=settings)
 
 
-def _branches(trunks: Trunks, trunk: int, seeds: tuple[int, ...]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for split in trunks.splits:
-        ends = [trunks.end(trunk, split, seed) for seed in seeds]
-        pairs = [trunks.pair(one, other) for one, other in combinations(ends, 2)]
-        cut = [trunks.top_barrier(one, other) for one, other in combinations(ends, 2)]
-        found[f"barrier/{split:g}"] = sum(pair.barrier for pair in pairs) / len(pairs)
-        found[f"top barrier/{split:g}"] = sum(cut) / len(cut)
-        found[f"agreement/{split:g}"] = sum(pair.agreement for pair in pairs) / len(pairs)
-    if len(trunks.splits) < 3:
-        return found
+def _branches(training: BranchedTraining, trunk: int, seeds: tuple[int, ...]) -> dict[str, float]:
+    measurements: dict[str, float] = {}
+    for split in training.splits:
+        ends = [training.end(trunk, split, seed) for seed in seeds]
+        pairs = [training.compare(first, second) for first, second in combinations(ends, 2)]
+        top_barriers = [
+            training.top_barrier(first, second) for first, second in combinations(ends, 2)
+        ]
+        measurements[f"barrier/{split:g}"] = sum(pair.barrier for pair in pairs) / len(pairs)
+        measurements[f"top barrier/{split:g}"] = sum(top_barriers) / len(top_barriers)
+        measurements[f"agreement/{split:g}"] = sum(pair.agreement for pair in pairs) / len(pairs)
+    if len(training.splits) < 3:
+        return measurements
     barriers, agreements = (
-        [found[f"{name}/{split:g}"] for split in trunks.splits] for name in ("barrier", "agreement")
+        [measurements[f"{name}/{split:g}"] for split in training.splits]
+        for name in ("barrier", "agreement")
     )
-    found["rank correlation"] = float(spearmanr(barriers, agreements).statistic)
-    return found
+    measurements["rank correlation"] = float(spearmanr(barriers, agreements).statistic)
+    return measurements
 
 
-def _strangers(trunks: Trunks, trunk: int, other: int, seed: int) -> dict[str, float]:
+def _strangers(training: BranchedTraining, trunk: int, other: int, seed: int) -> dict[str, float]:
     pairs = [
-        trunks.pair(trunks.end(trunk, split, seed), trunks.end(other, split, seed))
-        for split in trunks.splits
+        training.compare(training.end(trunk, split, seed), training.end(other, split, seed))
+        for split in training.splits
     ]
-    ends = [trunks.end(each, LAST, seed) for each in (trunk, other)]
+    ends = [training.end(start, LAST, seed) for start in (trunk, other)]
     return {
         "strangers, lowest barrier": min(pair.barrier for pair in pairs),
         "strangers, highest agreement": max(pair.hidden for pair in pairs),
         "strangers, barrier": pairs[-1].barrier,
-        "strangers, permuted barrier": trunks.pair(*ends, permute=True).barrier,
+        "strangers, permuted barrier": training.compare(*ends, permute=True).barrier,
     }
 
 
 def _perturbed(
-    trunks: Trunks, trunk: int, seeds: tuple[int, ...], strengths: tuple[float, ...]
+    training: BranchedTraining, trunk: int, seeds: tuple[int, ...], strengths: tuple[float, ...]
 ) -> dict[str, float]:
-    def pair(strength: float) -> Pair:
+    def perturbed(strength: float) -> EndpointComparison:
         ends: list[State] = list(
-            trunks.finish(
-                trunks.at(trunk, LAST),
+            training.finish(
+                training.at(trunk, LAST),
                 LAST,
                 seeds=seeds,
                 before=lambda model, seed: _perturb(model, strength, seed),
             ).values()
         )
-        return trunks.pair(*ends)
+        return training.compare(*ends)
 
-    pairs = {0.0: trunks.pair(*(trunks.end(trunk, LAST, seed) for seed in seeds))}
-    pairs |= {strength: pair(strength) for strength in strengths}
-    found: dict[str, float] = {}
-    for strength, each in pairs.items():
-        found[f"perturbed barrier/{strength:g}"] = each.barrier
-        found[f"perturbed agreement/{strength:g}"] = each.hidden
-    return found
+    pairs = {0.0: training.compare(*(training.end(trunk, LAST, seed) for seed in seeds))}
+    pairs |= {strength: perturbed(strength) for strength in strengths}
+    measurements: dict[str, float] = {}
+    for strength, comparison in pairs.items():
+        measurements[f"perturbed barrier/{strength:g}"] = comparison.barrier
+        measurements[f"perturbed agreement/{strength:g}"] = comparison.hidden
+    return measurements
 
 
 def _perturb(model: nn.Module, strength: float, seed: int) -> None:
@@ -122,12 +130,12 @@ def _perturb(model: nn.Module, strength: float, seed: int) -> None:
 
 def _by_setting(results: Results, quantity: str) -> dict[float, float]:
     """The mean over the trunks at every split or strength, ascending."""
-    found = {
+    means = {
         float(name.removeprefix(f"{quantity}/")): results.mean(name)
         for name in results.measurements
         if name.startswith(f"{quantity}/")
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(means.items()))
 
 
 def _text(results: Results, quantity: str) -> str:
@@ -135,8 +143,8 @@ def _text(results: Results, quantity: str) -> str:
 
 
 def _falls(values: dict[float, float], *, after: float) -> bool:
-    kept = [value for at, value in values.items() if at >= after]
-    return all(one > other for one, other in pairwise(kept))
+    later = [value for at, value in values.items() if at >= after]
+    return all(before > after_it for before, after_it in pairwise(later))
 
 
 _EARLIER = "an earlier measurement in the same setting"

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from latewood.spectra import alignment, effective_rank, read_snapshot, snapshot_paths
-from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["EMBEDDING", "IN_PROJ", "Curves", "addition", "landmarks", "run_addition"]
 
-Section = dict[str, Any]
+RecipeSection = dict[str, Any]
 
 EMBEDDING = "embedding.tokens.weight"
 IN_PROJ = "block.attention.in_proj_weight"
@@ -57,7 +57,7 @@ def addition(
     weight_decay: float,
     seed: int = 0,
     **more: Any,
-) -> Section:
+) -> RecipeSection:
     """The recipe of one full-batch run.
 
     Args:
@@ -94,7 +94,7 @@ def addition(
     }
 
 
-def run_addition(recipe: Section, folder: RunFolder) -> Curves:
+def run_addition(recipe: RecipeSection, folder: RunFolder) -> Curves:
     """Trains, or goes on with, a run, and reads its curves.
 
     Args:
@@ -141,12 +141,12 @@ def landmarks(curves: Curves) -> dict[str, float]:
     onset = _first(later, plateau / 2)
     grokked = _first(later, GROKKED)
     moments = {"by heart": heart, "onset": onset, "grokked": grokked, "end": float(last)}
-    found = {f"{name} at": step for name, step in moments.items() if name != "end"}
-    found |= {"plateau": plateau, "error": curves.error[last], "lowest": min(curves.error.values())}
+    marks = {f"{name} at": step for name, step in moments.items() if name != "end"}
+    marks |= {"plateau": plateau, "error": curves.error[last], "lowest": min(curves.error.values())}
     for name, step in ({"start": 0.0} | moments).items():
-        found[f"rank, {name}"] = curves.mean_rank(int(step)) if step < math.inf else math.nan
+        marks[f"rank, {name}"] = curves.mean_rank(int(step)) if step < math.inf else math.nan
     ends = {name: ranks[last] for name, ranks in curves.ranks.items()}
-    return found | {
+    return marks | {
         "input rank, start": curves.ranks[IN_PROJ][0],
         "input rank, end": ends[IN_PROJ],
         "lowest rank, end": min(ends.values()),

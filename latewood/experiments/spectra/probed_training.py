@@ -1,4 +1,4 @@
-"""A training on the bench of digits, with what spectra say about it at chosen epochs."""
+"""A training in the setting of digits, with what spectra say about it at chosen epochs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.schedules import Schedule
-from latewood.experiments.spectra.digits_setting import Digits, fit, scores, steps_per_epoch
+from latewood.experiments.spectra.digits_setting import Digits, fit_part, scores, steps_per_epoch
 from latewood.spectra import SpectralProbe, agreement_over_time, model_alignment, truncation_scores
 
-__all__ = ["HIDDEN", "MIDDLE", "Watched", "mean_of_diagonals", "watch"]
+__all__ = ["HIDDEN", "MIDDLE", "ProbedRun", "mean_of_diagonals", "train_probed"]
 
 HIDDEN = ("linear1.weight", "linear2.weight", "linear3.weight")
 MIDDLE = "linear2.weight->linear3.weight"
 
 
 @dataclass
-class Watched:
-    """What was seen, by epoch.
+class ProbedRun:
+    """What the probes measured, by epoch.
 
     Args:
-        folder: of the snapshots, one per epoch looked at.
+        folder: of the snapshots, one per measured epoch.
         per_epoch: steps of an epoch.
         ranks: effective rank by matrix.
         alignments: by pair of neighbours, the score of their first ten directions.
@@ -42,7 +42,7 @@ class Watched:
     error: dict[int, float] = field(default_factory=dict)
 
 
-def watch(
+def train_probed(
     model: nn.Module,
     data: Digits,
     optimizer: torch.optim.Optimizer,
@@ -53,39 +53,40 @@ def watch(
     seed: int,
     folder: Path,
     schedule: Schedule | None = None,
-) -> Watched:
-    """Trains a model and looks at it before the first epoch, after some, and after the last.
+) -> ProbedRun:
+    """Trains a model; measures its spectra before the first epoch, after some and after the last.
 
     Args:
-        model: a perceptron of the bench.
+        model: a perceptron on digits.
         data: what to train on.
         optimizer: of the model's parameters.
         epochs: passes over the data.
-        at: epochs after which to look.
+        at: epochs after which to measure.
         batch_size: samples per step.
         seed: of the order of the data.
         folder: where the snapshots go.
         schedule: factor on the learning rate by progress; constant if None.
     """
     per_epoch = steps_per_epoch(data, batch_size)
-    seen = Watched(folder, per_epoch)
-    wanted = {0, *at, epochs}
+    probed = ProbedRun(folder, per_epoch)
+    measured_epochs = {0, *at, epochs}
     probe = SpectralProbe(model, every=1, folder=folder, vectors=128, half=False)
 
     def observe(step: int) -> None:
         epoch, rest = divmod(step, per_epoch)
-        if rest or epoch not in wanted:
+        if rest or epoch not in measured_epochs:
             return
-        looks = probe.observe(step)
-        seen.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in looks.items()}
+        (observation,) = probe.observe(step)
+        ranks = observation.values.items()
+        probed.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in ranks}
         pairs = model_alignment(model)
-        seen.alignments[epoch] = {name: pair.score.item() for name, pair in pairs.items()}
-        seen.peaks[epoch] = {name: pair.diagonal.max().item() for name, pair in pairs.items()}
+        probed.alignments[epoch] = {name: pair.score.item() for name, pair in pairs.items()}
+        probed.peaks[epoch] = {name: pair.diagonal.max().item() for name, pair in pairs.items()}
         parts = truncation_scores(model, lambda part: scores(part, data.train))
-        seen.losses[epoch] = {name: score["loss"] for name, score in parts.items()}
-        seen.error[epoch] = parts["full"]["error"]
+        probed.losses[epoch] = {name: score["loss"] for name, score in parts.items()}
+        probed.error[epoch] = parts["full"]["error"]
 
-    fit(
+    fit_part(
         model,
         data,
         optimizer,
@@ -95,17 +96,17 @@ def watch(
         schedule=schedule,
         observe=observe,
     )
-    return seen
+    return probed
 
 
-def mean_of_diagonals(seen: Watched, epoch: int, first: int, last: int) -> float:
+def mean_of_diagonals(probed: ProbedRun, epoch: int, first: int, last: int) -> float:
     """How far vectors ``first`` to ``last`` (from 1) are where they end, in the hidden matrices.
 
     The agreement with the last snapshot, its mean over these vectors and the hidden matrices.
     """
-    over_time = agreement_over_time(seen.folder, "final")
-    place = over_time.steps.index(epoch * seen.per_epoch)
+    over_time = agreement_over_time(probed.folder, "final")
+    row = over_time.steps.index(epoch * probed.per_epoch)
     parts: list[Tensor] = [
-        over_time.diagonals[name][place, first - 1 : last].mean() for name in HIDDEN
+        over_time.diagonals[name][row, first - 1 : last].mean() for name in HIDDEN
     ]
     return torch.stack(parts).mean().item()

@@ -12,16 +12,21 @@ from pathlib import Path
 import torch
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
 from latewood.experiments.spectra.digits_setting import load, network
-from latewood.experiments.spectra.probed_training import HIDDEN, MIDDLE, mean_of_diagonals, watch
+from latewood.experiments.spectra.probed_training import (
+    HIDDEN,
+    MIDDLE,
+    mean_of_diagonals,
+    train_probed,
+)
 from latewood.spectra import random_cosine
 
 __all__ = ["EXPERIMENT", "FAR_OVER_CAPACITY", "run", "run_far"]
@@ -33,19 +38,19 @@ SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 5}
 FAR_EPOCHS = 150
 FAR_SEEDS = 2
 BATCH_SIZE = 128
-# Looks for the moment at which alignment is largest, and for the order in which vectors settle.
-LOOKS = (5, 10, 20, 50, 75, 100, 150, 200)
+# For the moment at which alignment is largest, and for the order in which vectors settle.
+MEASURED_EPOCHS = (5, 10, 20, 50, 75, 100, 150, 200)
 LABELS = {"true": False, "random": True}
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Fits the same networks to true and to permuted labels, seed by seed."""
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {"chance alignment": random_cosine(NEAR)}
+        measurements: dict[str, float] = {"chance alignment": random_cosine(NEAR)}
         for name, permuted in LABELS.items():
-            found |= _fitted(scale, bench, NEAR, EPOCHS[scale], seed, name, permuted)
-        return found
+            measurements |= _fitted(scale, workspace, NEAR, EPOCHS[scale], seed, name, permuted)
+        return measurements
 
     settings = {
         "width": NEAR,
@@ -53,17 +58,17 @@ def run(scale: Scale, bench: Bench) -> Results:
         "learning rate": RATE[scale],
         "training samples": 1400,
     }
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def run_far(scale: Scale, bench: Bench) -> Results:
+def run_far(scale: Scale, workspace: Workspace) -> Results:
     """The same for networks with far more weights than random labels need."""
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {"chance alignment": random_cosine(FAR)}
+        measurements: dict[str, float] = {"chance alignment": random_cosine(FAR)}
         for name, permuted in LABELS.items():
-            found |= _fitted(scale, bench, FAR, FAR_EPOCHS, seed, name, permuted)
-        return found
+            measurements |= _fitted(scale, workspace, FAR, FAR_EPOCHS, seed, name, permuted)
+        return measurements
 
     settings = {
         "width": FAR,
@@ -71,39 +76,45 @@ def run_far(scale: Scale, bench: Bench) -> Results:
         "learning rate": RATE[scale],
         "training samples": 1400,
     }
-    return replicate(measure, range(FAR_SEEDS), bench, settings=settings)
+    return replicate(measure, range(FAR_SEEDS), workspace, settings=settings)
 
 
 def _fitted(
-    scale: Scale, bench: Bench, width: int, epochs: int, seed: int, name: str, permuted: bool
+    scale: Scale,
+    workspace: Workspace,
+    width: int,
+    epochs: int,
+    seed: int,
+    name: str,
+    permuted: bool,
 ) -> dict[str, float]:
     model = network((width,) * 3, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE[scale], momentum=0.9)
-    looks = [epoch for epoch in LOOKS if epoch < epochs]
-    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        seen = watch(
+    measured_epochs = [epoch for epoch in MEASURED_EPOCHS if epoch < epochs]
+    with tempfile.TemporaryDirectory(dir=workspace.folder) as folder:
+        probed = train_probed(
             model,
             load(random_labels=permuted),
             optimizer,
             epochs=epochs,
-            at=looks,
+            at=measured_epochs,
             batch_size=BATCH_SIZE,
             seed=seed,
             folder=Path(folder),
         )
         stable = {
             epoch: (
-                mean_of_diagonals(seen, epoch, 1, 5),
-                mean_of_diagonals(seen, epoch, 21, 30),
+                mean_of_diagonals(probed, epoch, 1, 5),
+                mean_of_diagonals(probed, epoch, 21, 30),
             )
-            for epoch in looks
+            for epoch in measured_epochs
         }
-    falls = [seen.ranks[0][matrix] - seen.ranks[epochs][matrix] for matrix in HIDDEN]
-    middle = [pairs[MIDDLE] for pairs in seen.alignments.values()]
-    first = seen.alignments[epochs]["linear1.weight->linear2.weight"]
+    falls = [probed.ranks[0][matrix] - probed.ranks[epochs][matrix] for matrix in HIDDEN]
+    middle = [pairs[MIDDLE] for pairs in probed.alignments.values()]
+    first = probed.alignments[epochs]["linear1.weight->linear2.weight"]
     return {
-        f"{name} error": seen.error[epochs],
-        f"{name} rank": seen.ranks[epochs]["linear2.weight"],
+        f"{name} error": probed.error[epochs],
+        f"{name} rank": probed.ranks[epochs]["linear2.weight"],
         f"{name} smallest fall": min(falls),
         f"{name} alignment": middle[-1],
         f"{name} peak alignment": max(middle),

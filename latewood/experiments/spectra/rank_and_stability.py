@@ -12,11 +12,11 @@ import torch
 
 from latewood.core.schedules import cosine
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
@@ -24,9 +24,9 @@ from latewood.experiments.spectra.digits_setting import load, network
 from latewood.experiments.spectra.probed_training import (
     HIDDEN,
     MIDDLE,
-    Watched,
+    ProbedRun,
     mean_of_diagonals,
-    watch,
+    train_probed,
 )
 from latewood.spectra import random_cosine, random_effective_rank
 
@@ -38,58 +38,60 @@ EARLY = (1, 2, 5)
 BATCH_SIZE = 32
 
 
-def run(scale: Scale, bench: Bench) -> Results:
-    """Trains one network per seed and looks at it along the way."""
+def run(scale: Scale, workspace: Workspace) -> Results:
+    """Trains one network per seed and measures its spectra along the way."""
     epochs = EPOCHS[scale]
-    looks = (*EARLY, 10, 20) if scale == "cpu" else (*EARLY, 10)
+    measured_epochs = (*EARLY, 10, 20) if scale == "cpu" else (*EARLY, 10)
 
     def measure(seed: int) -> dict[str, float]:
         model = network(seed=seed)
-        with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-            seen = watch(
+        with tempfile.TemporaryDirectory(dir=workspace.folder) as folder:
+            probed = train_probed(
                 model,
                 load(),
                 torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
                 epochs=epochs,
-                at=looks,
+                at=measured_epochs,
                 batch_size=BATCH_SIZE,
                 seed=seed,
                 folder=Path(folder),
                 schedule=cosine(),
             )
-            return _measured(seen, epochs)
+            return _measured(probed, epochs)
 
     settings = {"epochs": epochs, "optimizer": "SGD 0.1, momentum 0.9, cosine", "batch size": 32}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
-def _measured(seen: Watched, epochs: int) -> dict[str, float]:
-    found = {
+def _measured(probed: ProbedRun, epochs: int) -> dict[str, float]:
+    measurements = {
         "random rank": random_effective_rank(128, 128),
         "chance alignment": random_cosine(128),
-        "alignment at 0": seen.alignments[0][MIDDLE],
-        "early alignment": max(seen.alignments[epoch][MIDDLE] for epoch in EARLY),
-        "alignment": seen.alignments[epochs][MIDDLE],
+        "alignment at 0": probed.alignments[0][MIDDLE],
+        "early alignment": max(probed.alignments[epoch][MIDDLE] for epoch in EARLY),
+        "alignment": probed.alignments[epochs][MIDDLE],
         "largest excess of the top half": max(
-            losses["top"] - losses["full"] for losses in seen.losses.values()
+            losses["top"] - losses["full"] for losses in probed.losses.values()
         ),
         "smallest loss of the bottom half": min(
-            losses["bottom"] for epoch, losses in seen.losses.items() if epoch >= 1
+            losses["bottom"] for epoch, losses in probed.losses.items() if epoch >= 1
         ),
     }
-    for part, loss in seen.losses[epochs].items():
-        found[f"{part} loss"] = loss
+    for part, loss in probed.losses[epochs].items():
+        measurements[f"{part} loss"] = loss
     for matrix in (*HIDDEN, "head.weight"):
         layer = matrix.removesuffix(".weight")
-        found[f"{layer} rank at 0"] = seen.ranks[0][matrix]
-        found[f"{layer} rank"] = seen.ranks[epochs][matrix]
-    found["smallest fall"] = min(
-        seen.ranks[0][matrix] - seen.ranks[epochs][matrix] for matrix in HIDDEN
+        measurements[f"{layer} rank at 0"] = probed.ranks[0][matrix]
+        measurements[f"{layer} rank"] = probed.ranks[epochs][matrix]
+    measurements["smallest fall"] = min(
+        probed.ranks[0][matrix] - probed.ranks[epochs][matrix] for matrix in HIDDEN
     )
     for epoch in EARLY:
-        found[f"vectors 1 to 5 at epoch {epoch}"] = mean_of_diagonals(seen, epoch, 1, 5)
-        found[f"vectors 31 to 40 at epoch {epoch}"] = mean_of_diagonals(seen, epoch, 31, 40)
-    return found
+        measurements[f"vectors 1 to 5 at epoch {epoch}"] = mean_of_diagonals(probed, epoch, 1, 5)
+        measurements[f"vectors 31 to 40 at epoch {epoch}"] = mean_of_diagonals(
+            probed, epoch, 31, 40
+        )
+    return measurements
 
 
 def _ranks(results: Results) -> str:

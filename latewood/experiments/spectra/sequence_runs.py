@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from latewood.errors import WorkError
-from latewood.experiments.registry import Bench, Scale
+from latewood.experiments.registry import Scale, Workspace
 from latewood.spectra import (
     PairAlignment,
     effective_rank,
@@ -23,15 +23,23 @@ from latewood.spectra import (
     snapshot_paths,
     truncation_scores,
 )
+from latewood.tasks import Task
 from latewood.tasks.shakespeare import shakespeare
 from latewood.tasks.spoken_digits import spoken_digits
-from latewood.tasks.task import Task
-from latewood.training.loop import RunResult, train
 from latewood.training.recipe import parse_recipe
+from latewood.training.run import RunResult, train
 
-__all__ = ["KINDS", "MIDDLE", "Followed", "Setting", "follow", "kind_of", "setting"]
+__all__ = [
+    "KINDS",
+    "MIDDLE",
+    "SequenceRun",
+    "SequenceSetting",
+    "kind_of",
+    "sequence_setting",
+    "train_sequence_model",
+]
 
-Section = dict[str, Any]
+RecipeSection = dict[str, Any]
 
 SCORED = 512
 """Training samples on which truncated networks are scored."""
@@ -52,7 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
 }
 """Kinds of pairs by network: a name for people, and what their names come down to."""
 
-_TRANSFORMER: Section = {
+_TRANSFORMER: RecipeSection = {
     "name": "transformer",
     "width": 64,
     "hidden": 64,
@@ -64,7 +72,7 @@ _TRANSFORMER: Section = {
     "init": "uniform",
 }
 # The paper's networks and optimizers but for sizes and rates.
-_RECIPES: dict[str, Section] = {
+_RECIPES: dict[str, RecipeSection] = {
     "LSTM": {
         "model": {"name": "lstm_classifier", "hidden": 48, "layers": 4, "bidirectional": True},
         "optimizer": {"name": "adamw", "lr": 3e-3},
@@ -76,7 +84,7 @@ _RECIPES: dict[str, Section] = {
         "schedule": {"name": "cosine", "end": 0.1, "warmup": 0.09},
     },
 }
-_SMALL: dict[str, Section] = {
+_SMALL: dict[str, RecipeSection] = {
     "LSTM": {"name": "lstm_language_model", "hidden": 32, "layers": 2},
     "Transformer": _TRANSFORMER | {"width": 32, "hidden": 32, "layers": 2},
 }
@@ -86,25 +94,25 @@ MIDDLE = {"LSTM": "input to input", "Transformer": "first to second"}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all runs of one network share.
+class SequenceSetting:
+    """What all runs of one network have in common.
 
     Args:
         recipe: of a run, all but its decay and its seed.
         task: the data of that recipe.
-        per_look: steps between two looks.
+        measure_every: steps between two measurements.
         early: the last step that counts as early.
     """
 
-    recipe: Section
+    recipe: RecipeSection
     task: Task
-    per_look: int
+    measure_every: int
     early: int
 
 
 @dataclass
-class Followed:
-    """What was seen of one run.
+class SequenceRun:
+    """What was measured of one run.
 
     Args:
         ranks: effective rank by matrix, then by step.
@@ -118,67 +126,71 @@ class Followed:
     losses: dict[str, float] = field(default_factory=dict)
     scored: dict[str, float] = field(default_factory=dict)
 
-    def of_kind(
+    def mean_over_kind(
         self, network: str, kind: str, step: int, read: Callable[[PairAlignment], float]
     ) -> float:
         """The mean over all pairs of a kind at a step of what ``read`` takes from them."""
-        wanted = KINDS[network][kind]
-        found = [read(p) for name, p in self.alignments[step].items() if kind_of(name) == wanted]
-        return sum(found) / len(found)
+        pair_kind = KINDS[network][kind]
+        values = [
+            read(p) for name, p in self.alignments[step].items() if kind_of(name) == pair_kind
+        ]
+        return sum(values) / len(values)
 
 
-def setting(network: str, scale: Scale, bench: Bench) -> Setting:
+def sequence_setting(network: str, scale: Scale, workspace: Workspace) -> SequenceSetting:
     """The runs of a network: spoken digits for the LSTM, a text by characters for the Transformer.
 
     At the quick scale both read a module of Python's standard library, which is always there.
     """
     recipe = _RECIPES[network]
     if scale == "quick":
-        text = bench.folder / "text"
+        text = workspace.folder / "text"
         text.mkdir(exist_ok=True)
         (text / "input.txt").write_text(inspect.getsource(argparse), encoding="utf-8")
-        given = {"name": "shakespeare", "folder": str(text), "context": 32}
-        length = {"task": given, "model": _SMALL[network], "steps": 120, "batch_size": 16}
-        task, per_look, early = shakespeare(folder=str(text), context=32), 30, 60
+        task_section = {"name": "shakespeare", "folder": str(text), "context": 32}
+        length = {"task": task_section, "model": _SMALL[network], "steps": 120, "batch_size": 16}
+        task, measure_every, early = shakespeare(folder=str(text), context=32), 30, 60
     elif network == "LSTM":
         length = {"task": "spoken_digits", "epochs": 12, "batch_size": 64}
         # About half an epoch, and two of them.
-        task, per_look, early = spoken_digits(), 21, 84
+        task, measure_every, early = spoken_digits(), 21, 84
     else:
-        given = {"name": "shakespeare", "context": 64}
-        length = {"task": given, "steps": 800, "batch_size": 16}
-        task, per_look, early = shakespeare(context=64), 40, 200
-    probe = {"name": "spectral", "every": per_look, "pairs": "auto"}
+        task_section = {"name": "shakespeare", "context": 64}
+        length = {"task": task_section, "steps": 800, "batch_size": 16}
+        task, measure_every, early = shakespeare(context=64), 40, 200
+    probe = {"name": "spectral", "every": measure_every, "pairs": "auto"}
     # Scored once, at the end.
-    rest = {"clip_norm": 1.0, "evaluate_every": 10_000, "device": "cpu", "probes": [probe]}
-    return Setting(recipe | length | rest, task, per_look, early)
+    common = {"clip_norm": 1.0, "evaluate_every": 10_000, "device": "cpu", "probes": [probe]}
+    return SequenceSetting(recipe | length | common, task, measure_every, early)
 
 
-def follow(chosen: Setting, *, decay: float, seed: int, bench: Bench) -> Followed:
-    """Trains a network with a strength of weight decay and reads what was seen on the way.
+def train_sequence_model(
+    setting: SequenceSetting, *, decay: float, seed: int, workspace: Workspace
+) -> SequenceRun:
+    """Trains a network with a strength of weight decay and reads what was measured on the way.
 
     Args:
-        chosen: the runs' setting.
+        setting: the setting of the runs.
         decay: AdamW's, of weights, not of norms and biases.
         seed: of weights and of the order of the data.
-        bench: where the run may keep its files until it has been read.
+        workspace: where the run may keep its files until it has been read.
     """
-    optimizer = chosen.recipe["optimizer"] | {"weight_decay": decay}
-    recipe = chosen.recipe | {"optimizer": optimizer, "seed": seed}
-    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+    optimizer = setting.recipe["optimizer"] | {"weight_decay": decay}
+    recipe = setting.recipe | {"optimizer": optimizer, "seed": seed}
+    with tempfile.TemporaryDirectory(dir=workspace.folder) as folder:
         run = train(parse_recipe(recipe), folder=Path(folder) / "run", show_progress=False)
-        return _read(run, chosen.task)
+        return _read(run, setting.task)
 
 
-def _read(run: RunResult, task: Task) -> Followed:
+def _read(run: RunResult, task: Task) -> SequenceRun:
     if run.model is None:
         raise WorkError(f"{run.folder.path}: a fresh run has left no model")
-    found = Followed(scored=dict(run.summary["readings"]["trained"]))
+    measured = SequenceRun(scored=dict(run.summary["evaluations"]["trained"]))
     for step, path in snapshot_paths(run.folder.spectra_folder).items():
-        found.alignments[step] = read_alignments(path)
+        measured.alignments[step] = read_alignments(path)
         for spectrum in read_snapshot(path):
             rank = effective_rank(torch.tensor(spectrum.values)).item()
-            found.ranks.setdefault(spectrum.name, {})[step] = rank
+            measured.ranks.setdefault(spectrum.name, {})[step] = rank
     samples = task.train.gather(torch.arange(min(SCORED, len(task.train))))
 
     def loss(model: nn.Module) -> dict[str, float]:
@@ -186,8 +198,8 @@ def _read(run: RunResult, task: Task) -> Followed:
         return {"loss": scores["loss"].item()}
 
     parts = truncation_scores(run.model.eval(), loss)
-    found.losses = {part: scores["loss"] for part, scores in parts.items()}
-    return found
+    measured.losses = {part: scores["loss"] for part, scores in parts.items()}
+    return measured
 
 
 def kind_of(pair: str) -> str:

@@ -9,24 +9,24 @@ from __future__ import annotations
 from itertools import pairwise
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
 from latewood.experiments.spectra.sequence_runs import (
     KINDS,
     MIDDLE,
-    Followed,
-    Setting,
-    follow,
-    setting,
+    SequenceRun,
+    SequenceSetting,
+    sequence_setting,
+    train_sequence_model,
 )
 
-__all__ = ["EXPERIMENT", "seen_on_the_way"]
+__all__ = ["EXPERIMENT", "read_curves"]
 
 DECAYS: dict[Scale, tuple[float, ...]] = {"quick": (0.1, 10), "cpu": (0, 0.1, 1, 10)}
 SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 2}
@@ -34,39 +34,41 @@ PUBLISHED = 0.1
 """The decay of the paper's own runs of both networks."""
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains both networks once per strength of decay, seed by seed."""
-    settings = {network: setting(network, scale, bench) for network in KINDS}
+    settings = {network: sequence_setting(network, scale, workspace) for network in KINDS}
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for network, chosen in settings.items():
+        measurements: dict[str, float] = {}
+        for network, setting in settings.items():
             for decay in DECAYS[scale]:
-                seen = follow(chosen, decay=decay, seed=seed, bench=bench)
-                ends = _at_the_end(network, seen)
-                found |= {f"{network} {decay:g} {key}": value for key, value in ends.items()}
+                observed = train_sequence_model(
+                    setting, decay=decay, seed=seed, workspace=workspace
+                )
+                ends = _at_the_end(network, observed)
+                measurements |= {f"{network} {decay:g} {key}": value for key, value in ends.items()}
                 if decay == PUBLISHED:
-                    way = seen_on_the_way(network, seen, chosen)
-                    found |= {f"{network} {key}": value for key, value in way.items()}
-        return found
+                    curve = read_curves(network, observed, setting)
+                    measurements |= {f"{network} {key}": value for key, value in curve.items()}
+        return measurements
 
-    about = {
+    run_settings = {
         "decays": list(DECAYS[scale]),
         "looks": f"at decay {PUBLISHED:g}, every so many steps: "
-        + ", ".join(f"{name} {chosen.per_look}" for name, chosen in settings.items()),
-        "early": {name: f"up to step {chosen.early}" for name, chosen in settings.items()},
+        + ", ".join(f"{name} {setting.measure_every}" for name, setting in settings.items()),
+        "early": {name: f"up to step {setting.early}" for name, setting in settings.items()},
     }
-    return replicate(measure, range(SEEDS[scale]), bench, settings=about)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=run_settings)
 
 
-def _at_the_end(network: str, seen: Followed) -> dict[str, float]:
-    last = max(seen.alignments)
-    ranks = [ranks[last] for ranks in seen.ranks.values()]
-    full, top, bottom = (seen.losses[part] for part in ("full", "top", "bottom"))
+def _at_the_end(network: str, observed: SequenceRun) -> dict[str, float]:
+    last = max(observed.alignments)
+    ranks = [ranks[last] for ranks in observed.ranks.values()]
+    full, top, bottom = (observed.losses[part] for part in ("full", "top", "bottom"))
     return {
         "rank": sum(ranks) / len(ranks),
-        "peak": seen.of_kind(network, MIDDLE[network], last, lambda p: max(p.diagonal)),
-        "validation loss": seen.scored["loss"],
+        "peak": observed.mean_over_kind(network, MIDDLE[network], last, lambda p: max(p.diagonal)),
+        "validation loss": observed.scored["loss"],
         "full loss": full,
         "top loss": top,
         "bottom loss": bottom,
@@ -74,31 +76,41 @@ def _at_the_end(network: str, seen: Followed) -> dict[str, float]:
     }
 
 
-def seen_on_the_way(network: str, seen: Followed, chosen: Setting) -> dict[str, float]:
+def read_curves(network: str, observed: SequenceRun, setting: SequenceSetting) -> dict[str, float]:
     """Alignment scores by kind of pair over one run, and how many matrices lost rank.
 
     Args:
         network: which of ``KINDS``.
-        seen: the run.
-        chosen: its setting.
+        observed: the run.
+        setting: its setting.
     """
-    last = max(seen.alignments)
-    found: dict[str, float] = {}
+    last = max(observed.alignments)
+    measurements: dict[str, float] = {}
     curves: dict[str, dict[int, float]] = {}
     for kind in KINDS[network]:
         curves[kind] = {
-            step: seen.of_kind(network, kind, step, lambda p: p.score) for step in seen.alignments
+            step: observed.mean_over_kind(network, kind, step, lambda p: p.score)
+            for step in observed.alignments
         }
-        found[f"start/{kind}"] = curves[kind][0]
-        found[f"highest/{kind}"] = max(curves[kind].values())
-        found[f"end/{kind}"] = curves[kind][last]
-        found[f"random/{kind}"] = seen.of_kind(network, kind, 0, lambda p: p.baseline)
-    mean = {step: sum(c[step] for c in curves.values()) / len(curves) for step in seen.alignments}
+        measurements[f"start/{kind}"] = curves[kind][0]
+        measurements[f"highest/{kind}"] = max(curves[kind].values())
+        measurements[f"end/{kind}"] = curves[kind][last]
+        measurements[f"random/{kind}"] = observed.mean_over_kind(
+            network, kind, 0, lambda p: p.baseline
+        )
+    mean = {
+        step: sum(c[step] for c in curves.values()) / len(curves) for step in observed.alignments
+    }
     highest = max(mean, key=lambda step: mean[step])
-    found |= {"start": mean[0], "highest": mean[highest], "highest at": highest, "end": mean[last]}
-    found["early until"] = chosen.early
-    falls = [ranks[last] < ranks[0] for ranks in seen.ranks.values()]
-    return found | {"share of falling ranks": sum(falls) / len(falls)}
+    measurements |= {
+        "start": mean[0],
+        "highest": mean[highest],
+        "highest at": highest,
+        "end": mean[last],
+    }
+    measurements["early until"] = setting.early
+    falls = [ranks[last] < ranks[0] for ranks in observed.ranks.values()]
+    return measurements | {"share of falling ranks": sum(falls) / len(falls)}
 
 
 def _decays(results: Results) -> list[float]:

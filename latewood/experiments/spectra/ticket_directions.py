@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
-from latewood.experiments.spectra.branched_training import EPOCHS, Trunks
+from latewood.experiments.spectra.branched_training import EPOCHS, BranchedTraining
 from latewood.experiments.spectra.digits_setting import network, scores
 from latewood.spectra import (
     agreement,
@@ -33,73 +33,76 @@ from latewood.spectra import (
 
 __all__ = ["EXPERIMENT"]
 
-KEPT = {"quick": (0.2,), "cpu": (0.05, 0.1, 0.2)}
+DENSITIES = {"quick": (0.2,), "cpu": (0.05, 0.1, 0.2)}
 SEEDS = {"quick": 1, "cpu": 3}
 REWIND = 5
 """Epochs after which the weights are those that tickets start from."""
-LOOK_EVERY = 5
+MEASURE_EVERY = 5
 
 Matrices = dict[str, Tensor]
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Masks dense networks by size and at random, and trains both again from an early epoch."""
-    trunks = Trunks((REWIND,))
+    training = BranchedTraining((REWIND,))
     settings = {
         "epochs": EPOCHS,
         "rewound to epoch": REWIND,
         "agreement": "mean of the first ten pairs of vectors; on the way, mean over the ends of "
-        f"every {LOOK_EVERY}th epoch after the rewinding",
+        f"every {MEASURE_EVERY}th epoch after the rewinding",
     }
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        dense, _ = _train(trunks, seed, {})
+        measurements: dict[str, float] = {}
+        dense, _ = _train(training, seed, {})
         final = dense[max(dense)]
-        for kept in KEPT[scale]:
-            masks = magnitude_masks(final, kept)
-            for kind, chosen in (
+        for density in DENSITIES[scale]:
+            masks = magnitude_masks(final, density)
+            for kind, kind_masks in (
                 ("largest", masks),
                 ("random", random_masks(masks, seed=seed)),
                 ("redrawn", masks),
             ):
-                own, loss = _train(trunks, seed, chosen, redrawn=kind == "redrawn")
-                found[f"{kind} {kept:g} loss"] = loss
+                weights, loss = _train(training, seed, kind_masks, redrawn=kind == "redrawn")
+                measurements[f"{kind} {density:g} loss"] = loss
                 for layer, name in enumerate(final, start=1):
-                    way = [_agreement(own[step][name], dense[step][name]) for step in dense]
-                    found[f"{kind} {kept:g} way/{layer}"] = sum(way) / len(way)
+                    agreements = [
+                        _agreement(weights[step][name], dense[step][name]) for step in dense
+                    ]
+                    mean = sum(agreements) / len(agreements)
+                    measurements[f"{kind} {density:g} way/{layer}"] = mean
                     if kind == "redrawn":
                         continue  # its mask is that of the largest
-                    masked = _agreement(final[name] * chosen[name], final[name])
-                    found[f"{kind} {kept:g} mask/{layer}"] = masked
-        return found
+                    masked = _agreement(final[name] * kind_masks[name], final[name])
+                    measurements[f"{kind} {density:g} mask/{layer}"] = masked
+        return measurements
 
-    return replicate(measure, range(SEEDS[scale]), bench, title="seeds", settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, title="seeds", settings=settings)
 
 
 def _train(
-    trunks: Trunks, seed: int, masks: Mapping[str, Tensor], *, redrawn: bool = False
+    training: BranchedTraining, seed: int, masks: Mapping[str, Tensor], *, redrawn: bool = False
 ) -> tuple[dict[int, Matrices], float]:
     """The hidden weights at ends of epochs after the rewinding, and the training loss at last."""
 
-    def before(model: nn.Module, own_seed: int) -> None:
+    def before(model: nn.Module, branch_seed: int) -> None:
         if redrawn:
-            reinitialize_(model, seed=own_seed)
+            reinitialize_(model, seed=branch_seed)
 
-    looks: dict[int, Matrices] = {}
-    first = trunks.step(REWIND)
+    epoch_weights: dict[int, Matrices] = {}
+    first = training.step(REWIND)
 
     def observe(model: nn.Module, step: int) -> None:
         # After every step: no update revives a weight that is gone.
         apply_masks_(model, masks)
-        if step > first and step % (LOOK_EVERY * trunks.per_epoch) == 0:
-            looks[step] = {name: w.clone() for name, w in weight_matrices(model).items()}
+        if step > first and step % (MEASURE_EVERY * training.per_epoch) == 0:
+            epoch_weights[step] = {name: w.clone() for name, w in weight_matrices(model).items()}
 
-    start = trunks.at(seed, REWIND)
-    ends = trunks.finish(start, REWIND, seeds=[seed], before=before, observe=observe)
+    start = training.at(seed, REWIND)
+    ends = training.finish(start, REWIND, seeds=[seed], before=before, observe=observe)
     model = network(seed=seed)
     model.load_state_dict(ends[seed])
-    return looks, scores(model, trunks.data.train)["loss"]
+    return epoch_weights, scores(model, training.data.train)["loss"]
 
 
 def _agreement(one: Tensor, other: Tensor) -> float:
@@ -107,16 +110,18 @@ def _agreement(one: Tensor, other: Tensor) -> float:
 
 
 def _layers(results: Results, name: str) -> list[float]:
-    found = sorted(each for each in results.measurements if each.startswith(f"{name}/"))
-    return [results.mean(each) for each in found]
+    layers = sorted(key for key in results.measurements if key.startswith(f"{name}/"))
+    return [results.mean(layer) for layer in layers]
 
 
 def _text(results: Results, quantity: str, control: str = "random") -> str:
     parts = []
-    for kept in _fractions(results):
+    for density in _fractions(results):
         for kind in ("largest", control):
-            values = " ".join(f"{v:.3f}" for v in _layers(results, f"{kind} {kept:g} {quantity}"))
-            parts.append(f"{kind} {kept:g}: {values}")
+            values = " ".join(
+                f"{v:.3f}" for v in _layers(results, f"{kind} {density:g} {quantity}")
+            )
+            parts.append(f"{kind} {density:g}: {values}")
     return "; ".join(parts)
 
 
@@ -129,11 +134,11 @@ def _threefold(results: Results, quantity: str, control: str = "random") -> bool
     """Whether in every layer the largest weights agree three times as well as a control."""
     return all(
         largest > 3 * other
-        for kept in _fractions(results)
-        if kept >= 0.1
+        for density in _fractions(results)
+        if density >= 0.1
         for largest, other in zip(
-            _layers(results, f"largest {kept:g} {quantity}"),
-            _layers(results, f"{control} {kept:g} {quantity}"),
+            _layers(results, f"largest {density:g} {quantity}"),
+            _layers(results, f"{control} {density:g} {quantity}"),
             strict=True,
         )
     )
@@ -141,16 +146,16 @@ def _threefold(results: Results, quantity: str, control: str = "random") -> bool
 
 def _losses(results: Results, control: str) -> str:
     return "; ".join(
-        f"{kind} {kept:g}: {results.mean(f'{kind} {kept:g} loss'):.4f}"
-        for kept in _fractions(results)
+        f"{kind} {density:g}: {results.mean(f'{kind} {density:g} loss'):.4f}"
+        for density in _fractions(results)
         for kind in ("largest", control)
     )
 
 
 def _lower(results: Results, control: str) -> bool:
     return all(
-        results.mean(f"largest {kept:g} loss") < results.mean(f"{control} {kept:g} loss")
-        for kept in _fractions(results)
+        results.mean(f"largest {density:g} loss") < results.mean(f"{control} {density:g} loss")
+        for density in _fractions(results)
     )
 
 

@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from latewood.experiments.registry import (
-    Bench,
     Claim,
     Experiment,
     Results,
     Scale,
+    Workspace,
     register,
     replicate,
 )
-from latewood.experiments.spectra.digits_setting import Digits, fit, load, network, scores
+from latewood.experiments.spectra.digits_setting import Digits, fit_part, load, network, scores
 from latewood.spectra import (
     effective_rank,
     model_alignment,
@@ -47,16 +47,16 @@ MIDDLE_PAIR = "linear2.weight->linear3.weight"
 PERFORMANT = 3.0
 
 
-def run(scale: Scale, bench: Bench) -> Results:
+def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains one network per strength of decay and optimizer, seed by seed."""
     data = load()
 
     def measure(seed: int) -> dict[str, float]:
-        found: dict[str, float] = {}
+        measurements: dict[str, float] = {}
         for name, decays in (("AdamW", ADAMW[scale]), ("SGD", SGD[scale])):
             for decay in decays:
                 model = network(seed=seed)
-                fit(
+                fit_part(
                     model,
                     data,
                     _optimizer(name, model, decay),
@@ -64,12 +64,12 @@ def run(scale: Scale, bench: Bench) -> Results:
                     batch_size=BATCH_SIZE,
                     seed=seed,
                 )
-                seen = _seen(model, data)
-                found |= {f"{name} {decay:g} {key}": value for key, value in seen.items()}
-        return found
+                scored = _spectrum_scores(model, data)
+                measurements |= {f"{name} {decay:g} {key}": value for key, value in scored.items()}
+        return measurements
 
     settings = {"epochs": EPOCHS[scale], "AdamW": list(ADAMW[scale]), "SGD": list(SGD[scale])}
-    return replicate(measure, range(SEEDS[scale]), bench, settings=settings)
+    return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
 
 
 def _optimizer(name: str, model: nn.Module, decay: float) -> torch.optim.Optimizer:
@@ -78,7 +78,7 @@ def _optimizer(name: str, model: nn.Module, decay: float) -> torch.optim.Optimiz
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=decay)
 
 
-def _seen(model: nn.Module, data: Digits) -> dict[str, float]:
+def _spectrum_scores(model: nn.Module, data: Digits) -> dict[str, float]:
     losses = truncation_scores(model, lambda part: scores(part, data.train))
     full, top = losses["full"]["loss"], losses["top"]["loss"]
     values = singular_values(weight_matrices(model)[MIDDLE])

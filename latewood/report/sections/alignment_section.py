@@ -25,8 +25,8 @@ def alignment(runs: Sequence[Run]) -> Section | None:
         return None
     several = len(runs) > 1
     overview, numbered = (
-        [_overview(run, several=several, by_snapshot=each) for run in shown]
-        for each in (False, True)
+        [_overview(run, several=several, by_snapshot=numbered_axis) for run in shown]
+        for numbered_axis in (False, True)
     )
     single = [_single(pair, run, several=several) for run in shown for pair in run.aligned]
     without = [run.name for run in runs if not run.aligned]

@@ -16,17 +16,17 @@ __all__ = ["budget"]
 
 def budget(runs: Sequence[Run]) -> Section | None:
     """Cost against the budget, training cost and channels over the steps; None without a budget."""
-    found = [(place, run) for place, run in enumerate(runs) if _series(run, "budget/used")]
-    if not found:
+    budgeted = [(place, run) for place, run in enumerate(runs) if _series(run, "budget/used")]
+    if not budgeted:
         return None
     several = len(runs) > 1
     figures = [
         figure
-        for figure in (_used(found, several=several), _training(found, several=several))
+        for figure in (_used(budgeted, several=several), _training(budgeted, several=several))
         if figure is not None
     ]
     groups = [Group(figures=figures)]
-    for _, run in found:
+    for _, run in budgeted:
         if channels := run.by_layer("method", "kept"):
             title = run.name if several else ""
             groups.append(Group(title=title, figures=[_channels(run, channels)]))
@@ -35,14 +35,14 @@ def budget(runs: Sequence[Run]) -> Section | None:
         lead="What the network costs as it grows and prunes itself, against what it may cost in "
         "the end; and the channels that every layer has.",
         groups=groups,
-        notes=[note for _, run in found if (note := _note(run, several=several))],
+        notes=[note for _, run in budgeted if (note := _note(run, several=several))],
     )
 
 
-def _used(found: Sequence[tuple[int, Run]], *, several: bool) -> Figure:
+def _used(budgeted: Sequence[tuple[int, Run]], *, several: bool) -> Figure:
     lines = []
     last = 0.0
-    for place, run in found:
+    for place, run in budgeted:
         series = _series(run, "budget/used")
         assert series is not None
         last = max(last, float(series.steps[-1]))
@@ -53,13 +53,13 @@ def _used(found: Sequence[tuple[int, Run]], *, several: bool) -> Figure:
     first = min(float(line.x[0]) for line in lines)
     lines.append(Line(name="budget", x=[first, last], y=[1.0, 1.0], colour="muted", faint=True))
     return line_figure(
-        "Cost in shares of the budget", lines, points=found[0][1].detail.points, percent=True
+        "Cost in shares of the budget", lines, points=budgeted[0][1].detail.points, percent=True
     )
 
 
-def _training(found: Sequence[tuple[int, Run]], *, several: bool) -> Figure | None:
+def _training(budgeted: Sequence[tuple[int, Run]], *, several: bool) -> Figure | None:
     lines = []
-    for place, run in found:
+    for place, run in budgeted:
         for metric, words, faint in (
             ("budget/share", "network", True),
             ("training/share", "training so far", False),
@@ -82,7 +82,7 @@ def _training(found: Sequence[tuple[int, Run]], *, several: bool) -> Figure | No
     return line_figure(
         "Cost in shares of the full network's",
         lines,
-        points=found[0][1].detail.points,
+        points=budgeted[0][1].detail.points,
         percent=True,
         subtitle="pale: one pass through the network; strong: all training up to here",
     )
@@ -107,7 +107,7 @@ def _note(run: Run, *, several: bool) -> str:
     known = used.values[np.isfinite(used.values)]
     if not len(known):
         return ""
-    text = f"{percent(float(known[-1]))} of the budget was used at the last reading"
+    text = f"{percent(float(known[-1]))} of the budget was used at the last evaluation"
     if training is not None and np.isfinite(training.values[-1]):
         text += f", after {percent(float(training.values[-1]))} of a full network's training cost"
     return f"{run.name}: {text}." if several else f"{text}."

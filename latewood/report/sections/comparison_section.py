@@ -16,10 +16,10 @@ from latewood.report.formatting import (
     count_text,
     is_share,
     label,
+    metric_text,
     number,
     percent,
     plot_text,
-    reading,
 )
 from latewood.report.run_data import Run
 from latewood.report.section import Figure, Group, Section
@@ -39,12 +39,12 @@ SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def comparison(runs: Sequence[Run]) -> Section | None:
-    """The readings by stage of one run, or the outcomes of several against the first."""
-    finished = [run for run in runs if run.readings or run.size]
+    """The evaluations by stage of one run, or the outcomes of several against the first."""
+    finished = [run for run in runs if run.evaluations or run.size]
     if not finished:
         return Section(
             title="Before and after",
-            lead="No run has come to its end yet, so there are no final readings to compare.",
+            lead="No run has come to its end yet, so there are no final evaluations to compare.",
         )
     if len(runs) == 1:
         tables = [_stages(runs[0]), _sizes(runs[0])]
@@ -52,14 +52,14 @@ def comparison(runs: Sequence[Run]) -> Section | None:
         return Section(title="Before and after", lead=_stage_words(runs[0]), html=body)
     return Section(
         title="Side by side",
-        lead=f"Final readings and sizes; the changes are against {runs[0].name}.",
+        lead=f"Final evaluations and sizes; the changes are against {runs[0].name}.",
         html=_side_by_side(runs),
         groups=[Group(figures=[trade])] if (trade := _trade_off(runs)) is not None else [],
     )
 
 
 def _stage_words(run: Run) -> str:
-    stages = list(run.readings)
+    stages = list(run.evaluations)
     if len(stages) < 2:
         return ""
     words = {
@@ -74,14 +74,14 @@ def _stage_words(run: Run) -> str:
 def _ordered_metrics(runs: Sequence[Run]) -> list[str]:
     names = dict.fromkeys(run.headline for run in runs if run.headline)
     for run in runs:
-        for metrics in run.readings.values():
+        for metrics in run.evaluations.values():
             names |= dict.fromkeys(metrics)
-    known = {name for run in runs for metrics in run.readings.values() for name in metrics}
+    known = {name for run in runs for metrics in run.evaluations.values() for name in metrics}
     return [name for name in names if name in known]
 
 
 def _stages(run: Run) -> Markup:
-    stages = run.readings
+    stages = run.evaluations
     if not stages:
         return Markup("")
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(label(s)) for s in stages)
@@ -91,7 +91,7 @@ def _stages(run: Run) -> Markup:
             label(name),
             Markup("").join(
                 Markup("<td>{}</td>").format(
-                    reading(name, metrics[name]) if name in metrics else DASH
+                    metric_text(name, metrics[name]) if name in metrics else DASH
                 )
                 for metrics in stages.values()
             ),
@@ -130,9 +130,9 @@ def _side_by_side(runs: Sequence[Run]) -> Markup:
     for name in _ordered_metrics(runs):
         rows.append(_metric_row(name, label(name), [_last(run, name) for run in runs], runs))
         if name in headlines:
-            stages = dict.fromkeys(stage for run in runs for stage in run.readings)
+            stages = dict.fromkeys(stage for run in runs for stage in run.evaluations)
             for stage in stages if len(stages) > 1 else ():
-                values = [run.readings.get(stage, {}).get(name) for run in runs]
+                values = [run.evaluations.get(stage, {}).get(name) for run in runs]
                 rows.append(_metric_row(name, f"{label(name)}, {label(stage)}", values, runs))
     for name, (title, text) in _size_names(runs).items():
         values = [run.size.get(name) for run in runs]
@@ -142,7 +142,7 @@ def _side_by_side(runs: Sequence[Run]) -> Markup:
 
 
 def _last(run: Run, name: str) -> float | None:
-    values = [metrics[name] for metrics in run.readings.values() if name in metrics]
+    values = [metrics[name] for metrics in run.evaluations.values() if name in metrics]
     return values[-1] if values else None
 
 
@@ -152,7 +152,7 @@ def _metric_row(
     return _row(
         title,
         values,
-        [None if value is None else reading(name, value) for value in values],
+        [None if value is None else metric_text(name, value) for value in values],
         better=_direction(name, runs),
         points=is_share(name),
         headline=title == label(name) and any(name == run.headline for run in runs),
@@ -162,9 +162,9 @@ def _metric_row(
 def _trade_off(runs: Sequence[Run]) -> Figure | None:
     """The headline against the number of parameters left, if that differs between the runs."""
     points = [
-        (position, run, run.result, run.size["nonzero"])
+        (position, run, run.headline_value, run.size["nonzero"])
         for position, run in enumerate(runs)
-        if run.result is not None and run.size.get("nonzero", 0) > 0
+        if run.headline_value is not None and run.size.get("nonzero", 0) > 0
     ]
     if len({size for *_, size in points}) < 2:
         return None
@@ -183,7 +183,7 @@ def _trade_off(runs: Sequence[Run]) -> Figure | None:
                 "textposition": "top center",
                 "cliponaxis": False,
                 "marker": {"size": 12, "color": f"run {position}"},
-                "hovertemplate": f"%{{x:,}} parameters<br>{plot_text(reading(headline, value))}",
+                "hovertemplate": "%{x:,} parameters<br>" + plot_text(metric_text(headline, value)),
             }
             for position, run, value, size in points
             if run.headline == headline

@@ -14,13 +14,15 @@ __all__ = ["density"]
 
 def density(runs: Sequence[Run]) -> Section | None:
     """Heat maps and curves for each run whose methods report densities; None if none does."""
-    found = {run.name: layers for run in runs if (layers := run.by_layer("method", "density"))}
-    if not found:
+    densities = {run.name: layers for run in runs if (layers := run.by_layer("method", "density"))}
+    if not densities:
         return None
     groups = [
-        _group(run, found[run.name], several=len(runs) > 1) for run in runs if run.name in found
+        _group(run, densities[run.name], several=len(runs) > 1)
+        for run in runs
+        if run.name in densities
     ]
-    without = [run.name for run in runs if run.name not in found]
+    without = [run.name for run in runs if run.name not in densities]
     return Section(
         title="Masks by layer",
         lead="The share of each layer's weights that the method keeps and, for masks that are "

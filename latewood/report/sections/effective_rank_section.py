@@ -25,28 +25,31 @@ _LEAD = (
 
 def effective_rank(runs: Sequence[Run]) -> Section:
     """A heat map over depth and time and the way from the first snapshot to the last."""
-    found = {run.name: _ranks(run) for run in runs}
-    if not any(found.values()):
+    by_run = {run.name: _ranks(run) for run in runs}
+    if not any(by_run.values()):
         return Section(
             title="Effective rank",
             lead="No spectral probe took part, so nothing is known about the weights' spectra. "
             'Add a probe named "spectral" to the recipe to see them here.',
         )
     several = len(runs) > 1
-    floor = _floor([series for ranks in found.values() for series in ranks.values()])
-    shown = [run for run in runs if found[run.name]]
+    floor = _floor([series for ranks in by_run.values() for series in ranks.values()])
+    shown = [run for run in runs if by_run[run.name]]
     heats, numbered = (
-        [_heat(run, found[run.name], floor, several=several, by_snapshot=each) for run in shown]
-        for each in (False, True)
+        [
+            _heat(run, by_run[run.name], floor, several=several, by_snapshot=numbered_axis)
+            for run in shown
+        ]
+        for numbered_axis in (False, True)
     )
     journeys = _journeys(runs, floor)
-    without = [run.name for run in runs if not found[run.name]]
+    without = [run.name for run in runs if not by_run[run.name]]
     notes = [f"Nothing is known about the spectra of {', '.join(without)}."] if without else []
     notes += [
         f"Of {run.name} there is only one snapshot, at step {series.steps[0]:,.0f}; a smaller "
         '"every" of the probe shows how its spectra change.'
         for run in runs
-        if found[run.name] and len((series := next(iter(found[run.name].values()))).steps) == 1
+        if by_run[run.name] and len((series := next(iter(by_run[run.name].values()))).steps) == 1
     ]
     if journeys is not None:
         notes.insert(

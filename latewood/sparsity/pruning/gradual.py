@@ -10,7 +10,7 @@ from torch import nn
 
 from latewood.core import cubic
 from latewood.core.masks import keep_largest
-from latewood.errors import RequestError, invalid
+from latewood.errors import invalid
 from latewood.sparsity.fixed_masks import FixedMasks
 from latewood.sparsity.maskable_weights import maskable
 
@@ -66,7 +66,9 @@ class GradualMagnitudePruning(FixedMasks):
         if every < 1:
             raise invalid("every", every, "1 or more steps")
         chosen = maskable(model, include, exclude)
-        everything = {each.name: torch.ones_like(each.stored, dtype=torch.bool) for each in chosen}
+        everything = {
+            weight.name: torch.ones_like(weight.stored, dtype=torch.bool) for weight in chosen
+        }
         super().__init__(model, everything)
         self.total_steps = total_steps
         self.density = density
@@ -83,8 +85,7 @@ class GradualMagnitudePruning(FixedMasks):
         Raises:
             RequestError: after ``finalize``.
         """
-        if self._finished:
-            raise RequestError("step: finalize() has folded the masks into the model")
+        self.require_active("step")
         self._step += 1
         last = self._step - 1 < self.end * self.total_steps <= self._step
         if self._step % self.every == 0 or last:
@@ -103,8 +104,9 @@ class GradualMagnitudePruning(FixedMasks):
         """Takes what ``state_dict`` returned.
 
         Raises:
-            RequestError: a state of another kind.
+            RequestError: a state of another kind, or after ``finalize``.
         """
+        self.require_active("load_state_dict")
         if set(state) != {"step"} or not isinstance(state["step"], int) or state["step"] < 0:
             raise invalid("state", state, "what GradualMagnitudePruning.state_dict() returned")
         self._step = state["step"]
@@ -116,5 +118,5 @@ class GradualMagnitudePruning(FixedMasks):
         if count == left:
             return
         weights = self._attached.weights()
-        for name, kept in keep_largest(weights, count, present=present).items():
-            self._attached.masks[name].kept.copy_(kept)
+        for name, mask in keep_largest(weights, count, present=present).items():
+            self._attached.masks[name].kept.copy_(mask)

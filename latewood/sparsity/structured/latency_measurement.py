@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from latewood.core import slice_channels
 from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
-from latewood.core.macs import device_of, on_device, undisturbed
+from latewood.core.devices import device_of, on_device
+from latewood.core.modes import undisturbed
 from latewood.core.timing import least_times
 from latewood.slim.layer_times import CallArguments, calls_of
 from latewood.sparsity.structured.latency_table import LayerLatency, MeasuredLatency, Surface

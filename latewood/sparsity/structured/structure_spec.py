@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channels, transformations
 from latewood.core.coupling.trace import layer_tensors
+from latewood.core.parameter_uses import parameter_uses
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.maskable_weights import places
 from latewood.sparsity.structured.removable_blocks import RemovableBlock, removable_blocks
 
 __all__ = ["ChannelCount", "OwnedAxis", "StructureSpec", "TensorSpec"]
@@ -213,7 +213,7 @@ def _scalable_groups(
     model: nn.Module, groups: Iterable[ChannelGroup], owners: Mapping[str, tuple[nn.Module, str]]
 ) -> list[ChannelGroup]:
     """The groups of several channels whose readers can be scaled: they only read, and untied."""
-    uses = places(model)
+    uses = parameter_uses(model)
     tied = {name for name, owner in owners.items() if len(uses.get(id(getattr(*owner)), ())) > 1}
     scalable = []
     for group in groups:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from latewood.core import SHAPES, EndsOnce
 from latewood.errors import RequestError, invalid
 from latewood.slim.edits import remember
 from latewood.sparsity.soft_mask import DECIDED
@@ -32,7 +33,7 @@ from latewood.sparsity.temperature_schedule import require_count
 __all__ = ["StructuredSparsification"]
 
 
-class StructuredSparsification:
+class StructuredSparsification(EndsOnce):
     """Grows a network from one channel per layer and prunes it to a budget, while it trains.
 
     Each structure (a coupled group's channel, a removable residual block) owns a logit s. It is
@@ -93,6 +94,8 @@ class StructuredSparsification:
     capped samples, the overshoot, the freeze, the selection under the budget and the scale at birth
     are ours.
     """
+
+    order = SHAPES
 
     def __init__(
         self,
@@ -181,7 +184,6 @@ class StructuredSparsification:
         self._meter = CostMeter(macs, self._structure)
         self._step = 0
         self._ready = -1
-        self._finished = False
 
     @property
     def epoch(self) -> int:
@@ -202,7 +204,12 @@ class StructuredSparsification:
         return max(2, math.ceil(self.settings.freeze.freeze * self.epochs))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The logits of all structures in one group."""
+        """The logits of all structures in one group.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
         logits = self.settings.logits
         return [
             {
@@ -223,7 +230,7 @@ class StructuredSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("penalty")
+        self.require_active("penalty")
         return self._controller.penalty(self._structure)
 
     def restructure(self, optimizer: Optimizer) -> bool:
@@ -242,7 +249,7 @@ class StructuredSparsification:
             RequestError: in the middle of an epoch, after ``finalize``, or the optimizer lacks the
                 logits.
         """
-        self._require_unfinished("restructure")
+        self.require_active("restructure")
         if self._step % self.steps_per_epoch:
             raise RequestError(
                 f"restructure: called {self._step % self.steps_per_epoch} steps into an epoch of "
@@ -271,7 +278,7 @@ class StructuredSparsification:
         Raises:
             RequestError: after ``finalize``, or the epoch began without ``restructure``.
         """
-        self._require_unfinished("step")
+        self.require_active("step")
         if self._ready != self.epoch:
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
@@ -291,10 +298,10 @@ class StructuredSparsification:
         Raises:
             RequestError: a second call.
         """
-        self._require_unfinished("finalize")
+        self.require_active("finalize")
         if not self.frozen:
             self._sampler.freeze(None, self.budget)
-        self._finished = True
+        self.finalized = True
         remember(self._model, self._structure.edits(), self._examples)
         return self._model
 
@@ -334,8 +341,10 @@ class StructuredSparsification:
         """Gives the model, still full, the shapes that it had when ``state_dict`` was called.
 
         Raises:
-            RequestError: a state of another kind, or the model is no longer full.
+            RequestError: a state of another kind, the model is no longer full, or after
+                ``finalize``.
         """
+        self.require_active("reshape")
         self._check(state)
         if state["ready"] >= 0:
             self._structure.reshape(state["anatomy"])
@@ -344,8 +353,9 @@ class StructuredSparsification:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
 
         Raises:
-            RequestError: a state of another kind.
+            RequestError: a state of another kind, or after ``finalize``.
         """
+        self.require_active("load_state_dict")
         self._check(state)
         self.budget = self.budget.having(state["budget"], self._structure.spec)
         self._step, self._ready = state["step"], state["ready"]
@@ -372,12 +382,6 @@ class StructuredSparsification:
         if state.keys() != expected.keys() or [len(part) for part in state["logits"]] != sizes:
             raise invalid(
                 "state", sorted(state), "what StructuredSparsification.state_dict() returned"
-            )
-
-    def _require_unfinished(self, call: str) -> None:
-        if self._finished:
-            raise RequestError(
-                f"{call}: finalize() has ended the method; build a new StructuredSparsification"
             )
 
 

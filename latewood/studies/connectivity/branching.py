@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.spectra import perturb_, snapshot_path, snapshot_paths
-from latewood.studies.connectivity.connecting import model_session
 from latewood.training import checkpoints
 from latewood.training.checkpoints import Checkpoint
 from latewood.training.evaluation import recalibrate
-from latewood.training.loop import RunResult, train
+from latewood.training.opened_run import open_run
 from latewood.training.processes import launched_processes
 from latewood.training.recipe import ENVIRONMENT, Recipe, environment, load_recipe
+from latewood.training.run import RunResult, train
+from latewood.training.run_context import RunContext, joined_processes
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["branch_run"]
@@ -73,14 +74,14 @@ def branch_run(
         raise invalid("perturb", perturb, "a finite number of at least 0")
     start = checkpoints.at_step(trunk.checkpoints, step)
     recipe = load_recipe(trunk.recipe_path)
-    own = {"keep_at": [], "split_points": False}
-    found = []
+    changes = {"keep_at": [], "split_points": False}
+    branches = []
     for seed in seeds:
         branch = RunFolder(Path(folder) / f"order-{seed}")
-        wanted = recipe.model_copy(update={**own, "order_seed": seed})
+        wanted = recipe.model_copy(update={**changes, "order_seed": seed})
         _begin(branch, trunk, start, wanted, perturb)
-        found.append(train(wanted, folder=branch.path, resume=True, show_progress=show_progress))
-    return found
+        branches.append(train(wanted, folder=branch.path, resume=True, show_progress=show_progress))
+    return branches
 
 
 def _begin(
@@ -120,15 +121,16 @@ def _begin(
 
 def _perturbed(start: Checkpoint, recipe: Recipe, strength: float) -> dict[str, Tensor]:
     """The model of a checkpoint after a random step, in the direction of the order's seed."""
-    state = start.model_state()
-    with model_session(recipe, state) as session:
-        model = session.model
-        checkpoints.load_into(model, state, str(start.path))
-        embeddings = [n for n, module in model.named_modules() if isinstance(module, nn.Embedding)]
-        assert recipe.order_seed is not None
-        perturb_(model, strength, seed=recipe.order_seed, exclude=embeddings)
-        recalibrate(session, model)
-        return {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
+    opened = open_run(start.path, finalized=False, recipe=recipe)
+    model = opened.model
+    embeddings = [n for n, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    assert recipe.order_seed is not None
+    perturb_(model, strength, seed=recipe.order_seed, exclude=embeddings)
+    with joined_processes(recipe.model_copy(update={"trackers": []}), Path()) as group:
+        context = RunContext(recipe, group, opened.task)
+        context.place_model(model)
+        recalibrate(context, model)
+    return {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
 
 
 def _copy_spectra(trunk: RunFolder, branch: RunFolder, last: int) -> None:

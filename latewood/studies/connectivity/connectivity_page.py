@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from latewood.report import Figure, Group, Section
-from latewood.report.formatting import is_share, number, plot_text, reading
-from latewood.report.headline import Result, Tile
+from latewood.report.formatting import is_share, metric_text, number, plot_text
+from latewood.report.headline import Headline, Tile
 from latewood.report.report import write_page
-from latewood.studies.connectivity.connecting import AS_THEY_ARE, PERMUTED, WHOLE, Connected
+from latewood.studies.connectivity.connected_networks import (
+    AS_THEY_ARE,
+    PERMUTED,
+    WHOLE,
+    Connected,
+)
 
 __all__ = ["write_connection_page"]
 
@@ -17,11 +22,11 @@ _TRUNCATED = " On dashed lines every matrix but the head's has the top part of i
 _COLOURS = {AS_THEY_ARE: "run 0", PERMUTED: "run 1"}
 
 
-def write_connection_page(found: Connected, path: Path) -> Path:
+def write_connection_page(connected: Connected, path: Path) -> Path:
     """Writes a self-contained page with every curve and every agreement.
 
     Args:
-        found: of two networks.
+        connected: of two networks.
         path: the HTML file.
 
     Returns:
@@ -30,45 +35,46 @@ def write_connection_page(found: Connected, path: Path) -> Path:
     Raises:
         WorkError: the file cannot be written.
     """
-    names = list(found.lines[AS_THEY_ARE].scores)
+    names = list(connected.lines[AS_THEY_ARE].scores)
     line = Section(
         title="On the line between them",
         lead="Each point is a network whose entries, running statistics included, are mixed from "
         "both; batch norms are measured anew at each. The dotted line joins the ends: how far the "
-        "curve rises above it is the barrier." + (_TRUNCATED if found.truncated else ""),
-        groups=[Group(figures=[_curve(found, name) for name in names])],
+        "curve rises above it is the barrier." + (_TRUNCATED if connected.truncated else ""),
+        groups=[Group(figures=[_curve(connected, name) for name in names])],
     )
     agreement = Section(
         title="Agreement of singular vectors",
         lead="The mean of |u·u'| |v·v'| over the first ten pairs of singular vectors of a weight "
         "in both networks: 1 when they are the same.",
-        groups=[Group(figures=[_agreement(found)])],
+        groups=[Group(figures=[_agreement(connected)])],
         notes=["The dashes are what unrelated matrices of these shapes have on average."],
     )
-    return write_page(_result(found), [line, agreement], path)
+    return write_page(_headline(connected), [line, agreement], path)
 
 
-def _result(found: Connected) -> Result:
-    own = found.lines[AS_THEY_ARE]
+def _headline(connected: Connected) -> Headline:
+    line = connected.lines[AS_THEY_ARE]
     tiles = [
-        Tile(reading(name, own.barrier(name)), f"barrier of the {name}") for name in own.scores
+        Tile(metric_text(name, line.barrier(name)), f"barrier of the {name}")
+        for name in line.scores
     ][:4]
-    if PERMUTED in found.lines:
-        value = found.lines[PERMUTED].barrier("train loss")
+    if PERMUTED in connected.lines:
+        value = connected.lines[PERMUTED].barrier("train loss")
         tiles.append(Tile(number(value), "barrier of the train loss", "channels permuted"))
-    if found.truncated:
-        value = found.truncated[AS_THEY_ARE].barrier("train loss")
-        note = f"truncated to {found.fraction:.0%} of all singular values"
+    if connected.truncated:
+        value = connected.truncated[AS_THEY_ARE].barrier("train loss")
+        note = f"truncated to {connected.fraction:.0%} of all singular values"
         tiles.append(Tile(number(value), "barrier of the train loss", note))
-    headline = f"A barrier of {number(own.barrier('train loss'))} in the training loss"
-    lead = f"{found.first} and {found.second}, scored on {found.task}."
-    return Result(headline, lead, tuple(tiles))
+    headline = f"A barrier of {number(line.barrier('train loss'))} in the training loss"
+    lead = f"{connected.first} and {connected.second}, scored on {connected.task}."
+    return Headline(headline, lead, tuple(tiles))
 
 
-def _curve(found: Connected, name: str) -> Figure:
+def _curve(connected: Connected, name: str) -> Figure:
     data: list[dict[str, Any]] = []
     value = "%{y:.2%}" if is_share(name) else "%{y:.4~g}"
-    for order, spectra, line in found.walks():
+    for order, spectra, line in connected.walks():
         whole = spectra == WHOLE
         scores = line.scores[name]
         data.append(
@@ -87,7 +93,7 @@ def _curve(found: Connected, name: str) -> Figure:
                 "hovertemplate": f"{value}<br>position %{{x:.2f}}",
             }
         )
-    ends = found.lines[AS_THEY_ARE].scores[name]
+    ends = connected.lines[AS_THEY_ARE].scores[name]
     data.append(
         {
             "type": "scatter",
@@ -104,7 +110,7 @@ def _curve(found: Connected, name: str) -> Figure:
         title=name.capitalize(),
         data=data,
         layout={
-            "showlegend": len(list(found.walks())) > 1,
+            "showlegend": len(list(connected.walks())) > 1,
             "xaxis": {"title": {"text": "position: 0 is the first network, 1 the second"}},
             "yaxis": {"tickformat": ".1%" if is_share(name) else ""},
         },
@@ -112,18 +118,18 @@ def _curve(found: Connected, name: str) -> Figure:
     )
 
 
-def _agreement(found: Connected) -> Figure:
-    weights = list(found.agreements[AS_THEY_ARE])
+def _agreement(connected: Connected) -> Figure:
+    weights = list(connected.agreements[AS_THEY_ARE])
     places = list(range(len(weights)))
     data: list[dict[str, Any]] = [
         _points(
             f"channels {order}",
-            [float(own[name].score.mean()) for name in weights],
+            [float(agreements[name].score.mean()) for name in weights],
             {"color": _COLOURS[order], "size": 9},
         )
-        for order, own in found.agreements.items()
+        for order, agreements in connected.agreements.items()
     ]
-    baselines = [found.agreements[AS_THEY_ARE][name].baseline for name in weights]
+    baselines = [connected.agreements[AS_THEY_ARE][name].baseline for name in weights]
     data.append(_points("unrelated", baselines, {"color": "muted", "size": 9, "symbol": "line-ns"}))
     return Figure(
         title="Agreement by weight",

@@ -34,12 +34,12 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         key, separator, values = text.partition("=")
         key = key.strip()
-        found = [value.strip() for value in _split(values)]
-        if not separator or not key or not all(found):
+        stripped = [value.strip() for value in _split(values)]
+        if not separator or not key or not all(stripped):
             raise invalid("--grid", text, "key.path=a,b,c with a value between all commas")
         if key in grid:
             raise invalid("--grid", text, f"each key once; {key!r} has values already")
-        grid[key] = found
+        grid[key] = stripped
     return grid
 
 
@@ -86,14 +86,14 @@ def listed_points(path: Path) -> list[Point]:
 
 def settings(point: Point) -> dict[str, Any]:
     """Key path -> value of a point, read as TOML, and as text if it is none."""
-    found = {}
+    values = {}
     for override in point:
         key, _, text = override.partition("=")
         try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            found[key.strip()] = text.strip()
-    return found
+            values[key.strip()] = text.strip()
+    return values
 
 
 def folder_name(point: Point) -> str:

@@ -26,14 +26,14 @@ def rate_eps_study(
     """
     if sorted(keys) != sorted((RATE, EPS)):
         return None
-    found: dict[tuple[float, float], float] = {}
+    qualities: dict[tuple[float, float], float] = {}
     for row in rows:
         eps, rate, result = (_number(row.get(name)) for name in (EPS, RATE, headline))
         if not (0.0 < eps < math.inf and 0.0 < rate < math.inf):
             return None
-        found.setdefault((eps, rate), result)
-    all_eps, rates = (sorted({point[k] for point in found}) for k in (0, 1))
-    values = [[found.get((eps, rate), math.nan) for rate in rates] for eps in all_eps]
+        qualities.setdefault((eps, rate), result)
+    all_eps, rates = (sorted({point[k] for point in qualities}) for k in (0, 1))
+    values = [[qualities.get((eps, rate), math.nan) for rate in rates] for eps in all_eps]
     return rate_study(all_eps, rates, values, higher_is_better=higher_is_better)
 
 

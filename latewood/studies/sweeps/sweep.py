@@ -18,7 +18,7 @@ import torch
 from latewood.core.threads import threads as limited
 from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
 from latewood.optim import RateStudy
-from latewood.report.summary_table import final_reading
+from latewood.report.summary_table import final_evaluation
 from latewood.studies.sweeps.grid_points import Point, folder_name, grid_points, settings
 from latewood.studies.sweeps.rate_eps import rate_eps_study
 from latewood.studies.sweeps.sweep_page import write_sweep_page
@@ -78,7 +78,7 @@ def sweep(
     last bit, depends on its point alone. A run that fails is recorded, and the others go on.
 
     Args:
-        recipe: path of the recipe.
+        recipe: a TOML file, or the name of a recipe that ships with the package.
         grid: key path -> values; all combinations are run.
         points: further points, or the only ones.
         overrides: changes of the recipe for all runs.
@@ -95,26 +95,26 @@ def sweep(
         Interrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
-    found = [*grid_points(grid or {}), *map(tuple, points)]
-    if not found or len(set(found)) < len(found):
-        raise invalid("grid, points", [*map(list, found)], "one point or more, each once")
+    settings = [*grid_points(grid or {}), *map(tuple, points)]
+    if not settings or len(set(settings)) < len(settings):
+        raise invalid("grid, points", [*map(list, settings)], "one point or more, each once")
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
             raise invalid(name, value, "1 or more")
     _require(backend)
     base = load_recipe(recipe, overrides)
-    for point in found:
+    for point in settings:
         load_recipe(recipe, [*overrides, *point])
     start = _prepare(folder, base, overwrite)
-    names = {point: folder_name(point) for point in found}
-    missing = [point for point in found if not RunFolder(folder / names[point]).finished]
+    names = {point: folder_name(point) for point in settings}
+    missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
     jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
     errors: dict[Point, str] = {}
     tasks = [(start, point, folder / names[point], threads) for point in missing]
     try:
-        finished = len(found) - len(missing)
+        finished = len(settings) - len(missing)
         title = f"sweep {folder.name}"
-        with progress(title, len(found), done=finished, show=show_progress) as advance:
+        with progress(title, len(settings), done=finished, show=show_progress) as advance:
             for point, error in _run(tasks, jobs, backend):
                 advance(note=", ".join(point))
                 if error:
@@ -122,9 +122,10 @@ def sweep(
     except (Interrupted, KeyboardInterrupt):
         done = sum(RunFolder(folder / name).finished for name in names.values())
         raise Interrupted(
-            f"stopped with {done} of {len(found)} runs done; the same command goes on with the rest"
+            f"stopped with {done} of {len(settings)} runs done; the same command goes on with the "
+            "rest"
         ) from None
-    return _summarise(folder, found, errors)
+    return _summarise(folder, settings, errors)
 
 
 def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
@@ -210,7 +211,7 @@ def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[None]:
 
 def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
-    from latewood.training.loop import train
+    from latewood.training.run import train
 
     try:
         with one_line_warnings(folder.name), limited(threads):
@@ -239,7 +240,7 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
     rows: list[dict[str, Any]] = []
     for (point, run), summary in zip(runs, summaries, strict=True):
         row: dict[str, Any] = {"run": run.name, **settings(point)}
-        row[headline] = final_reading(summary).get(headline) if summary else None
+        row[headline] = final_evaluation(summary).get(headline) if summary else None
         row |= {key: summary.get("size", {}).get(key) for key in ("parameters", "density", "bits")}
         row["seconds"] = summary.get("seconds")
         row["status"] = "done" if summary else "failed"

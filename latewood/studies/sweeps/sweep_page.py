@@ -50,7 +50,7 @@ def write_sweep_page(
     columns = [*keys, *(name for name in rows[0] if name not in ("run", "error", *keys))]
     words = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
 
-    def section(found: Sequence[Run]) -> Section:
+    def section(runs: Sequence[Run]) -> Section:
         figures = [heat_map(rows, keys, headline), density_curve(rows, keys, headline, methods)]
         drawn = [figure for figure in figures if figure is not None]
         errors = [f"{row['run']}: {row['error']}" for row in rows if row.get("error")]
@@ -115,9 +115,9 @@ def density_curve(
     and left dense have no place on the axis.
     """
     curves: dict[str, list[CurvePoint]] = {}
-    for (method, own), group in _seeded(rows, keys, headline, methods).items():
+    for (method, setting), group in _seeded(rows, keys, headline, methods).items():
         values, densities = _numbers(group, headline), _numbers(group, "density")
-        curves.setdefault(method, []).append(CurvePoint(values, densities, own))
+        curves.setdefault(method, []).append(CurvePoint(values, densities, setting))
     if len({point.density for points in curves.values() for point in points}) < 2:
         return None
     dense = curves.pop("", [None])[0]
@@ -131,14 +131,14 @@ def _seeded(
 ) -> dict[tuple[str, tuple[str, ...]], list[Row]]:
     """The rows with a density to show, by method and by all settings but the seed."""
     largest = max(_numbers(rows, "parameters"), default=0.0)
-    found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for row, method in zip(rows, methods, strict=False):
         density = _numbers([row], "density")
         smaller = any(count < largest for count in _numbers([row], "parameters"))
         if density and _numbers([row], headline) and not (method and smaller and density == [1.0]):
-            own = tuple(f"{key} {_shown(row.get(key))}" for key in keys if key not in _SEEDS)
-            found.setdefault((method, own), []).append(row)
-    return found
+            setting = tuple(f"{key} {_shown(row.get(key))}" for key in keys if key not in _SEEDS)
+            groups.setdefault((method, setting), []).append(row)
+    return groups
 
 
 def _numbers(rows: Sequence[Row], name: str) -> list[float]:
@@ -155,9 +155,9 @@ def _setting(value: object) -> object:
 def _shown(value: object) -> str:
     """A setting as people say it, whole sections too: their name first, then their arguments."""
     if isinstance(value, list):
-        return ", ".join(_shown(each) for each in value) or "none"
+        return ", ".join(_shown(item) for item in value) or "none"
     if isinstance(value, dict):
-        rest = (f"{key} {_shown(each)}" for key, each in value.items() if key != "name")
+        rest = (f"{key} {_shown(item)}" for key, item in value.items() if key != "name")
         return " ".join([label(str(value.get("name", ""))), *rest]).strip()
     return cell(value)
 

@@ -19,11 +19,11 @@ from latewood.sparsity import (
     prune_smallest,
     snapshot,
 )
-from latewood.studies.tickets.trial import Bench, Trained, score
+from latewood.studies.tickets.trial import FinishedTraining, TicketTrainer, score
 from latewood.training.evaluation import recalibrate, recalibration_batches
 from latewood.training.randomness import derive
 
-__all__ = ["ALONE", "MATCHED", "Dense", "Found", "continuous", "dense", "supermask"]
+__all__ = ["ALONE", "MATCHED", "Dense", "FoundTicket", "continuous", "dense", "supermask"]
 
 Entry = dict[str, Any]
 
@@ -48,7 +48,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTicket:
     """A ticket of continuous sparsification, which baselines are matched to.
 
     Args:
@@ -65,120 +65,127 @@ class Found:
         return sum(int(mask.sum()) for mask in self.ticket.masks.values())
 
 
-def dense(bench: Bench) -> tuple[list[Entry], Dense]:
+def dense(trainer: TicketTrainer) -> tuple[list[Entry], Dense]:
     """The whole network, before and after one training."""
-    untrained = _entry(bench, "untrained", 0, bench.untrained(), 1.0, 0.0)
-    done = bench.train()
+    untrained = _entry(trainer, "untrained", 0, trainer.untrained(), 1.0, 0.0)
+    done = trainer.train()
     trained = snapshot(done.session.model)
-    weights = {name: trained[name] for name in bench.prunable(done.session.model)}
-    task = bench.task
+    weights = {name: trained[name] for name in trainer.prunable(done.session.model)}
+    task = trainer.task
     start = Dense(done.early, trained, weights, task.headline, task.higher_is_better)
-    return [untrained, _entry(bench, "dense", 0, done.score, 1.0, 0.0)], start
+    return [untrained, _entry(trainer, "dense", 0, done.score, 1.0, 0.0)], start
 
 
-def continuous(bench: Bench, initial_logit: float) -> tuple[list[Entry], list[Found]]:
+def continuous(
+    trainer: TicketTrainer, initial_logit: float
+) -> tuple[list[Entry], list[FoundTicket]]:
     """Continuous sparsification: the network with its hard masks, and the ticket of each round."""
-    protocol = bench.protocol
+    protocol = trainer.protocol
     section = {
         "name": "continuous_sparsification",
         "initial_logit": initial_logit,
         "rounds": protocol.rounds,
-        **_selection(bench),
+        **_selection(trainer),
         **protocol.method,
     }
-    done = bench.train(method=section, rounds=protocol.rounds)
+    done = trainer.train(method=section, rounds=protocol.rounds)
     (method,) = done.session.methods.values()
     assert isinstance(method, ContinuousSparsification)
-    read = _read(bench, done, method)
+    read = _read(trainer, done, method)
     per_round = done.seconds / protocol.rounds
     density = method.metrics()["density"]
     key = {"initial_logit": initial_logit, "round": protocol.rounds}
     entries = [
-        _entry(bench, "hard", protocol.rounds, read["recalibrated"], density, done.seconds)
+        _entry(trainer, "hard", protocol.rounds, read["recalibrated"], density, done.seconds)
         | key
         | read
     ]
-    found = []
+    tickets = []
     for index, _ in enumerate(method.tickets):
         ticket = Ticket.of(method, done.early, finished_round=index)
         key = {"initial_logit": initial_logit, "round": index + 1}
-        trained = bench.train(ticket=ticket)
+        trained = trainer.train(ticket=ticket)
         cost = (index + 1) * per_round
-        entry = _entry(bench, "ticket", index + 1, trained.score, ticket.density, cost)
+        entry = _entry(trainer, "ticket", index + 1, trained.score, ticket.density, cost)
         entries.append(entry | key)
-        found.append(Found(key, ticket))
-    return entries, found
+        tickets.append(FoundTicket(key, ticket))
+    return entries, tickets
 
 
-def supermask(bench: Bench, initial_logit: float) -> tuple[list[Entry], None]:
+def supermask(trainer: TicketTrainer, initial_logit: float) -> tuple[list[Entry], None]:
     """Masks learned on weights that keep their initial values."""
     section = {
         "name": "continuous_sparsification",
         "initial_logit": initial_logit,
-        **_selection(bench),
-        **bench.protocol.method,
+        **_selection(trainer),
+        **trainer.protocol.method,
         "penalty_weight": 0.0,
-        "mask_lr": bench.protocol.supermask_lr,
+        "mask_lr": trainer.protocol.supermask_lr,
         "freeze_weights": True,
     }
-    done = bench.train(method=section)
+    done = trainer.train(method=section)
     (method,) = done.session.methods.values()
     assert isinstance(method, ContinuousSparsification)
-    read = _read(bench, done, method)
+    read = _read(trainer, done, method)
     density = method.metrics()["density"]
-    entry = _entry(bench, "supermask", 1, read["recalibrated"], density, done.seconds)
+    entry = _entry(trainer, "supermask", 1, read["recalibrated"], density, done.seconds)
     return [entry | {"initial_logit": initial_logit} | read], None
 
 
-def shuffled(bench: Bench, start: Dense, found: Found) -> Entry:
+def shuffled(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """The ticket's counts per layer at random places, from the same early weights."""
-    seed = derive(bench.seed, "shuffled masks")
-    masks = shuffled_masks(found.ticket.masks, seed=seed)
-    done = bench.train(ticket=Ticket(masks, found.ticket.snapshot, {}))
-    return _entry(bench, "shuffled", 0, done.score, found.ticket.density, 0.0)
+    seed = derive(trainer.seed, "shuffled masks")
+    masks = shuffled_masks(reference.ticket.masks, seed=seed)
+    done = trainer.train(ticket=Ticket(masks, reference.ticket.snapshot, {}))
+    return _entry(trainer, "shuffled", 0, done.score, reference.ticket.density, 0.0)
 
 
-def magnitude(bench: Bench, start: Dense, found: Found) -> Entry:
+def magnitude(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """One round of magnitude pruning: the largest weights of the dense network, rewound."""
-    masks = keep_largest(start.weights, found.kept)
-    done = bench.train(ticket=Ticket(masks, start.early, {}))
-    return _entry(bench, "magnitude", 1, done.score, found.ticket.density, 0.0)
+    masks = keep_largest(start.weights, reference.kept)
+    done = trainer.train(ticket=Ticket(masks, start.early, {}))
+    return _entry(trainer, "magnitude", 1, done.score, reference.ticket.density, 0.0)
 
 
-def one_shot(bench: Bench, start: Dense, found: Found) -> Entry:
+def one_shot(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """The largest weights of the dense network, trained on as long again."""
-    masks = keep_largest(start.weights, found.kept)
-    done = bench.train(ticket=Ticket(masks, start.trained, {}))
-    return _entry(bench, "one_shot", 1, done.score, found.ticket.density, 0.0)
+    masks = keep_largest(start.weights, reference.kept)
+    done = trainer.train(ticket=Ticket(masks, start.trained, {}))
+    return _entry(trainer, "one_shot", 1, done.score, reference.ticket.density, 0.0)
 
 
-def gradual(bench: Bench, start: Dense, found: Found) -> Entry:
+def gradual(trainer: TicketTrainer, start: Dense, reference: FoundTicket) -> Entry:
     """Gradual magnitude pruning to the ticket's density, in one training.
 
     Raises:
         WorkError: the ticket kept no weight.
     """
-    if found.kept == 0:
+    if reference.kept == 0:
         raise WorkError(
-            f"seed {bench.seed}, initial logit {found.entry['initial_logit']:g}, round "
-            f"{found.entry['round']}: the ticket kept no weight, so that gradual pruning cannot be "
-            "matched to it; a higher initial logit or more epochs keep some"
+            f"seed {trainer.seed}, initial logit {reference.entry['initial_logit']:g}, round "
+            f"{reference.entry['round']}: the ticket kept no weight, so that gradual pruning "
+            "cannot be matched to it; a higher initial logit or more epochs keep some"
         )
     section = {
         "name": "gradual_magnitude_pruning",
-        "density": found.ticket.density,
-        **_selection(bench),
+        "density": reference.ticket.density,
+        **_selection(trainer),
     }
-    done = bench.train(method=section)
+    done = trainer.train(method=section)
     (method,) = done.session.methods.values()
     assert isinstance(method, GradualMagnitudePruning)
     recalibrate(done.session, done.session.model)
     density = method.metrics()["density"]
-    return _entry(bench, "gradual", 1, done.score, density, done.seconds)
+    return _entry(trainer, "gradual", 1, done.score, density, done.seconds)
 
 
 def iterative(
-    bench: Bench, start: Dense, name: str, *, layerwise: bool = False, rewinding: bool = True
+    trainer: TicketTrainer,
+    start: Dense,
+    name: str,
+    *,
+    layerwise: bool = False,
+    rewinding: bool = True,
 ) -> list[Entry]:
     """Magnitude pruning round by round; each round's training is that of the ticket before it."""
     weights = start.weights
@@ -186,13 +193,13 @@ def iterative(
     entries: list[Entry] = []
     seconds = 0.0
     values = start.trained
-    for number in range(1, bench.protocol.iterations + 1):
+    for number in range(1, trainer.protocol.iterations + 1):
         masks = prune_smallest(
-            weights, fraction=bench.protocol.fraction, present=masks, layerwise=layerwise
+            weights, fraction=trainer.protocol.fraction, present=masks, layerwise=layerwise
         )
         ticket = Ticket(masks, start.early if rewinding else values, {})
-        done = bench.train(ticket=ticket)
-        entry = _entry(bench, name, number, done.score, ticket.density, seconds)
+        done = trainer.train(ticket=ticket)
+        entry = _entry(trainer, name, number, done.score, ticket.density, seconds)
         entries.append(entry | {"round": number})
         seconds += done.seconds
         values = snapshot(done.session.model)
@@ -200,7 +207,7 @@ def iterative(
     return entries
 
 
-MATCHED: Mapping[str, Callable[[Bench, Dense, Found], Entry]] = {
+MATCHED: Mapping[str, Callable[[TicketTrainer, Dense, FoundTicket], Entry]] = {
     "shuffled": shuffled,
     "magnitude": magnitude,
     "one_shot": one_shot,
@@ -216,41 +223,43 @@ ALONE: Mapping[str, Mapping[str, bool]] = {
 """Forms of iterative magnitude pruning, whose densities follow from the rounds."""
 
 
-def _read(bench: Bench, done: Trained, method: ContinuousSparsification) -> Entry:
+def _read(
+    trainer: TicketTrainer, done: FinishedTraining, method: ContinuousSparsification
+) -> Entry:
     session = done.session
     noise = torch.Generator(session.processes.device.type)
-    found = evaluate_masks(
+    evaluations = evaluate_masks(
         method,
         lambda model: score(session, model),
         recalibration_batches(session),
         forward=lambda model, batch: session.task.objective.loss(
-            model, batch, noise.manual_seed(derive(bench.seed, "recalibrate"))
+            model, batch, noise.manual_seed(derive(trainer.seed, "recalibrate"))
         ),
     )
     return {
-        "soft": found.soft,
-        "hard": found.hard,
-        "recalibrated": found.recalibrated,
-        "undecided": found.undecided,
+        "soft": evaluations.soft,
+        "hard": evaluations.hard,
+        "recalibrated": evaluations.recalibrated,
+        "undecided": evaluations.undecided,
     }
 
 
-def _selection(bench: Bench) -> Entry:
-    exclude = bench.protocol.exclude
-    chosen: Entry = {"include": list(bench.protocol.include)}
+def _selection(trainer: TicketTrainer) -> Entry:
+    exclude = trainer.protocol.exclude
+    chosen: Entry = {"include": list(trainer.protocol.include)}
     return chosen if exclude is None else chosen | {"exclude": list(exclude)}
 
 
 def _entry(
-    bench: Bench, method: str, rounds: int, value: float, density: float, seconds: float
+    trainer: TicketTrainer, method: str, rounds: int, value: float, density: float, seconds: float
 ) -> Entry:
     return {
         "method": method,
-        "seed": bench.seed,
+        "seed": trainer.seed,
         "initial_logit": None,
         "round": None,
-        "search_epochs": rounds * bench.protocol.epochs,
+        "search_epochs": rounds * trainer.protocol.epochs,
         "density": density,
-        bench.task.headline: value,
+        trainer.task.headline: value,
         "search_seconds": round(seconds, 3),
     }

@@ -23,11 +23,11 @@ from latewood.report.formatting import (
     count_text,
     is_share,
     label,
+    metric_text,
     number,
     percent,
-    reading,
 )
-from latewood.report.headline import Result, Tile
+from latewood.report.headline import Headline, Tile
 from latewood.report.report import write_page
 from latewood.studies.tickets.ticket_table import TicketTable
 
@@ -95,7 +95,7 @@ def write_tickets_page(table: TicketTable, path: Path) -> Path:
         ],
     )
     all_networks = Section(title="All networks", html=_html_table(table))
-    return write_page(_result(table), [curve_section, all_networks], path)
+    return write_page(_headline(table), [curve_section, all_networks], path)
 
 
 def _curves(table: TicketTable) -> dict[str, list[_Point]]:
@@ -121,23 +121,23 @@ def _curves(table: TicketTable) -> dict[str, list[_Point]]:
 def _figures(table: TicketTable, curves: Mapping[str, Sequence[_Point]]) -> list[Figure]:
     name = label(table.headline).capitalize()
     whole = _over_density(table, curves, f"{name} against density")
-    found = [whole]
+    figures = [whole]
     if "dense" in curves and (near := _near_dense(table, curves)) is not None:
         closer = _over_density(table, curves, f"{name} against density, close to the dense network")
         closer.layout["yaxis"] |= {"range": near}
-        found.append(closer)
-    return [*found, _over_cost(table, curves)]
+        figures.append(closer)
+    return [*figures, _over_cost(table, curves)]
 
 
 def _near_dense(
     table: TicketTable, curves: Mapping[str, Sequence[_Point]]
 ) -> tuple[float, float] | None:
     """The band of the headline that holds all tickets; None if it holds nearly everything."""
-    own = [mean(point.values) for key in ("ticket", "dense") for point in curves.get(key, ())]
+    nearest = [mean(point.values) for key in ("ticket", "dense") for point in curves.get(key, ())]
     everything = [mean(point.values) for points in _sparse(curves).values() for point in points]
     if not everything:
         return None
-    low, high = min(own), max(own)
+    low, high = min(nearest), max(nearest)
     margin = 0.5 * (high - low) + 1e-3 * abs(high)
     low, high = low - margin, high + margin
     if max(everything) - min(everything) < 3 * (high - low):
@@ -185,7 +185,7 @@ def _soft_notes(table: TicketTable) -> list[str]:
         return []
     worst = max(soft, key=lambda row: row["undecided"])
     shown = ", ".join(
-        f"{name} {reading(table.headline, worst[name])}"
+        f"{name} {metric_text(table.headline, worst[name])}"
         for name in ("soft", "hard", "recalibrated")
         if _finite(worst.get(name))
     )
@@ -220,15 +220,15 @@ def _html_table(table: TicketTable) -> Markup:
     ).format(head, Markup("").join(rows))
 
 
-def _result(table: TicketTable) -> Result:
+def _headline(table: TicketTable) -> Headline:
     curves = _curves(table)
     lead = f"{table.setting}." if table.setting else ""
     sign = 1 if table.higher_is_better else -1
     tickets = curves.get("ticket", [])
     if not tickets:
-        return Result(f"{len(table.groups())} networks compared", _upper_first(lead), ())
+        return Headline(f"{len(table.groups())} networks compared", _upper_first(lead), ())
     best = max(tickets, key=lambda point: sign * mean(point.values))
-    value = reading(table.headline, mean(best.values))
+    value = metric_text(table.headline, mean(best.values))
     headline = f"A ticket with {percent(best.density)} of the weights has "
     name = label(table.headline)
     headline += f"{value} {name}" if is_share(table.headline) else f"{name} {value}"
@@ -239,9 +239,9 @@ def _result(table: TicketTable) -> Result:
         Tile(count_text(len(best.values)), "seeds" if len(best.values) > 1 else "seed"),
     ]
     if "dense" in curves:
-        dense = reading(table.headline, mean(curves["dense"][0].values))
+        dense = metric_text(table.headline, mean(curves["dense"][0].values))
         headline += f", the dense network {dense}"
-    return Result(headline, _upper_first(lead), tuple(tiles))
+    return Headline(headline, _upper_first(lead), tuple(tiles))
 
 
 def _finite(value: object) -> bool:

@@ -11,16 +11,16 @@ import joblib
 
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.studies.tickets import pruning_strategies
-from latewood.studies.tickets.pruning_strategies import ALONE, MATCHED, Dense, Found
+from latewood.studies.tickets.pruning_strategies import ALONE, MATCHED, Dense, FoundTicket
 from latewood.studies.tickets.ticket_page import write_tickets_page
 from latewood.studies.tickets.ticket_table import BASELINES, TicketTable
-from latewood.studies.tickets.trial import Protocol, bench
+from latewood.studies.tickets.trial import Protocol, ticket_trainer
 from latewood.terminal.progress import progress
 from latewood.training.recipe import Recipe, check_sections, load_recipe
 
 __all__ = ["search_tickets"]
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+TrainingCall = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def search_tickets(
@@ -105,7 +105,7 @@ def search_tickets(
     _check(protocol, initial_logits, supermask_logits, baselines, seeds, jobs)
     _prepare(protocol.folder, overwrite)
 
-    first: list[Call] = [(_dense, (protocol, seed)) for seed in seeds]
+    first: list[TrainingCall] = [(_dense, (protocol, seed)) for seed in seeds]
     first += [(_continuous, (protocol, seed, s0)) for seed in seeds for s0 in initial_logits]
     if "supermask" in baselines:
         first += [(_supermask, (protocol, seed, s0)) for seed in seeds for s0 in supermask_logits]
@@ -116,24 +116,24 @@ def search_tickets(
         done = _run(first, jobs, advance)
         start = {seed: outcome[1] for seed, outcome in zip(seeds, done, strict=False)}
         tickets = [
-            (seed, found)
+            (seed, ticket)
             for (_, arguments), outcome in zip(first, done, strict=True)
             for seed in [arguments[1]]
             if isinstance(outcome[1], list)
-            for found in outcome[1]
+            for ticket in outcome[1]
         ]
-        second: list[Call] = [
-            (_matched, (protocol, seed, start[seed], found, name))
-            for seed, found in tickets
+        second: list[TrainingCall] = [
+            (_matched, (protocol, seed, start[seed], ticket, name))
+            for seed, ticket in tickets
             for name in matched
         ]
         second += [
             (_alone, (protocol, seed, start[seed], name)) for seed in seeds for name in alone
         ]
         done += _run(second, jobs, advance)
-    for seed, found in tickets:
-        s0, number = found.entry["initial_logit"], found.entry["round"]
-        found.ticket.save(protocol.folder / f"ticket-seed{seed}-logit{s0:g}-round{number}")
+    for seed, ticket in tickets:
+        s0, number = ticket.entry["initial_logit"], ticket.entry["round"]
+        ticket.ticket.save(protocol.folder / f"ticket-seed{seed}-logit{s0:g}-round{number}")
     rows = [row for outcome in done for row in outcome[0]]
     order = ["untrained", "dense", "ticket", "hard", *BASELINES]
     rows.sort(key=lambda row: order.index(row["method"]))
@@ -155,49 +155,49 @@ def _setting(recipe: Recipe) -> str:
 
 
 def _dense(protocol: Protocol, seed: int) -> tuple[list[dict[str, Any]], Dense]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.dense(own)
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.dense(trainer)
 
 
 def _continuous(
     protocol: Protocol, seed: int, initial_logit: float
-) -> tuple[list[dict[str, Any]], list[Found]]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.continuous(own, initial_logit)
+) -> tuple[list[dict[str, Any]], list[FoundTicket]]:
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.continuous(trainer, initial_logit)
 
 
 def _supermask(
     protocol: Protocol, seed: int, initial_logit: float
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.supermask(own, initial_logit)
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.supermask(trainer, initial_logit)
 
 
 def _matched(
-    protocol: Protocol, seed: int, start: Dense, found: Found, name: str
+    protocol: Protocol, seed: int, start: Dense, reference: FoundTicket, name: str
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return [MATCHED[name](own, start, found) | found.entry], None
+    with ticket_trainer(protocol, seed) as trainer:
+        return [MATCHED[name](trainer, start, reference) | reference.entry], None
 
 
 def _alone(
     protocol: Protocol, seed: int, start: Dense, name: str
 ) -> tuple[list[dict[str, Any]], None]:
-    with bench(protocol, seed) as own:
-        return pruning_strategies.iterative(own, start, name, **ALONE[name]), None
+    with ticket_trainer(protocol, seed) as trainer:
+        return pruning_strategies.iterative(trainer, start, name, **ALONE[name]), None
 
 
-def _run(calls: Sequence[Call], jobs: int, advance: Callable[..., None]) -> list[Any]:
+def _run(calls: Sequence[TrainingCall], jobs: int, advance: Callable[..., None]) -> list[Any]:
     """What the calls return, in their order."""
-    found: Iterable[Any]
+    results: Iterable[Any]
     if jobs == 1:
-        found = (function(*arguments) for function, arguments in calls)
+        results = (function(*arguments) for function, arguments in calls)
     else:
         work = (joblib.delayed(function)(*arguments) for function, arguments in calls)
-        found = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator")(work)
+        results = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator")(work)
     collected = []
-    for each in found:
-        collected.append(each)
+    for result in results:
+        collected.append(result)
         advance()
     return collected
 

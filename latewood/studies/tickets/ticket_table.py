@@ -61,10 +61,10 @@ class TicketTable:
             and "interval" (half-width of its mean's 95 % interval, Student's t), both None for one
             seed, and "seeds".
         """
-        found: list[Row] = []
+        means: list[Row] = []
         for (method, initial_logit, number), rows in self.groups().items():
             values = [row[self.headline] for row in rows]
-            found.append(
+            means.append(
                 {
                     "method": method,
                     "initial_logit": initial_logit,
@@ -77,7 +77,7 @@ class TicketTable:
                     "seeds": len(rows),
                 }
             )
-        return found
+        return means
 
     def groups(self) -> dict[tuple[str, Any, Any], list[dict[str, Any]]]:
         """The rows by method, initial logit and round, which differ in their seed alone."""

@@ -10,24 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from latewood.core.schedules import Schedule
 from latewood.core.threads import threads as limited
 from latewood.errors import RequestError
 from latewood.sparsity import Ticket, maskable, snapshot
-from latewood.tasks.task import Task
-from latewood.training import components
+from latewood.tasks import Task
 from latewood.training.evaluation import evaluate
 from latewood.training.loop import train_steps
-from latewood.training.processes import Processes, processes
-from latewood.training.randomness import caller_unchanged, derive, seed_everything
+from latewood.training.processes import Processes
 from latewood.training.recipe import Recipe
+from latewood.training.run_context import build_task, joined_processes
 from latewood.training.run_folder import RunFolder
-from latewood.training.session import Session, open_session
+from latewood.training.session import Session
+from latewood.training.session_builder import open_session
 
-__all__ = ["Bench", "Protocol", "Trained", "bench", "score"]
+__all__ = ["TicketTrainer", "Protocol", "FinishedTraining", "score", "ticket_trainer"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedTraining:
     """The end of one training.
 
     Args:
@@ -87,7 +86,7 @@ class Trained:
 
 
 @dataclass
-class Bench:
+class TicketTrainer:
     """Trains, always from the same initial weights and in the same order of the data.
 
     Args:
@@ -108,7 +107,7 @@ class Bench:
         ticket: Ticket | None = None,
         method: Mapping[str, Any] | None = None,
         rounds: int = 1,
-    ) -> Trained:
+    ) -> FinishedTraining:
         """One training, or several rounds of it with the learning rate started anew in each.
 
         Args:
@@ -126,14 +125,14 @@ class Bench:
         early: dict[str, Tensor] = {}
         rewind_step = self.protocol.rewind_epoch * session.steps_per_epoch
 
-        def keep_early(now: Session) -> None:
-            if now.step == rewind_step:
-                early.update(snapshot(now.model))
+        def keep_early(session: Session) -> None:
+            if session.step == rewind_step:
+                early.update(snapshot(session.model))
 
         start = time.monotonic()
         keep_early(session)
         train_steps(session, [keep_early], lambda: False)
-        return Trained(session, early, time.monotonic() - start)
+        return FinishedTraining(session, early, time.monotonic() - start)
 
     def untrained(self) -> float:
         """The headline measure of the initial network."""
@@ -143,40 +142,25 @@ class Bench:
     def prunable(self, model: nn.Module) -> list[str]:
         """The names of the weights that may be pruned, in the order of a model without masks."""
         protocol = self.protocol
-        return [each.name for each in maskable(model, protocol.include, protocol.exclude)]
+        return [weight.name for weight in maskable(model, protocol.include, protocol.exclude)]
 
     def _session(self, methods: list[dict[str, Any]], rounds: int) -> Session:
-        own = {"seed": self.seed, "methods": methods, "epochs": self.protocol.epochs * rounds}
-        recipe = self.protocol.recipe.model_copy(update=own)
+        changes = {"seed": self.seed, "methods": methods, "epochs": self.protocol.epochs * rounds}
+        recipe = self.protocol.recipe.model_copy(update=changes)
         return open_session(recipe, RunFolder(self.protocol.folder), self.group, self.task)
 
 
 @contextmanager
-def bench(protocol: Protocol, seed: int) -> Iterator[Bench]:
-    """A bench for one seed; the caller's generators and threads are given back as they were."""
-    recipe = protocol.recipe
-    with (
-        caller_unchanged(),
-        torch.enable_grad(),
-        limited(protocol.threads),
-        components.importable(*recipe.folders),
-        processes(
-            device=recipe.device,
-            precision=recipe.precision,
-            trackers=[],
-            folder=protocol.folder,
-        ) as group,
-    ):
+def ticket_trainer(protocol: Protocol, seed: int) -> Iterator[TicketTrainer]:
+    """What trains with one seed; the caller's generators and threads stay as they were."""
+    recipe = protocol.recipe.model_copy(update={"trackers": []})
+    with limited(protocol.threads), joined_processes(recipe, protocol.folder) as group:
         if group.count > 1:
             raise RequestError(
                 "search_tickets: got several processes of a launcher; expected one, with jobs= for "
                 "several trainings at the same time"
             )
-        seed_everything(derive(seed, "task"), group.device)
-        task = components.build("task", recipe.task, "task")
-        if not isinstance(task, Task):
-            raise RequestError(f"task: {recipe.task['name']!r} returned no Task")
-        yield Bench(protocol, seed, group, task)
+        yield TicketTrainer(protocol, seed, group, build_task(recipe, group, seed))
 
 
 def score(session: Session, model: nn.Module) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, count, islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +19,7 @@ __all__ = [
     "Normalise",
     "TensorDataset",
     "batch_count",
+    "batch_stream",
     "batches",
     "epoch_order",
     "stratified_prefix",
@@ -180,15 +183,15 @@ def batches(
         raise invalid("world_size", world_size, f"1 to {n} processes, one sample each at least")
     if not 0 <= rank < world_size:
         raise invalid("rank", rank, f"0 to {world_size - 1}")
-    count = batch_count(n, batch_size, drop_last)
-    if count == 0:
+    total = batch_count(n, batch_size, drop_last)
+    if total == 0:
         raise invalid("batch_size", batch_size, f"at most the {n} samples, as drop_last is on")
-    if not 0 <= start <= count:
-        raise invalid("start", start, f"0 to {count}, the number of batches in an epoch")
+    if not 0 <= start <= total:
+        raise invalid("start", start, f"0 to {total}, the number of batches in an epoch")
     order = epoch_order(n, seed=seed, epoch=epoch) if shuffle else torch.arange(n)
 
     def generate() -> Iterator[tuple[Batch, float]]:
-        for number in range(start, count):
+        for number in range(start, total):
             indices = order[number * batch_size : (number + 1) * batch_size]
             low = len(indices) * rank // world_size
             high = len(indices) * (rank + 1) // world_size
@@ -197,6 +200,46 @@ def batches(
             yield dataset.gather(local), weight
 
     return generate()
+
+
+def batch_stream(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    start: int = 0,
+    drop_last: bool = False,
+) -> Iterator[Batch]:
+    """A number of batches, epoch after epoch in the seed's order, as a loop outside a run needs.
+
+    Args:
+        dataset: where the samples come from.
+        batch_size: samples per batch.
+        seed: of the order.
+        steps: number of batches.
+        start: number of batches to skip, those of whole epochs included.
+        drop_last: leave out the last batch of an epoch if it is not full.
+
+    Returns:
+        iterator over batches.
+
+    Raises:
+        RequestError: an empty data set, or a number out of range.
+    """
+    if steps < 0:
+        raise invalid("steps", steps, "0 or more")
+    if start < 0:
+        raise invalid("start", start, "0 or more")
+    if batch_size < 1:
+        raise invalid("batch_size", batch_size, "1 or more")
+    read = partial(batches, dataset, batch_size=batch_size, seed=seed, drop_last=drop_last)
+    per_epoch = batch_count(len(dataset), batch_size, drop_last)
+    epoch, skipped = divmod(start, max(per_epoch, 1))
+    # The first epoch is opened at once, so that what is wrong is refused here.
+    first = read(epoch=epoch, start=skipped)
+    later = (read(epoch=number) for number in count(epoch + 1))
+    return islice((batch for order in chain([first], later) for batch, _ in order), steps)
 
 
 def stratified_prefix(labels: Tensor, limit: int) -> Tensor:

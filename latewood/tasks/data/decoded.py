@@ -24,9 +24,9 @@ FORMAT = "1"
 
 def cache_folder() -> Path:
     """Where decoded data is kept: $LATEWOOD_CACHE, else latewood in the user's cache folder."""
-    own = os.environ.get("LATEWOOD_CACHE")
-    if own:
-        return Path(own).expanduser()
+    folder = os.environ.get("LATEWOOD_CACHE")
+    if folder:
+        return Path(folder).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "latewood"
 
@@ -44,14 +44,14 @@ def decoded(name: str, key: str, build: Callable[[], dict[str, Tensor]]) -> dict
     """
     readable = re.sub(r"[^\w.]+", "-", name).strip("-")
     path = cache_folder() / f"{readable}-{key}-{FORMAT}.safetensors"
-    found = _load(path)
-    if found is not None:
-        return found
+    cached = _load(path)
+    if cached is not None:
+        return cached
     with _alone(path):
         # Another process may have written it while this one waited.
-        found = _load(path)
-        if found is not None:
-            return found
+        cached = _load(path)
+        if cached is not None:
+            return cached
         tensors = build()
         try:
             _store(path, tensors)

@@ -14,7 +14,7 @@ from latewood.errors import RequestError, WorkError, invalid
 from latewood.tasks.data.datasets import Normalise, TensorDataset, stratified_prefix
 from latewood.tasks.data.decoded import decoded
 from latewood.tasks.data.locate import open_splits
-from latewood.tasks.data.sources import Encoded, Source, check_label, content_hash
+from latewood.tasks.data.sources import Encoded, SampleSource, check_label, content_hash
 from latewood.terminal.progress import progress
 
 __all__ = ["decode_image", "decode_images", "image_splits", "load_images"]
@@ -97,7 +97,7 @@ def image_splits(
     )
 
 
-def load_images(source: Source, *, channels: int, classes: int) -> tuple[Tensor, Tensor]:
+def load_images(source: SampleSource, *, channels: int, classes: int) -> tuple[Tensor, Tensor]:
     """All images of a source, decoded once and then read from the cache.
 
     Args:
@@ -117,7 +117,7 @@ def load_images(source: Source, *, channels: int, classes: int) -> tuple[Tensor,
     return tensors["images"], tensors["labels"]
 
 
-def decode_images(source: Source, *, channels: int, classes: int) -> dict[str, Tensor]:
+def decode_images(source: SampleSource, *, channels: int, classes: int) -> dict[str, Tensor]:
     """Decodes every image, on as many threads as torch may use.
 
     Args:

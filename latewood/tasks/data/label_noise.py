@@ -11,38 +11,38 @@ __all__ = ["permute_labels"]
 
 
 def permute_labels(
-    train: TensorDataset, validation: TensorDataset, *, share: float, seed: int = 12345
+    train: TensorDataset, validation: TensorDataset, *, fraction: float, seed: int = 12345
 ) -> tuple[TensorDataset, TensorDataset]:
-    """Permutes the labels of a share of the samples of both parts among themselves.
+    """Permutes the labels of a fraction of the samples of both parts among themselves.
 
     Which ones, and how, depends on the seed alone, so every run learns the same wrong labels, and
-    the number of samples of each class stays. With a share of 1 labels are random: what is learned
-    of them is learned by heart, and the validation error stays that of guessing.
+    the number of samples of each class stays. With a fraction of 1 labels are random: what is
+    learned of them is learned by heart, and the validation error stays that of guessing.
 
     Args:
         train: its last tensor holds the labels.
         validation: likewise.
-        share: of the samples, in [0, 1]; 0 returns both parts as they are.
+        fraction: of the samples, in [0, 1]; 0 returns both parts as they are.
         seed: of the choice of samples and of their permutation.
 
     Returns:
         both parts with the labels in question permuted over both of them.
 
     Raises:
-        RequestError: a share outside [0, 1], or a seed that is negative.
+        RequestError: a fraction outside [0, 1], or a seed that is negative.
 
-    Source: arXiv 2408.11804, random labels (share 1), seed and one permutation of all labels as in
-        its released code.
+    Source: arXiv 2408.11804, random labels (fraction 1), seed and one permutation of all labels as
+        in its released code.
     """
-    if not 0 <= share <= 1:
-        raise invalid("label_noise", share, "a share, 0 to 1")
+    if not 0 <= fraction <= 1:
+        raise invalid("label_noise", fraction, "a share, 0 to 1")
     if seed < 0:
         raise invalid("label_seed", seed, "0 or more")
-    if share == 0:
+    if fraction == 0:
         return train, validation
     labels = torch.cat((train.tensors[-1], validation.tensors[-1]))
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
     order = torch.randperm(len(chosen), generator=generator)
     mixed = labels.clone()
     mixed[chosen] = labels[chosen[order]]

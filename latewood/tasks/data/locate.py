@@ -9,7 +9,7 @@ from typing import Literal
 
 from latewood.errors import RequestError, invalid
 from latewood.tasks.data.parquet import ParquetSource, parquet_files
-from latewood.tasks.data.sources import FolderSource, HubSource, Source
+from latewood.tasks.data.sources import FolderSource, HubSource, SampleSource
 
 __all__ = ["find_folder", "open_splits"]
 
@@ -62,7 +62,7 @@ def open_splits(
     hub_name: str | None,
     columns: Sequence[str],
     feature: Feature,
-) -> list[Source]:
+) -> list[SampleSource]:
     """The encoded samples of each split.
 
     Args:
@@ -83,17 +83,17 @@ def open_splits(
         if folder is not None:
             raise invalid("hub", hub, "nothing when folder is set as well")
         return [HubSource(hub, split, columns=columns, feature=feature) for split in splits]
-    files = " and ".join(f"{split}-*.parquet" for split in splits)
-    layout = f"{files} (columns {' or '.join(columns)}, and label)"
+    patterns = " and ".join(f"{split}-*.parquet" for split in splits)
+    layout = f"{patterns} (columns {' or '.join(columns)}, and label)"
     if feature == "Image":
         layout += ", or " + " and ".join(f"{split}/<class>/" for split in splits) + " of images"
     home = find_folder(task, folder, names=names, layout=layout, hub_name=hub_name)
-    sources: list[Source] = []
+    sources: list[SampleSource] = []
     classes: list[str] | None = None
     for split in splits:
-        found = parquet_files(home, split)
-        if found:
-            sources.append(ParquetSource(found, columns=columns))
+        files = parquet_files(home, split)
+        if files:
+            sources.append(ParquetSource(files, columns=columns))
         elif feature == "Image" and (home / split).is_dir():
             images = FolderSource(home, split, classes)
             classes = images.classes

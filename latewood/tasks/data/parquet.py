@@ -22,19 +22,19 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
         RequestError: several folders have the split, or a part of it is missing.
     """
     for pattern in ("", "*/"):
-        found = [
+        paths = [
             *folder.glob(f"{pattern}{split}-*.parquet"),
             *folder.glob(f"{pattern}{split}.parquet"),
         ]
-        if found:
+        if paths:
             break
     else:
         return []
-    homes = sorted({file.parent for file in found})
+    homes = sorted({file.parent for file in paths})
     if len(homes) > 1:
         names = ", ".join(home.name for home in homes)
         raise RequestError(f"folder: {folder} has the split {split!r} in {names}; name one of them")
-    files = sorted(found)
+    files = sorted(paths)
     numbered = [re.fullmatch(r".*-(\d+)-of-(\d+)", file.stem) for file in files]
     for part in numbered:
         expected = int(part[2]) if part else len(files)

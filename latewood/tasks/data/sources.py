@@ -14,7 +14,7 @@ __all__ = [
     "Encoded",
     "FolderSource",
     "HubSource",
-    "Source",
+    "SampleSource",
     "check_label",
     "content_hash",
     "hash_files",
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
     origin: str
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """One split of a data set, still encoded."""
 
     name: str

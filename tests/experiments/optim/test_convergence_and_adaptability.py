@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from latewood.experiments import Bench, Experiment, Results
+from latewood.experiments import Experiment, Results, Workspace
 from latewood.experiments.optim import adaptability as on_digits
 from latewood.experiments.optim import convergence as convergence
 
@@ -22,7 +22,7 @@ EXPERIMENTS = [
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
 def test_every_claim_of_the_quick_scale_holds(experiment: Experiment, tmp_path) -> None:
-    results = experiment.run("quick", Bench(tmp_path))
+    results = experiment.run("quick", Workspace(tmp_path))
     claims = [claim for claim in experiment.claims if "quick" in claim.scales]
     assert claims
     failed = [(c.name, c.measured(results)) for c in claims if not c.holds(results)]

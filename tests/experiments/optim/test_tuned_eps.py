@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import Parameter
 
-from latewood.experiments import Bench
+from latewood.experiments import Workspace
 from latewood.experiments.optim import tuned_eps
 from latewood.training import components
 from latewood.training.recipe import parse_recipe
@@ -85,6 +85,6 @@ def test_the_papers_protocol_takes_two_steps_on_tiny_images(tmp_path, monkeypatc
     monkeypatch.setitem(tuned_eps.IMAGE_RECIPES, "full", tiny)
     monkeypatch.setattr(tuned_eps, "PAPER_POINTS", {name: tuned_eps.PAPER_POINTS[name]})
     monkeypatch.setattr(tuned_eps, "SEEDS", (1,))
-    results = tuned_eps.IMAGES.run("full", Bench(tmp_path / "runs"))
+    results = tuned_eps.IMAGES.run("full", Workspace(tmp_path / "runs"))
     assert 0.0 <= results.mean(name) <= 1.0
     assert results.settings["recipe"]["model"] == {"name": "wide_resnet28", "width": 4}

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from latewood.errors import RequestError
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.segmentation import inpainting_search as experiment
 from latewood.experiments.segmentation.composite_images import composites
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return experiment.run("quick", Bench(tmp_path_factory.mktemp("bench")))
+    return experiment.run("quick", Workspace(tmp_path_factory.mktemp("workspace")))
 
 
 def test_every_claim_of_the_quick_scale_holds(results: Results) -> None:

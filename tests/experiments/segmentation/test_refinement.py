@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.segmentation import refinement as experiment
 
 
@@ -14,7 +14,7 @@ def test_it_chooses_the_step_with_the_largest_error(
     small = {"IMAGES": 12, "HELD_OUT": 4, "SIDE": 24, "STEPS": 6, "EVERY": 2, "BATCH_SIZE": 4}
     for name, value in small.items():
         monkeypatch.setattr(experiment, name, value)
-    found = experiment.run("cpu", Bench(tmp_path_factory.mktemp("bench")))
+    found = experiment.run("cpu", Workspace(tmp_path_factory.mktemp("workspace")))
     errors = {step: found.mean(f"J after {step}") for step in (2, 4, 6)}
     chosen = int(found.mean("chosen step"))
     assert errors[chosen] == max(errors.values())

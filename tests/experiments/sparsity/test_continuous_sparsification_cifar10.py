@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.sparsity import continuous_sparsification_cifar10 as experiment
 
 
@@ -20,7 +20,7 @@ def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     monkeypatch.setattr(experiment, "RECIPE", small)
     monkeypatch.setattr(experiment, "METHOD", experiment.METHOD | {"initial_logit": 0.1})
-    results = experiment.run("full", Bench(tmp_path))
+    results = experiment.run("full", Workspace(tmp_path))
     assert all(claim.measured(results) for claim in experiment.EXPERIMENT.claims)
     assert 0 < results.mean("density") <= 1
     assert results.mean("dense") > 0.5
@@ -32,9 +32,9 @@ def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     few = experiment._one_shot(recipe, *experiment._built(recipe), dense, 10)
     assert few < results.mean("one shot") - 0.2
     gradual = experiment.RunFolder(tmp_path / "gradual-0")
-    kept, total = experiment._kept(experiment._built(recipe)[1], gradual)
+    kept, total = experiment._count_weights(experiment._built(recipe)[1], gradual)
     assert kept / total == pytest.approx(results.mean("density"), abs=1 / total)
-    again = experiment.run("full", Bench(tmp_path))
+    again = experiment.run("full", Workspace(tmp_path))
     assert again == results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.sparsity import grow_and_prune as experiment
 
 EXPERIMENTS = (experiment.IMAGES, experiment.CHARACTERS, experiment.FOREGROUNDS)
@@ -12,7 +12,7 @@ EXPERIMENTS = (experiment.IMAGES, experiment.CHARACTERS, experiment.FOREGROUNDS)
 
 @pytest.mark.parametrize("chosen", EXPERIMENTS, ids=lambda each: each.name)
 def test_claims_of_the_quick_scale_hold(chosen, tmp_path):
-    results = chosen.run("quick", Bench(tmp_path))
+    results = chosen.run("quick", Workspace(tmp_path))
     quick = [claim for claim in chosen.claims if "quick" in claim.scales]
     assert [claim.name for claim in quick] == ["ends-with-half", "trains-with-half"]
     assert [(c.name, c.measured(results)) for c in quick if not c.holds(results)] == []

@@ -6,14 +6,14 @@ import importlib.util
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.runner import run_experiment, verdicts
 from latewood.experiments.sparsity import grow_and_prune_costs as experiment
 
 
 def test_claims_of_the_quick_scale_hold(tmp_path, monkeypatch):
     monkeypatch.setitem(experiment.EPOCHS, "quick", 2)
-    results = experiment.run("quick", Bench(tmp_path))
+    results = experiment.run("quick", Workspace(tmp_path))
     quick = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
     assert len(quick) == 2
     assert [(c.name, c.measured(results)) for c in quick if not c.holds(results)] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.sparsity import ticket_runs as module
 from latewood.experiments.sparsity.ticket_runs import at_density, search
 from latewood.experiments.sparsity.ticket_search_digits import digits_recipe
@@ -19,7 +19,7 @@ ONE_ROUND = {"initial_logits": (), "baselines": ("iterative",), "iterations": 1}
 def test_a_search_with_other_settings_is_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, done = Bench(tmp_path), []
+    workspace, done = Workspace(tmp_path), []
 
     def searched(recipe: object, **more: object) -> object:
         done.append(more)
@@ -28,21 +28,21 @@ def test_a_search_with_other_settings_is_another_one(
     real = module.search_tickets
     monkeypatch.setattr(module, "search_tickets", searched)
     recipe = digits_recipe(2)
-    first = search(bench, "soft", recipe, 3, **ONE_ROUND)
+    first = search(workspace, "soft", recipe, 3, **ONE_ROUND)
     assert (len(done), done[0]["seeds"]) == (1, (3,))
-    again = search(bench, "soft", recipe, 3, **ONE_ROUND)
+    again = search(workspace, "soft", recipe, 3, **ONE_ROUND)
     assert len(done) == 1
     assert (again.rows, again.folder) == (first.rows, first.folder)
 
     monkeypatch.setattr(module, "search_tickets", lambda recipe, folder, **more: folder)
     others = [
-        search(bench, "soft", recipe, 4, **ONE_ROUND),
-        search(bench, "soft", recipe, 3, initial_logits=(), baselines=()),
-        search(bench, "soft", digits_recipe(3), 3, **ONE_ROUND),
-        search(bench, "hard", recipe, 3, **ONE_ROUND),
+        search(workspace, "soft", recipe, 4, **ONE_ROUND),
+        search(workspace, "soft", recipe, 3, initial_logits=(), baselines=()),
+        search(workspace, "soft", digits_recipe(3), 3, **ONE_ROUND),
+        search(workspace, "hard", recipe, 3, **ONE_ROUND),
     ]
     assert len({first.folder, *map(str, others)}) == 5
-    forced = search(bench, "soft", recipe, 3, again=True, **ONE_ROUND)
+    forced = search(workspace, "soft", recipe, 3, again=True, **ONE_ROUND)
     assert forced == first.folder
 
 

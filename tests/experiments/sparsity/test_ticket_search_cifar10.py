@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.sparsity import ticket_search_cifar10 as experiment
 from latewood.training.recipe import parse_recipe
 
@@ -31,20 +31,20 @@ def test_every_claim_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(experiment, "SEEDS", 1)
     monkeypatch.setattr(experiment, "ITERATIONS", {"cpu": 2})
     monkeypatch.setattr(experiment, "INITIAL_LOGIT", 0.02)
-    results = experiment.run("cpu", Bench(tmp_path))
+    results = experiment.run("cpu", Workspace(tmp_path))
     assert all(claim.measured(results) for claim in experiment.EXPERIMENT.claims)
     # Magnitude pruning in two rounds comes to the ticket's density.
     assert 0 < results.mean("density") < 1
     assert results.mean("iterative density") == pytest.approx(results.mean("density"), abs=0.01)
     assert results.mean("iterative over ticket epochs") == 2
-    assert results.values("settled density") != results.values("density")
+    assert results.values("early density") != results.values("density")
     assert results.mean("dense") > results.mean("untrained") + 0.2
 
     def never(*arguments: object, **more: object) -> None:
         raise AssertionError("a search that was there was done again")
 
     monkeypatch.setattr("latewood.experiments.sparsity.ticket_runs.search_tickets", never)
-    assert experiment.run("cpu", Bench(tmp_path)) == results
+    assert experiment.run("cpu", Workspace(tmp_path)) == results
 
 
 def test_the_recipe_is_one() -> None:
@@ -52,9 +52,9 @@ def test_the_recipe_is_one() -> None:
 
 
 def test_every_claim_can_fail() -> None:
-    good = ("dense", "shuffled", "magnitude", "gradual", "iterative", "settled gradual", "hard")
-    bad = ("ticket", "recalibrated", "settled recalibrated", "settled hard")
-    rest = ("density", "settled density", "iterative density", "iterative over ticket epochs")
+    good = ("dense", "shuffled", "magnitude", "gradual", "iterative", "early gradual", "hard")
+    bad = ("ticket", "recalibrated", "early recalibrated", "early hard")
+    rest = ("density", "early density", "iterative density", "iterative over ticket epochs")
     broken = Results(
         {name: [0.9] for name in (*good, *rest)} | {name: [0.1] for name in (*bad, "soft")}
     )

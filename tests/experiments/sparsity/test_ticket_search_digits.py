@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.sparsity import ticket_search_digits as experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree", "ignore:.*undecided")
 
 
 def test_every_claim_of_the_quick_scale_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
-    results = experiment.run("quick", Bench(tmp_path_factory.mktemp("bench")))
+    results = experiment.run("quick", Workspace(tmp_path_factory.mktemp("workspace")))
     claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
-    assert len(claims) >= 6
+    assert len(claims) >= 8
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
 
 
@@ -26,7 +26,7 @@ def test_what_only_the_longer_scale_measures(
     monkeypatch.setattr(experiment, "SEEDS", {"cpu": 1})
     monkeypatch.setattr(experiment, "MATCHED", {"cpu": ("shuffled", "one_shot", "gradual")})
     monkeypatch.setattr(experiment, "ITERATIONS", 2)
-    results = experiment.run("cpu", Bench(tmp_path))
+    results = experiment.run("cpu", Workspace(tmp_path))
     named = {**results.measurements, "magnitude": [0.0]}
     assert all(claim.measured(Results(named)) for claim in experiment.EXPERIMENT.claims)
     assert results.mean("iterative density") == pytest.approx(0.64, abs=1e-3)
@@ -42,7 +42,16 @@ def test_what_only_the_longer_scale_measures(
 
 def test_every_claim_can_fail() -> None:
     # As if the search had destroyed the network while every baseline had done well.
-    good = ("dense", "shuffled", "magnitude", "one_shot", "gradual", "iterative", "untrained")
+    good = (
+        "dense",
+        "soft",
+        "shuffled",
+        "magnitude",
+        "one_shot",
+        "gradual",
+        "iterative",
+        "untrained",
+    )
     bad = ("ticket", "hard", "supermask", "first round density", "unscaled density")
     bad += ("unscaled ticket", "unscaled supermask", "unscaled shuffled")
     broken = Results(

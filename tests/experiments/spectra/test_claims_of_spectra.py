@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from latewood.experiments import Bench, Experiment, Results
+from latewood.experiments import Experiment, Results, Workspace
 from latewood.experiments.spectra import grokking, random_labels, rank_and_stability, weight_decay
 
 QUICK = [
@@ -24,7 +24,7 @@ QUICK = [
 def test_every_claim_of_the_quick_scale_holds(
     module: ModuleType, experiment: Experiment, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    results = experiment.run("quick", Bench(tmp_path_factory.mktemp("bench")))
+    results = experiment.run("quick", Workspace(tmp_path_factory.mktemp("workspace")))
     claims = [claim for claim in experiment.claims if "quick" in claim.scales]
     assert len(claims) >= 3
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []

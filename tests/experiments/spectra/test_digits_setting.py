@@ -1,4 +1,4 @@
-"""The bench on digits: its split, its permuted labels, and runs that can be cut anywhere."""
+"""The setting on digits: its split, its permuted labels, and runs that can be cut anywhere."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_a_run_cut_in_the_middle_of_an_epoch_ends_as_an_uncut_one() -> None:
     parted = copy.deepcopy(whole)
     seen: list[int] = []
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
-    digits_setting.fit(whole, data, optimizer, **settings, observe=seen.append)
+    digits_setting.fit_part(whole, data, optimizer, **settings, observe=seen.append)
     assert seen == list(range(15))
     optimizer = torch.optim.SGD(parted.parameters(), lr=0.1, momentum=0.9)
     for start, stop in ((0, 4), (4, 9), (9, None)):
-        digits_setting.fit(parted, data, optimizer, **settings, start=start, stop=stop)
+        digits_setting.fit_part(parted, data, optimizer, **settings, start=start, stop=stop)
     for one, other in zip(whole.parameters(), parted.parameters(), strict=True):
         assert torch.equal(one, other)
 

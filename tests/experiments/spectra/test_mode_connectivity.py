@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.spectra import mode_connectivity, ticket_directions
-from latewood.experiments.spectra.branched_training import Trunks
+from latewood.experiments.spectra.branched_training import BranchedTraining
 
 
 @pytest.mark.parametrize(("experiment", "count"), [(mode_connectivity, 6), (ticket_directions, 4)])
 def test_every_claim_of_the_quick_scale_holds(experiment, count, tmp_path) -> None:
-    results = experiment.run("quick", Bench(tmp_path))
+    results = experiment.run("quick", Workspace(tmp_path))
     claims = [claim for claim in experiment.EXPERIMENT.claims if "quick" in claim.scales]
     assert len(claims) == count
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
@@ -56,7 +56,7 @@ def test_every_claim_of_tickets_can_fail() -> None:
 
 
 def test_a_branch_in_the_trunks_own_order_is_the_trunk() -> None:
-    cut = Trunks((28, 29.5))
+    cut = BranchedTraining((28, 29.5))
     early, late = (cut.end(0, split, 0) for split in cut.splits)
     other = cut.end(0, 28, 1)
     assert all(torch.equal(early[name], late[name]) for name in early)

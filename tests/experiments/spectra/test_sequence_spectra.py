@@ -6,15 +6,21 @@ import math
 
 import pytest
 
-from latewood.experiments import Bench, Results
+from latewood.experiments import Results, Workspace
 from latewood.experiments.spectra import sequence_spectra
-from latewood.experiments.spectra.sequence_runs import KINDS, Followed, Setting, kind_of, setting
+from latewood.experiments.spectra.sequence_runs import (
+    KINDS,
+    SequenceRun,
+    SequenceSetting,
+    kind_of,
+    sequence_setting,
+)
 from latewood.models import lstm_classifier, transformer
 from latewood.spectra import PairAlignment, infer_pairs
 
 
 def test_every_claim_of_the_quick_scale_holds(tmp_path) -> None:
-    results = sequence_spectra.EXPERIMENT.run("quick", Bench(tmp_path))
+    results = sequence_spectra.EXPERIMENT.run("quick", Workspace(tmp_path))
     claims = [claim for claim in sequence_spectra.EXPERIMENT.claims if "quick" in claim.scales]
     assert len(claims) == 3
     assert [(c.name, c.measured(results)) for c in claims if not c.holds(results)] == []
@@ -47,24 +53,24 @@ def test_what_is_read_on_the_way() -> None:
         }
         return below | back | {"lstm.weight_ih_l1->head.weight": PairAlignment((9.0,), 9.0, 0.1)}
 
-    seen = Followed(
+    seen = SequenceRun(
         ranks={"one": {0: 0.9, 10: 0.95, 20: 0.8}, "two": {0: 0.5, 10: 0.4, 20: 0.6}},
         alignments={0: look(0.1), 10: look(0.4), 20: look(0.2)},
     )
-    chosen = Setting({}, task=None, per_look=10, early=10)  # type: ignore[arg-type]
-    found = sequence_spectra.seen_on_the_way("LSTM", seen, chosen)
+    chosen = SequenceSetting({}, task=None, measure_every=10, early=10)  # type: ignore[arg-type]
+    found = sequence_spectra.read_curves("LSTM", seen, chosen)
     assert found["start/input to state"] == pytest.approx(0.2)
     assert (found["highest at"], found["early until"]) == (10, 10)
     assert [found[key] for key in ("start", "highest", "end")] == pytest.approx([0.2, 0.8, 0.4])
     assert found["share of falling ranks"] == 0.5
-    assert seen.of_kind("LSTM", "input to input", 20, lambda p: max(p.diagonal)) == (
+    assert seen.mean_over_kind("LSTM", "input to input", 20, lambda p: max(p.diagonal)) == (
         pytest.approx((0.4 + 0.6) / 2)
     )
 
 
 def test_the_quick_scale_reads_what_comes_with_python(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LATEWOOD_DATA", str(tmp_path / "none"))
-    chosen = setting("Transformer", "quick", Bench(tmp_path))
+    chosen = sequence_setting("Transformer", "quick", Workspace(tmp_path))
     assert chosen.task.name == "shakespeare"
     assert len(chosen.task.train) > 120 * 16
 

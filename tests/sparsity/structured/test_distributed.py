@@ -7,10 +7,9 @@ import sys
 
 PARTS = """
 import torch
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.models import resnet20
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task
 
 def task():
     noise = torch.Generator().manual_seed(0)
@@ -46,7 +45,7 @@ SCRIPT = """
 import hashlib, json, os, sys, warnings
 warnings.simplefilter("ignore")
 from latewood.sparsity.structured.live_structure import LiveStructure
-from latewood.training.loop import train
+from latewood.training.run import train
 seen = []
 change_to = LiveStructure.change_to
 def watched(self, *args, **named):

@@ -8,16 +8,15 @@ import torch
 
 from latewood.core.state import load_state, save_state
 from latewood.training import checkpoints
-from latewood.training.loop import train
+from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
 PARTS = """
 import torch
 from torch import nn
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.models import resnet20
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task
 
 def task():
     noise = torch.Generator().manual_seed(0)

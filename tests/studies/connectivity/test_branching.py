@@ -8,16 +8,14 @@ import torch
 
 from latewood.errors import RequestError, WorkError
 from latewood.studies.connectivity.branching import branch_run
-from latewood.training import checkpoints, loop, observers
+from latewood.training import checkpoints, observers, train
 from latewood.training.recipe import load_recipe, parse_recipe
 from latewood.training.run_folder import RunFolder
 
 PARTS = """
 import torch
 from torch import nn
-from latewood.tasks.data import TensorDataset
-from latewood.tasks.objectives import Classification
-from latewood.tasks.task import Task
+from latewood.tasks import Classification, Task, TensorDataset
 
 def task(*, alike: bool = False):
     noise = torch.Generator().manual_seed(0)
@@ -58,7 +56,7 @@ def trunk_of(tmp_path):
 
     def make(**changes):
         recipe = parse_recipe(RECIPE | changes, [tmp_path])
-        return loop.train(recipe, folder=tmp_path / "trunk", show_progress=False).folder
+        return train(recipe, folder=tmp_path / "trunk", show_progress=False).folder
 
     return make
 
@@ -108,7 +106,7 @@ def test_the_branch_of_the_trunks_own_order_is_the_trunk(trunk_of, tmp_path, ste
     assert rows(run) == rows(branch.folder)
     spectra = [sorted(p.name for p in r.spectra_folder.iterdir()) for r in (run, branch.folder)]
     assert spectra[0] == spectra[1]
-    assert branch.summary["readings"] == run.summary["readings"]
+    assert branch.summary["evaluations"] == run.summary["evaluations"]
 
 
 def test_other_orders_share_the_beginning_only(trunk_of, tmp_path):

@@ -1,6 +1,5 @@
 """`latewood branch` and `latewood connect`: runs, checkpoints and files, and what does not fit."""
 
-import csv
 import json
 import shlex
 from dataclasses import replace
@@ -13,11 +12,13 @@ from latewood.cli import main
 from latewood.core import read_tensors
 from latewood.errors import RequestError
 from latewood.spectra import barrier, interpolate, truncate_
-from latewood.studies.connectivity.connecting import connect_files, model_session
-from latewood.tasks.data import TensorDataset
-from latewood.training import checkpoints, train
+from latewood.studies.connectivity.connecting import _require_same_shape, connect_files
+from latewood.tasks import TensorDataset
+from latewood.training import checkpoints, open_run, train
 from latewood.training.evaluation import Recalibration, evaluate, recalibrate
+from latewood.training.processes import alone
 from latewood.training.recipe import load_recipe
+from latewood.training.run_context import RunContext
 
 RECIPE = """
 task = "digits"
@@ -60,15 +61,12 @@ def call(capsys):
 def test_the_command_prints_draws_and_writes_everything(home, call, tmp_path):
     code, shown = call(
         *("connect", home / "one", home / "two", "--permute", "--points", 5, "--samples", 100),
-        *("--out", tmp_path / "page.html", "--csv", tmp_path / "all.csv"),
-        *("--json", tmp_path / "all.json"),
+        *("--out", tmp_path / "page.html", "--table", tmp_path / "all.json"),
     )
     assert code == 0, shown
     for word in ("train loss", "validation error, permuted", "between the ends", "conv1.weight"):
         assert word in shown
     rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    with (tmp_path / "all.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
     for channels in ("as they are", "permuted"):
         own = [row for row in rows if row["channels"] == channels and row["name"] == "train loss"]
         curve = [row["value"] for row in own if row["kind"] == "score"]
@@ -87,16 +85,17 @@ def test_the_ends_are_the_runs_with_batch_norms_measured_anew(home):
     assert all(torch.equal(state[name], value) for name, value in run.model.state_dict().items())
 
     middle = interpolate(state, read_tensors(home / "two"), 0.5)
-    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
-        for position, values in ((0, state), (1, middle)):
-            session.model.load_state_dict(values)
-            stale = evaluate(session, session.model, session.task.train)
-            recalibrate(session, session.model)
-            scores = evaluate(session, session.model, session.task.train)
-            curves = found.lines["as they are"].scores
-            assert curves["train loss"][position] == pytest.approx(scores["loss"])
-            assert curves["train error"][position] == pytest.approx(1 - scores["accuracy"])
-            assert stale["loss"] != pytest.approx(scores["loss"], rel=1e-6)
+    opened = open_run(home / "one")
+    context, model = RunContext(opened.recipe, alone(), opened.task), opened.model
+    for position, values in ((0, state), (1, middle)):
+        model.load_state_dict(values)
+        stale = evaluate(context, model, opened.task.train)
+        recalibrate(context, model)
+        scores = evaluate(context, model, opened.task.train)
+        curves = found.lines["as they are"].scores
+        assert curves["train loss"][position] == pytest.approx(scores["loss"])
+        assert curves["train error"][position] == pytest.approx(1 - scores["accuracy"])
+        assert stale["loss"] != pytest.approx(scores["loss"], rel=1e-6)
 
 
 def test_permuting_leaves_the_second_end_as_good(home):
@@ -115,7 +114,7 @@ def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
     words = ("--truncate", 0.5, "--permute", "--points", 3, "--samples", 100)
     page, table = tmp_path / "page.html", tmp_path / "all.json"
     code, shown = call(
-        "connect", home / "one", home / "two", *words, "--out", page, "--json", table
+        "connect", home / "one", home / "two", *words, "--out", page, "--table", table
     )
     assert code == 0, shown
     assert "train loss, permuted, top 0.5" in shown
@@ -132,30 +131,27 @@ def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
                and (r["channels"], r["spectra"]) == ("as they are", spectra)]  # fmt: skip
         ends[spectra] = own[0]
 
-    state = read_tensors(home / "one")
-    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
-        session.model.load_state_dict(state)
-        truncate_(session.model, fraction=0.5)
-        recalibrate(session, session.model)
-        part = TensorDataset(*session.task.train.gather(torch.arange(100)))
-        alone = evaluate(session, session.model, part)["loss"]
-    assert ends["top 0.5"] == pytest.approx(alone)
-    assert ends["whole"] != pytest.approx(alone, rel=1e-3)
+    opened = open_run(home / "one")
+    context, model = RunContext(opened.recipe, alone(), opened.task), opened.model
+    truncate_(model, fraction=0.5)
+    recalibrate(context, model)
+    part = TensorDataset(*opened.task.train.gather(torch.arange(100)))
+    loss = evaluate(context, model, part)["loss"]
+    assert ends["top 0.5"] == pytest.approx(loss)
+    assert ends["whole"] != pytest.approx(loss, rel=1e-3)
 
 
-def test_noise_begins_anew_with_each_reading_not_with_each_batch(home):
-    state = read_tensors(home / "one")
-    with model_session(load_recipe(home / "one" / "recipe.toml"), state) as session:
-        drawn = []
+def test_noise_begins_anew_with_each_evaluation_not_with_each_batch(home):
+    opened, drawn = open_run(home / "one"), []
 
-        def loss(model, batch, generator):
-            drawn.append(torch.rand(1, generator=generator).item())
+    def loss(model, batch, generator):
+        drawn.append(torch.rand(1, generator=generator).item())
 
-        session = replace(session, task=replace(session.task, objective=Noisy(loss)))
-        seen = Recalibration(session)
-        for _ in range(2):
-            for batch in seen:
-                seen.forward(session.model, batch)
+    task = replace(opened.task, objective=Noisy(loss))
+    seen = Recalibration(RunContext(opened.recipe, alone(), task))
+    for _ in range(2):
+        for batch in seen:
+            seen.forward(opened.model, batch)
     assert len(drawn) == 8 and len(set(drawn)) == 4
     assert drawn[:4] == drawn[4:]
 
@@ -198,7 +194,7 @@ def test_checkpoints_under_a_method_keep_it(home):
     assert list(found.agreements["as they are"]) == ["conv1.weight", "conv2.weight", "head.weight"]
     with pytest.raises(RequestError, match="transformation"):
         connect_files(*ends, points=3, samples=50, permute=True)
-    with pytest.raises(RequestError, match=r"conv1\.weight is not in the model"):
+    with pytest.raises(RequestError, match=r"conv1\.weight is in the second only"):
         connect_files(ends[0], home / "one", points=3, samples=50)
 
 
@@ -206,8 +202,19 @@ def test_architectures_that_do_not_match_are_named(home, call):
     code, shown = call("connect", home / "one", home / "wide")
     assert code == 2
     assert "wide" in shown
-    assert "conv1.weight has shape (5, 1, 3, 3), the model's has (4, 1, 3, 3)" in shown
+    assert "conv1.weight has shape (5, 1, 3, 3), that of the first (4, 1, 3, 3)" in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_networks_that_differ_outside_their_states_have_no_line(home):
+    paths = (home / "one", home / "two")
+    first, second = (open_run(home / "one").model for _ in paths)
+    for model, channel in ((first, 0), (second, 1)):
+        model.register_buffer("channel", torch.tensor([channel]), persistent=False)
+    with pytest.raises(RequestError, match=r"second: got '.*two'.*\n  channel, which is outside"):
+        _require_same_shape(first, second, paths)
+    second.channel.zero_()
+    _require_same_shape(first, second, paths)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +223,7 @@ def test_architectures_that_do_not_match_are_named(home, call):
         (["--points", "1"], "points"),
         (["--samples", "0"], "samples"),
         (["--truncate", "1.5"], "truncate"),
-        (["--csv", "all.txt"], "--csv"),
+        (["--table", "all.txt"], "--table"),
     ],
 )
 def test_wrong_requests_exit_with_2(home, call, words, named):
@@ -261,7 +268,7 @@ def test_the_documented_protocol_runs_in_small(home, call, tmp_path, monkeypatch
     lines = [line for block in blocks for line in block.partition("```")[0].splitlines()]
     first, *rest = [shlex.split(line)[1:] for line in lines]
     recipe = str(home / "small.toml")
-    words = {"recipes/cifar10-vgg16.toml": recipe, "1760": "20"}
+    words = {"cifar10-vgg16": recipe, "1760": "20"}
 
     def small(command, trunk="0"):
         # Two branches, at the end of the first epoch of 20 steps.

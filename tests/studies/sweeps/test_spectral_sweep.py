@@ -1,12 +1,9 @@
 """A sweep over weight decay on random labels with the probe on, and the report that compares it."""
 
-from pathlib import Path
-
+from latewood.recipes import recipe_path
 from latewood.report import write_report
 from latewood.studies.sweeps.sweep import sweep
 from latewood.training.run_folder import RunFolder
-
-RECIPE = Path(__file__).parents[3] / "recipes" / "digits-mlp.toml"
 
 
 def test_weight_decays_are_compared_by_their_ranks(tmp_path):
@@ -18,7 +15,7 @@ def test_weight_decays_are_compared_by_their_ranks(tmp_path):
         "task.label_noise=1.0",
         'probes=[{name="spectral", every=60}]',
     ]
-    text = RECIPE.read_text().replace("momentum = 0.9\nnesterov = true\n", "")
+    text = recipe_path("digits-mlp").read_text().replace("momentum = 0.9\nnesterov = true\n", "")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(text)
     grid = {"optimizer.weight_decay": [0.0, 10.0]}

@@ -90,7 +90,7 @@ def test_any_error_of_a_run_is_recorded(
     def broken(*args: object, **more: object) -> None:
         raise ZeroDivisionError("by the user's own task")
 
-    monkeypatch.setattr("latewood.training.loop.train", broken)
+    monkeypatch.setattr("latewood.training.run.train", broken)
     result = _run(recipe, tmp_path / "s", {"seed": [0]})
     assert result.rows[0]["error"] == "ZeroDivisionError: by the user's own task"
     assert not (tmp_path / "s" / "sweep.html").exists()
@@ -105,7 +105,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stopped(*args: object, **more: object) -> None:
         raise stop
 
-    monkeypatch.setattr("latewood.training.loop.train", stopped)
+    monkeypatch.setattr("latewood.training.run.train", stopped)
     with pytest.raises(Interrupted, match="stopped with 1 of 3 runs done; the same command"):
         _run(recipe, tmp_path / "s", {"seed": [0, 1, 2]})
 

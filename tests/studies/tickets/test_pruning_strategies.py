@@ -6,11 +6,11 @@ import torch
 from latewood.errors import WorkError
 from latewood.sparsity import Ticket, snapshot
 from latewood.studies.tickets import pruning_strategies
-from latewood.studies.tickets.trial import Bench, Protocol, bench
+from latewood.studies.tickets.trial import Protocol, TicketTrainer, ticket_trainer
 from latewood.training.recipe import parse_recipe
 
 
-class Recorder(Bench):
+class Recorder(TicketTrainer):
     """Notes every ticket that is trained, and the network that comes out."""
 
     def train(self, *, ticket=None, method=None, rounds=1):
@@ -44,8 +44,8 @@ def recorder(tmp_path_factory):
         folder=tmp_path_factory.mktemp("bench"),
         threads=1,
     )
-    with bench(protocol, 0) as own:
-        yield Recorder(own.protocol, own.seed, own.group, own.task)
+    with ticket_trainer(protocol, 0) as trainer:
+        yield Recorder(trainer.protocol, trainer.seed, trainer.group, trainer.task)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_iterative_pruning_rewinds_or_goes_on(recorder, start, rewinding):
 
 def test_one_round_rewinds_and_one_shot_does_not(recorder, start):
     masks = {name: weight > 0 for name, weight in start.weights.items()}
-    found = pruning_strategies.Found({}, Ticket(masks, start.early, {}))
+    found = pruning_strategies.FoundTicket({}, Ticket(masks, start.early, {}))
     for train, values in (
         (pruning_strategies.magnitude, start.early),
         (pruning_strategies.one_shot, start.trained),
@@ -102,7 +102,7 @@ def test_nothing_is_matched_to_a_ticket_without_weights(recorder, start):
     none = {
         name: torch.zeros_like(value, dtype=torch.bool) for name, value in start.weights.items()
     }
-    found = pruning_strategies.Found(
+    found = pruning_strategies.FoundTicket(
         {"initial_logit": -0.5, "round": 1}, Ticket(none, start.early, {})
     )
     with pytest.raises(WorkError, match=r"seed 0, initial logit -0\.5, round 1: .* no weight"):

@@ -10,7 +10,7 @@ import torch
 from latewood.errors import RequestError
 from latewood.sparsity import Ticket
 from latewood.studies.tickets import BASELINES, search_tickets
-from latewood.studies.tickets.trial import Protocol, _repeated, bench
+from latewood.studies.tickets.trial import Protocol, _repeated, ticket_trainer
 from latewood.training.recipe import parse_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:soft and hard disagree")
@@ -145,13 +145,13 @@ def protocol(recipe, folder, **changes):
 
 
 def test_a_ticket_that_keeps_all_and_rewinds_to_the_start_is_the_dense_training(small, tmp_path):
-    with bench(protocol(small, tmp_path, rewind_epoch=0), 0) as own:
-        dense = own.train()
+    with ticket_trainer(protocol(small, tmp_path, rewind_epoch=0), 0) as trainer:
+        dense = trainer.train()
         everything = {
             name: torch.ones_like(dense.early[name], dtype=torch.bool)
-            for name in own.prunable(dense.session.model)
+            for name in trainer.prunable(dense.session.model)
         }
-        again = own.train(ticket=Ticket(everything, dense.early, {}))
+        again = trainer.train(ticket=Ticket(everything, dense.early, {}))
         plain = dense.session.model.state_dict()
         for name, value in again.session.model.named_parameters():
             stored = name.replace("parametrizations.", "").removesuffix(".original")
@@ -159,8 +159,8 @@ def test_a_ticket_that_keeps_all_and_rewinds_to_the_start_is_the_dense_training(
 
 
 def test_the_rewind_point_is_the_start_of_the_epoch_with_its_statistics(small, tmp_path):
-    with bench(protocol(small, tmp_path, rewind_epoch=2), 0) as own:
-        early = own.train().early
+    with ticket_trainer(protocol(small, tmp_path, rewind_epoch=2), 0) as trainer:
+        early = trainer.train().early
     assert early["norm1.num_batches_tracked"].item() == 2 * (1257 // 128)
 
 

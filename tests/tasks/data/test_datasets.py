@@ -4,15 +4,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from latewood.errors import RequestError
-from latewood.tasks.data import (
+from latewood.tasks import (
     Dataset,
     Normalise,
     TensorDataset,
     batch_count,
+    batch_stream,
     batches,
     epoch_order,
     stratified_prefix,
@@ -154,6 +155,40 @@ def test_bad_requests_are_refused_before_the_first_batch(named, arguments):
 def test_an_empty_data_set_is_refused():
     with pytest.raises(RequestError, match="no samples"):
         batches(indexed(0), batch_size=1, seed=0, epoch=0)
+
+
+@given(
+    n=st.integers(1, 12),
+    batch_size=st.integers(1, 5),
+    steps=st.integers(0, 30),
+    start=st.integers(0, 30),
+    drop_last=st.booleans(),
+)
+def test_a_stream_is_epoch_after_epoch_from_any_step_on(n, batch_size, steps, start, drop_last):
+    assume(not drop_last or n >= batch_size)
+    whole = []
+    for epoch in range(60):
+        order = batches(indexed(n), batch_size=batch_size, seed=3, epoch=epoch, drop_last=drop_last)
+        whole += [batch[0].tolist() for batch, _ in order]
+    stream = batch_stream(
+        indexed(n), batch_size=batch_size, seed=3, steps=steps, start=start, drop_last=drop_last
+    )
+    assert [batch[0].tolist() for batch in stream] == whole[start : start + steps]
+
+
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("steps", {"steps": -1}),
+        ("start", {"start": -1}),
+        ("batch_size", {"batch_size": 0}),
+        ("batch_size", {"batch_size": 11, "drop_last": True}),
+        ("seed", {"seed": -1}),
+    ],
+)
+def test_a_stream_refuses_what_it_cannot_read_at_once(named, arguments):
+    with pytest.raises(RequestError, match=f"^{named}: got"):
+        batch_stream(indexed(10), **{"batch_size": 5, "seed": 0, "steps": 3, **arguments})
 
 
 def test_tensor_dataset_gathers_every_field_and_transforms():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latewood.errors import RequestError
-from latewood.tasks.data import TensorDataset
+from latewood.tasks import TensorDataset
 from latewood.tasks.data.label_noise import permute_labels
 from latewood.tasks.digits import digits
 
@@ -24,18 +24,18 @@ def joined(first: TensorDataset, second: TensorDataset) -> torch.Tensor:
 
 def test_no_noise_leaves_the_parts_alone():
     train, validation = parts()
-    assert permute_labels(train, validation, share=0.0) == (train, validation)
+    assert permute_labels(train, validation, fraction=0.0) == (train, validation)
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_the_share_of_samples_changes_and_no_class_grows(share):
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_the_share_of_samples_changes_and_no_class_grows(fraction):
     train, validation = parts()
-    noisy = permute_labels(train, validation, share=share)
+    noisy = permute_labels(train, validation, fraction=fraction)
     before, after = joined(train, validation), joined(*noisy)
     assert torch.equal(before.bincount(), after.bincount())
     # Of the permuted, one in ten finds its own label again.
     changed = (before != after).double().mean().item()
-    assert changed == pytest.approx(0.9 * share, abs=0.05)
+    assert changed == pytest.approx(0.9 * fraction, abs=0.05)
     for part, old in zip(noisy, (train, validation), strict=True):
         assert (part.tensors[1] != old.tensors[1]).double().mean() == pytest.approx(
             changed, abs=0.08
@@ -46,7 +46,7 @@ def test_the_share_of_samples_changes_and_no_class_grows(share):
 
 def test_the_seed_alone_decides():
     first, again, other = (
-        joined(*permute_labels(*parts(), share=1.0, seed=seed)) for seed in (1, 1, 2)
+        joined(*permute_labels(*parts(), fraction=1.0, seed=seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,0 +1,104 @@
+"""One run from its recipe to its summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from latewood.errors import Interrupted, RequestError
+from latewood.terminal.progress import progress
+from latewood.training.interrupts import interrupts
+from latewood.training.loop import train_steps
+from latewood.training.observers import observers
+from latewood.training.processes import Processes
+from latewood.training.recipe import Recipe
+from latewood.training.run_context import build_task, joined_processes
+from latewood.training.run_finish import finish
+from latewood.training.run_folder import RunFolder
+from latewood.training.run_start import agreed_recipe, start
+from latewood.training.session_builder import open_session
+
+__all__ = ["RunResult", "train"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Args:
+        folder: everything that was written.
+        summary: the contents of ``summary.json``.
+        model: the trained model, after its methods were finalized; None for a run that had been
+            finished before.
+    """
+
+    folder: RunFolder
+    summary: dict[str, Any]
+    model: nn.Module | None
+
+
+def train(
+    recipe: Recipe | str | Path | None,
+    *,
+    folder: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> RunResult:
+    """Trains what a recipe describes and leaves a run folder.
+
+    The caller's random generators, default dtype, thread count and signal handlers are left as
+    they were. Started by ``torchrun`` or ``accelerate launch`` it joins the other processes.
+
+    Args:
+        recipe: a recipe or the path of one; None with ``resume`` takes the folder's own.
+        folder: the run folder.
+        resume: go on with the run in the folder from its last checkpoint.
+        overwrite: replace a run that is in the folder.
+        show_progress: None shows progress when it takes longer than two seconds; False never.
+
+    Returns:
+        the run's folder, summary and model.
+
+    Raises:
+        RequestError: the recipe or the folder is not usable; nothing was started.
+        WorkError: the training failed, for example with a loss that is not finite.
+        Interrupted: the user stopped it; the folder can be resumed.
+    """
+    run = RunFolder(folder)
+    if resume and overwrite:
+        raise RequestError("resume, overwrite: got both; expected at most one of them")
+    recipe = agreed_recipe(recipe, run, resume=resume)
+    with joined_processes(recipe, run.trackers_folder) as group:
+        if resume and run.finished:
+            return RunResult(run, run.summary, None)
+        if not resume:
+            group.on_main(lambda: run.require_free(overwrite=overwrite))
+        session = open_session(recipe, run, group, build_task(recipe, group))
+        try:
+            # Noted from the first file on, so that no signal leaves a run without a checkpoint.
+            with interrupts() as stop:
+                start(session, resume=resume, overwrite=overwrite)
+                with progress(
+                    run.name,
+                    session.total_steps,
+                    done=session.step,
+                    show=_shown(show_progress, group),
+                ) as tick:
+                    train_steps(session, observers(tick), lambda: stop.requested)
+            model, summary = finish(session)
+            return RunResult(run, summary, model)
+        except KeyboardInterrupt:
+            on = f"go on with --resume {run.path}" if run.exists else "nothing had been written yet"
+            raise Interrupted(f"stopped; {on}") from None
+        finally:
+            if recipe.trackers:
+                for tracker in group.accelerator.trackers:
+                    tracker.finish()
+
+
+def _shown(show_progress: bool | None, group: Processes) -> bool | None:
+    return show_progress if group.is_main else False
