@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from latewood import models
 from latewood.core.coupling import trace_channels
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.measure import parameter_count
 from latewood.core.selection import select_parameters
 from latewood.slim import slim
 from latewood.sparsity import FixedMasks
+from latewood.training import components
 
 RESIDUAL = ("coupled", "inner", "scatter")
 
@@ -46,11 +46,11 @@ def mask_at_random(model, inputs, seed):
 
 
 def test_every_network_of_the_package_is_here(zoo_names):
-    assert set(models.__all__) <= zoo_names
+    assert set(components.MODELS) <= zoo_names
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", sorted(models.__all__))
+@pytest.mark.parametrize("name", sorted(components.MODELS))
 def test_slim_computes_what_the_masked_model_does(name, seed, zoo):
     model, inputs = zoo(name)
     model = model.double()
