@@ -361,7 +361,8 @@ def _index_add(call: Call) -> Result:
     """
     target, dim, index, source = call.arguments("input", "dim", "index", "source")
     into, added = call.labels.of(target), call.labels.of(source)
-    if not varies_along(into, dim) and not varies_along(added, dim):
+    computed = call.labels.name(index) is None
+    if computed and not varies_along(into, dim) and not varies_along(added, dim):
         added = added.narrow(dim, 0, 1).expand(into.shape)
         call.labels.couple(into, added)
         result = torch.where(into != NONE, into, added) if bool((into == NONE).any()) else into
