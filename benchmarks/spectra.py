@@ -128,8 +128,8 @@ def _print_accuracy() -> None:
             exact = float(effective_rank(torch.linalg.svdvals(layer.weight.detach().double())))
             with tempfile.TemporaryDirectory() as folder:
                 for label, place in zip(errors, (None, Path(folder)), strict=True):
-                    found = SpectralProbe(layer, every=1, folder=place).observe(0)
-                    error = abs(found["effective_rank/weight"] / exact - 1)
+                    (observation,) = SpectralProbe(layer, every=1, folder=place).observe(0)
+                    error = abs(observation.values["effective_rank/weight"] / exact - 1)
                     errors[label] = max(errors[label], error)
         rows.append([name, *(f"{error:.1e}" for error in errors.values())])
     print_table(

@@ -13,7 +13,7 @@ from latewood.core.coupling import (
 )
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
-from latewood.core.protocols import Method, Probe, Restructuring
+from latewood.core.protocols import Method, Observation, Probe, Restructuring
 from latewood.core.schedules import (
     Schedule,
     constant,
@@ -41,6 +41,7 @@ __all__ = [
     "ChannelPlan",
     "Member",
     "Method",
+    "Observation",
     "Probe",
     "Restructuring",
     "Schedule",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["Method", "Probe", "Restructuring"]
+__all__ = ["Method", "Observation", "Probe", "Restructuring"]
 
 
 @runtime_checkable
@@ -66,10 +67,41 @@ class Restructuring(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a probe has seen of the model at one step.
+
+    Args:
+        step: number of updates of the model that was looked at.
+        values: named scalars.
+    """
+
+    step: int
+    values: dict[str, float]
+
+
 @runtime_checkable
 class Probe(Protocol):
-    """Only looks. Never changes a parameter, a gradient, a buffer or a random generator."""
+    """Only looks. Never changes a parameter, a gradient, a buffer or a random generator.
 
-    def observe(self, step: int) -> dict[str, float]:
-        """Named scalars seen after ``step`` updates; {} when nothing is due at this step."""
+    A loop calls ``observe`` before the first step and after every one, and ``finish`` at the end
+    and before each checkpoint, since a run that goes on from there looks at nothing before it.
+    """
+
+    @property
+    def every_process(self) -> bool:
+        """Whether all processes of a distributed run must call it, not only the first."""
+        ...
+
+    def observe(self, step: int) -> list[Observation]:
+        """Looks after ``step`` updates, where that is due.
+
+        Returns:
+            What is known by now and was not returned before: of this step, or of an earlier one
+            where the probe works beside the training; [] if there is nothing.
+        """
+        ...
+
+    def finish(self) -> list[Observation]:
+        """Waits for what is under way, and returns it, oldest first."""
         ...

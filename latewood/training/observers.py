@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from latewood.core.protocols import Observation
 from latewood.terminal.progress import Advance
 from latewood.training import checkpoints
 from latewood.training.evaluation import evaluate
@@ -70,23 +71,20 @@ def validate(session: Session) -> None:
 def run_probes(session: Session) -> None:
     """Lets the probes look: in the main process, or in all that share the work."""
     for probe in session.probes:
-        if session.processes.is_main or getattr(probe, "every_process", False):
-            _write_seen(session, probe.observe(session.step))
+        if session.processes.is_main or probe.every_process:
+            _write_observations(session, probe.observe(session.step))
 
 
 def _finish_probes(session: Session) -> None:
     """Writes what probes that work beside the training have not said yet."""
     for probe in session.probes:
-        if session.processes.is_main or getattr(probe, "every_process", False):
-            for values in getattr(probe, "finish", list)():
-                _write_seen(session, values)
+        if session.processes.is_main or probe.every_process:
+            _write_observations(session, probe.finish())
 
 
-def _write_seen(session: Session, values: dict[str, float]) -> None:
-    # What a probe has worked out beside the training belongs to the step it says.
-    step = int(values.get("step", session.step))
-    own = {"epoch": step / session.steps_per_epoch} if "step" in values else {}
-    _write(session, "probe", values | own)
+def _write_observations(session: Session, observations: list[Observation]) -> None:
+    for observation in observations:
+        _write(session, "probe", observation.values, observation.step)
 
 
 def keep_state(session: Session) -> None:
@@ -140,13 +138,19 @@ def _write_method_metrics(session: Session) -> None:
     _write(session, "method", row)
 
 
-def _write(session: Session, kind: str, values: dict[str, float]) -> None:
+def _write(session: Session, kind: str, values: dict[str, float], step: int | None = None) -> None:
+    """Writes a row of metrics, of the session's step or of an earlier one."""
     if not session.processes.is_main or not values:
         return
-    row: dict[str, Any] = {"step": session.step, "epoch": session.epoch, "kind": kind, **values}
+    step = session.step if step is None else step
+    epoch = step / session.steps_per_epoch
+    row: dict[str, Any] = {"step": step, "epoch": epoch, "kind": kind, **values}
     session.folder.append_metrics(row)
     if session.recipe.trackers:
         tracked = {f"{kind}/{name}": value for name, value in values.items()}
+        if step != session.step:
+            # Trackers take rising steps only, so what comes late is logged with its own beside it.
+            tracked[f"{kind}/step"] = step
         session.processes.accelerator.log(tracked, step=session.step)
 
 

@@ -300,7 +300,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     methods: dict[str, Method] = {}
     for index, own in enumerate(recipe.methods):
         seed_torch(derive(seed, "method", index), processes.device)
-        methods[_prefix(own, methods)] = components.build(
+        method = components.build(
             "method",
             own,
             f"methods[{index}]",
@@ -310,9 +310,26 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             example_inputs=task.example_inputs,
             seed=derive(seed, "method seed", index),
         )
+        _require_members(method, Method, f"methods[{index}]")
+        methods[_prefix(own, methods)] = method
     seed_everything(derive(seed, "start", processes.rank), processes.device)
     model.train()
     schedule, per_epoch = _schedule(recipe.schedule)
+    probes = [
+        components.build(
+            "probe",
+            own,
+            f"probes[{index}]",
+            offered={"worker": "auto", "shard": processes.count > 1},
+            model=model,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            folder=folder.spectra_folder,
+        )
+        for index, own in enumerate(recipe.probes)
+    ]
+    for index, probe in enumerate(probes):
+        _require_members(probe, Probe, f"probes[{index}]")
     return Session(
         recipe=recipe,
         folder=folder,
@@ -322,19 +339,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
         network=_network(recipe, processes, model),
         optimizer=_optimizer(recipe, model, methods),
         methods=methods,
-        probes=[
-            components.build(
-                "probe",
-                own,
-                f"probes[{index}]",
-                offered={"worker": "auto", "shard": processes.count > 1},
-                model=model,
-                total_steps=total_steps,
-                steps_per_epoch=steps_per_epoch,
-                folder=folder.spectra_folder,
-            )
-            for index, own in enumerate(recipe.probes)
-        ],
+        probes=probes,
         schedule=schedule,
         schedule_per_epoch=per_epoch,
         steps_per_epoch=steps_per_epoch,
@@ -384,6 +389,17 @@ def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
     while prefix in taken:
         prefix, number = f"{name}_{number}", number + 1
     return prefix
+
+
+def _require_members(built: object, protocol: type, path: str) -> None:
+    """Refuses a method or a probe of the user's own that lacks what the loop will ask of it."""
+    members = {**vars(protocol), **getattr(protocol, "__annotations__", {})}
+    missing = [name for name in members if not name.startswith("_") and not hasattr(built, name)]
+    if missing:
+        raise RequestError(
+            f"{path}: a {type(built).__name__} without {', '.join(missing)}; expected what "
+            f"latewood.core.{protocol.__name__} describes"
+        )
 
 
 def _require_fit(model: nn.Module, name: str, processes: Processes, task: Task) -> None:

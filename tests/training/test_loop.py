@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from latewood.core import Observation
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.tasks.data import TensorDataset, batches
 from latewood.tasks.objectives import Classification
@@ -90,18 +91,52 @@ class Shrink:
 
 
 class Look:
+    every_process = False
+
     def __init__(self, model, *, every: int):
         self.model, self.every = model, every
 
     def observe(self, step):
         torch.rand(3)  # a careless probe must not change the run
-        return {"norm": self.model[0].weight.norm().item()} if step % self.every == 0 else {}
+        if step % self.every:
+            return []
+        return [Observation(step, {"norm": self.model[0].weight.norm().item()})]
+
+    def finish(self):
+        return []
+
+
+class LateLook(Look):
+    """Works beside the training: what it sees is told at the next look, or at the end."""
+
+    def __init__(self, model, *, every: int):
+        super().__init__(model, every=every)
+        self.waiting = []
+
+    def observe(self, step):
+        observations = super().observe(step)
+        if not observations:
+            return []
+        told, self.waiting = self.waiting, observations
+        return told
+
+    def finish(self):
+        told, self.waiting = self.waiting, []
+        return told
+
+
+class Glance:
+    def __init__(self, model):
+        self.model = model
+
+    def observe(self, step):
+        return {}
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     module = types.ModuleType("here")
-    for thing in (blobs, net, Shrink, Look):
+    for thing in (blobs, net, Shrink, Look, LateLook, Glance):
         setattr(module, thing.__name__, thing)
     monkeypatch.setitem(sys.modules, "here", module)
 
@@ -550,6 +585,22 @@ def test_seconds_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
     assert after >= round(before, 3)
 
 
+def test_what_a_probe_tells_late_belongs_to_the_step_it_was_seen_at(tmp_path):
+    runs = []
+    for name in ("Look", "LateLook"):
+        asked = recipe(probes=[{"name": f"here:{name}", "every": 4}])
+        train(asked, folder=tmp_path / name)
+        runs.append(rows(RunFolder(tmp_path / name), "probe"))
+    assert [row["epoch"] for row in runs[1]] == [0, 4 / 5, 8 / 5]
+    assert runs[0] == runs[1]
+
+
+def test_a_probe_without_what_the_loop_asks_of_it_is_refused_before_the_start(tmp_path):
+    with pytest.raises(RequestError, match=r"probes\[0\]: a Glance without every_process, finish"):
+        train(recipe(probes=["here:Glance"]), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.log_with")
 def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     logged = []
@@ -571,7 +622,12 @@ def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "accelerate.Accelerator.log", lambda self, values, step: logged.append((step, values))
     )
-    train(recipe(steps=2, trackers=["tensorboard"], log_every=1), folder=tmp_path / "run")
+    late = [{"name": "here:LateLook", "every": 1}]
+    asked = recipe(steps=2, trackers=["tensorboard"], log_every=1, probes=late)
+    train(asked, folder=tmp_path / "run")
     assert logged[0][0] == 1
     assert "train/loss" in logged[0][1]
+    seen = [(step, row) for step, row in logged[:-1] if "probe/norm" in row]
+    # Trackers take rising steps only: what comes late says which step it is of.
+    assert [(step, row.get("probe/step")) for step, row in seen] == [(1, 0), (2, 1), (2, None)]
     assert logged[-1] == "finished"

@@ -76,8 +76,9 @@ def watch(
         epoch, rest = divmod(step, per_epoch)
         if rest or epoch not in wanted:
             return
-        looks = probe.observe(step)
-        seen.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in looks.items()}
+        (observation,) = probe.observe(step)
+        ranks = observation.values.items()
+        seen.ranks[epoch] = {name.partition("/")[2]: rank for name, rank in ranks}
         pairs = model_alignment(model)
         seen.alignments[epoch] = {name: pair.score.item() for name, pair in pairs.items()}
         seen.peaks[epoch] = {name: pair.diagonal.max().item() for name, pair in pairs.items()}

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from latewood.core.protocols import Observation
 from latewood.errors import invalid
 from latewood.spectra.layer_pairs import Pair
 from latewood.spectra.matrices.named_matrices import Conv, Lora, MatrixView, Split, Views
@@ -61,9 +62,10 @@ class SpectralProbe:
     the way: each look sees the layers and shapes of its moment.
 
     With a worker, ``observe`` only copies the weights; its thread does the linear algebra, and the
-    ``observe`` of a later look, or ``finish``, returns the result with the "step" it belongs to,
-    how many steps later that is ("lag"), and how many looks were given up so far ("dropped"). Call
-    ``finish`` at the end, and before a checkpoint from which a killed training may resume.
+    ``observe`` of a later look, or ``finish``, returns the result, an ``Observation`` of the step
+    it belongs to, which also says how many steps later that is ("lag"), and how many looks were
+    given up so far ("dropped"). Call ``finish`` at the end, and before a checkpoint from which a
+    killed training may resume.
 
     Args:
         model: the model to look at; it may be parametrized later.
@@ -197,25 +199,25 @@ class SpectralProbe:
         """Whether all processes of a distributed training must call this, not only the first."""
         return self._shards.wanted
 
-    def observe(self, step: int) -> dict[str, float]:
+    def observe(self, step: int) -> list[Observation]:
         """Looks after ``step`` updates, where that is due.
 
         Args:
             step: number of updates so far.
 
         Returns:
-            {"effective_rank/<name>": value} of every matrix, the mean over its groups;
-            {"largest_value/<name>": value} where a look follows the first singular values only;
-            "alignment/<pair>" scores; "collapsed/<name>" and "not_finite/<name>" of 1 where a
-            matrix is zero or has NaN or Inf. {} where nothing is due. With a worker, the result of
-            an earlier look with its "step", "lag" and "dropped".
+            One observation, or none where nothing is due. Its values are {"effective_rank/<name>":
+            value} of every matrix, the mean over its groups; {"largest_value/<name>": value} where
+            a look follows the first singular values only; "alignment/<pair>" scores;
+            "collapsed/<name>" and "not_finite/<name>" of 1 where a matrix is zero or has NaN or
+            Inf. With a worker it is that of an earlier look, with "lag" and "dropped".
 
         Raises:
             WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
         start = time.perf_counter()
         if self._alone and not self._background.pending and self._cadence.quiet(step, start):
-            return {}
+            return []
         due = self._due(step)
         earlier = self._earlier(step, due=due)
         if not due:
@@ -227,9 +229,10 @@ class SpectralProbe:
             if self._in_background():
                 self._background.submit(work)
                 return earlier
-            return self._reported(work)
+            values = self._reported(work)
+            return [Observation(step, values)] if values else []
 
-    def finish(self) -> list[dict[str, float]]:
+    def finish(self) -> list[Observation]:
         """Waits for the looks that are under way.
 
         Returns:
@@ -238,21 +241,21 @@ class SpectralProbe:
         Raises:
             WorkError: a snapshot could not be written.
         """
-        results = []
+        observations: list[Observation] = []
         while self._background.pending:
-            results.append(self._taken(None, wait=True))
-        return [each for each in results if each]
+            observations += self._taken(None, wait=True)
+        return observations
 
-    def _earlier(self, now: int, *, due: bool) -> dict[str, float]:
+    def _earlier(self, now: int, *, due: bool) -> list[Observation]:
         """The result of an earlier look, if its time has come."""
         pending, length = self._background.pending, self._background.length
         if self._shards.active:
             # All processes meet here, at looks only.
-            return self._taken(now, wait=True) if due else {}
+            return self._taken(now, wait=True) if due else []
         if self.every == "auto" or self._background.policy == "drop-oldest":
             return self._taken(now)
         # At a step that does not depend on the machine's speed, so that logs are reproducible.
-        return self._taken(now, wait=True) if due and pending >= length else {}
+        return self._taken(now, wait=True) if due and pending >= length else []
 
     def _due(self, step: int) -> bool:
         busy = self._background.pending > 0
@@ -317,10 +320,10 @@ class SpectralProbe:
 
         return work
 
-    def _taken(self, now: int | None, *, wait: bool = False) -> dict[str, float]:
+    def _taken(self, now: int | None, *, wait: bool = False) -> list[Observation]:
         """The oldest result of the worker, if there is one."""
         if not self._background.ready(wait=wait):
-            return {}
+            return []
         step = -1
 
         def result() -> _Look:
@@ -332,9 +335,9 @@ class SpectralProbe:
 
         metrics = self._reported(result)
         if not metrics:
-            return {}
+            return []
         lag = {} if now is None else {"lag": float(now - step)}
-        return {"step": step, **metrics, **lag, "dropped": float(self.dropped)}
+        return [Observation(step, {**metrics, **lag, "dropped": float(self.dropped)})]
 
     def _reported(self, work: Callable[[], _Look]) -> dict[str, float]:
         """The metrics of a look; of a shared one in the first process, which also keeps it."""

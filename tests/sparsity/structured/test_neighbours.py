@@ -81,8 +81,8 @@ def test_a_probe_sees_the_matrices_of_the_day(tmp_path):
     optimizer = torch.optim.SGD(parameter_groups(model, [method]), lr=0.1, momentum=0.9)
     for step in range(3):
         method.restructure(optimizer)
-        found = probe.observe(step)
-        assert "effective_rank/conv2.weight" in found
+        (observation,) = probe.observe(step)
+        assert "effective_rank/conv2.weight" in observation.values
         F.cross_entropy(model(INPUTS), LABELS).backward()
         optimizer.step()
         method.step()

@@ -34,10 +34,13 @@ def walk(model, folder, **options):
     probe = SpectralProbe(model, folder=folder, vectors=4, pairs="auto", **options)
     said = []
     for number in range(7):
-        said.append(probe.observe(number))
+        said += probe.observe(number)
         step(model, number)
     said += probe.finish()
-    return [{k: v for k, v in each.items() if k not in ("lag", "dropped")} for each in said if each]
+    return [
+        (each.step, {k: v for k, v in each.values.items() if k not in ("lag", "dropped")})
+        for each in said
+    ]
 
 
 def kept(folder):
@@ -75,8 +78,6 @@ def union_is_that_of_one(rank, folder):
         if rank:
             assert said == [], name
             continue
-        for each in said:
-            each.pop("step", None)
         assert said == alone, name
 
 

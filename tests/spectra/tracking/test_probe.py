@@ -60,7 +60,10 @@ def net():
 def test_covers_every_matrix_but_gains_and_biases(net):
     probe = SpectralProbe(net, every=1)
     assert isinstance(probe, Probe)
-    metrics = probe.observe(0)
+    (observation,) = probe.observe(0)
+    assert observation.step == 0
+    assert probe.finish() == [] and probe.every_process is False
+    metrics = observation.values
     assert metrics.pop("collapsed/positions") == 1
     names = [key.removeprefix("effective_rank/") for key in metrics]
     expected = [
@@ -73,14 +76,14 @@ def test_covers_every_matrix_but_gains_and_biases(net):
 
 
 def test_values_are_those_of_the_measures(net):
-    metrics = SpectralProbe(net, every=1).observe(0)
+    metrics = SpectralProbe(net, every=1).observe(0)[0].values
     head = effective_rank(singular_values(net.head.weight)).item()
     assert metrics["effective_rank/head.weight"] == head
     groups = effective_rank(singular_values(net.conv.weight.flatten(1).unflatten(0, (2, 4))))
     assert groups.shape == (2,)
     assert metrics["effective_rank/conv.weight"] == groups.mean().item()
     assert metrics["effective_rank/positions"] == 0
-    printed = SpectralProbe(net, every=1, kind="entropy").observe(0)
+    printed = SpectralProbe(net, every=1, kind="entropy").observe(0)[0].values
     assert printed["effective_rank/head.weight"] == pytest.approx(math.log(head * 4) / 4)
 
 
@@ -122,8 +125,8 @@ def test_no_vectors_are_kept_where_none_are_wanted(net, tmp_path):
 
 
 def test_ranks_do_not_depend_on_what_is_kept(net, tmp_path):
-    plain = SpectralProbe(net, every=1).observe(0)
-    kept = SpectralProbe(net, every=1, folder=tmp_path).observe(0)
+    plain = SpectralProbe(net, every=1).observe(0)[0].values
+    kept = SpectralProbe(net, every=1, folder=tmp_path).observe(0)[0].values
     assert kept == pytest.approx(plain, abs=1e-6)
 
 
@@ -153,7 +156,7 @@ def test_epoch_is_the_end_of_each(net):
 
 def test_include_and_exclude(net):
     probe = SpectralProbe(net, every=1, include=("lstm", "head.*"), exclude=("*_hh_*",))
-    assert list(probe.observe(0)) == [
+    assert list(probe.observe(0)[0].values) == [
         "effective_rank/lstm.weight_ih_l0",
         "effective_rank/head.weight",
     ]
@@ -166,9 +169,10 @@ def test_masked_weights_are_seen_masked(net):
     mask = torch.zeros(4, 6)
     mask[0] = 1
     parametrize.register_parametrization(net.head, "weight", Mask(mask))
-    rank_one = probe.observe(0)["effective_rank/head.weight"]
+    rank_one = probe.observe(0)[0].values["effective_rank/head.weight"]
     assert rank_one == pytest.approx(1 / 4, abs=1e-5)
-    assert SpectralProbe(net, every=1).observe(0)["effective_rank/head.weight"] == rank_one
+    (again,) = SpectralProbe(net, every=1).observe(0)
+    assert again.values["effective_rank/head.weight"] == rank_one
 
 
 def test_changes_nothing(net, tmp_path):
@@ -203,7 +207,7 @@ def test_leaves_no_value_in_an_active_cache(net):
 
 def test_broken_weights_give_nan_and_no_error(net, tmp_path):
     net.head.weight.data[0, 0] = torch.inf
-    metrics = SpectralProbe(net, every=1, folder=tmp_path).observe(0)
+    metrics = SpectralProbe(net, every=1, folder=tmp_path).observe(0)[0].values
     assert math.isnan(metrics["effective_rank/head.weight"])
     assert metrics["not_finite/head.weight"] == 1
     assert "not_finite/conv.weight" not in metrics

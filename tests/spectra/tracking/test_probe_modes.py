@@ -38,7 +38,7 @@ def walk(spectral, model, steps):
     """What a probe says while the weights move."""
     said = []
     for step in range(steps):
-        said.append(spectral.observe(step))
+        said += spectral.observe(step)
         move(model, step)
     return said + spectral.finish()
 
@@ -59,13 +59,12 @@ def test_a_worker_finds_what_the_caller_would(tmp_path, options):
     for worker in (False, True):
         model, folder = network(), tmp_path / str(worker)
         spectral = SpectralProbe(model, every=2, folder=folder, worker=worker, threads=1, **options)
-        said[worker] = [metrics for metrics in walk(spectral, model, 9) if metrics]
+        said[worker] = walk(spectral, model, 9)
     assert snapshots(tmp_path / "True") == snapshots(tmp_path / "False")
-    steps = [metrics.pop("step") for metrics in said[True]]
-    assert steps == [0, 2, 4, 6, 8]
-    for metrics in said[True]:
-        assert metrics.pop("dropped") == 0
-        assert metrics.pop("lag", 0) >= 0
+    assert [observation.step for observation in said[True]] == [0, 2, 4, 6, 8]
+    for observation in said[True]:
+        assert observation.values.pop("dropped") == 0
+        assert observation.values.pop("lag", 0) >= 0
     assert said[True] == said[False]
 
 
@@ -74,11 +73,15 @@ def test_results_come_at_later_looks_and_at_the_end(queue):
     """Not whenever they are ready, so that two runs write the same log."""
     spectral = SpectralProbe(network(), every=3, worker=True, queue=queue)
     said = {step: spectral.observe(step) for step in range(10)}
-    later = {step: (found["step"], found["lag"]) for step, found in said.items() if found}
+    later = {
+        step: (observation.step, observation.values["lag"])
+        for step, observations in said.items()
+        for observation in observations
+    }
     assert later == ({3: (0, 3), 6: (3, 3), 9: (6, 3)} if queue == 1 else {6: (0, 6), 9: (3, 6)})
     rest = spectral.finish()
-    assert [found["step"] for found in rest] == ([9] if queue == 1 else [6, 9])
-    assert all("lag" not in found for found in rest)
+    assert [observation.step for observation in rest] == ([9] if queue == 1 else [6, 9])
+    assert all("lag" not in observation.values for observation in rest)
     assert spectral.finish() == []
 
 
@@ -118,9 +121,9 @@ def test_dropped_looks_are_counted(slow):
     spectral.observe(0)
     assert begun.wait(20)
     for step in range(1, 5):
-        assert spectral.observe(step) == {}
+        assert spectral.observe(step) == []
     release.set()
-    assert [found["step"] for found in spectral.finish()] == [0, 4]
+    assert [observation.step for observation in spectral.finish()] == [0, 4]
     assert spectral.dropped == 3
 
 
@@ -130,11 +133,11 @@ def test_auto_waits_for_the_look_under_way(slow):
         network(), every="auto", worker=True, queue=2, total_steps=50, budget=0.99
     )
     for step in range(50):
-        assert spectral.observe(step) == {}
+        assert spectral.observe(step) == []
     assert spectral._background.pending == 1
     spectral.observe(50)
     release.set()
-    assert [found["step"] for found in spectral.finish()] == [0, 50]
+    assert [observation.step for observation in spectral.finish()] == [0, 50]
     assert spectral.overhead > 0
 
 
@@ -151,7 +154,7 @@ def test_broken_weights_stop_no_worker():
     model = network()
     model[0].weight.data[0, 0] = math.nan
     spectral = SpectralProbe(model, every=1, worker=True, pairs="auto", full_every=2)
-    found = [each for each in walk(spectral, model, 3) if each]
+    found = [observation.values for observation in walk(spectral, model, 3)]
     assert len(found) == 3
     assert all(each["not_finite/0.weight"] == 1 for each in found)
     assert math.isnan(found[0]["alignment/0.weight->2.weight"])
@@ -169,9 +172,9 @@ def test_full_and_followed_looks(tmp_path):
         model, every=1, folder=tmp_path, vectors=6, full_every=4, half=False, total_steps=6
     )
     said = walk(spectral, model, 7)
-    full = [any(key.startswith("effective_rank/") for key in each) for each in said]
+    full = [any(key.startswith("effective_rank/") for key in each.values) for each in said]
     assert full == [True, False, False, False, True, False, True]
-    assert "largest_value/0.weight" in said[1]
+    assert "largest_value/0.weight" in said[1].values
     spectra = [read_snapshot(snapshot_path(tmp_path, s), vectors=True) for s in (1, 4)]
     assert [s.method for s in spectra[0]] == ["warm"] * 2
     assert [s.method for s in spectra[1]] == ["gram"] * 2
@@ -182,17 +185,18 @@ def test_full_and_followed_looks(tmp_path):
 
 def test_parts_take_turns(tmp_path):
     model = nn.Sequential(*(nn.Linear(40, 40) for _ in range(5)))
-    whole = SpectralProbe(model, every=1, pairs="auto").observe(0)
+    whole = SpectralProbe(model, every=1, pairs="auto").observe(0)[0].values
     spectral = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto", parts=2, total_steps=6)
     said = walk(spectral, model, 7)
-    assert {key: said[0][key] for key in whole} == whole
+    assert {key: said[0].values[key] for key in whole} == whole
     layers = [[s.name[0] for s in read_snapshot(snapshot_path(tmp_path, t))] for t in range(7)]
     odd, even = ["1", "3"], ["0", "2", "4"]
     assert layers == [list("01234"), odd, even, odd, even, odd, list("01234")]
     pairs = [[name[0] for name in read_alignments(snapshot_path(tmp_path, t))] for t in range(7)]
     assert pairs == [list("0123"), odd, ["0", "2"], odd, ["0", "2"], odd, list("0123")]
     few = SpectralProbe(model, every=1, parts=9)
-    assert all(len(each) == (5 if t == 0 else 1) for t, each in enumerate(walk(few, model, 6)))
+    counts = [len(observation.values) for observation in walk(few, model, 6)]
+    assert counts == [5, 1, 1, 1, 1, 1]
 
 
 def test_what_takes_turns_is_followed_from_its_own_last_look(tmp_path):
@@ -212,7 +216,7 @@ def test_what_takes_turns_is_followed_from_its_own_last_look(tmp_path):
 
 def test_alignments_are_those_of_the_model(tmp_path):
     model = network()
-    said = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto").observe(0)
+    said = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto").observe(0)[0].values
     (expected,) = model_alignment(model, k=16).values()
     assert said["alignment/0.weight->2.weight"] == pytest.approx(expected.score.item())
     (kept,) = read_alignments(snapshot_path(tmp_path, 0)).values()
@@ -222,7 +226,7 @@ def test_alignments_are_those_of_the_model(tmp_path):
 
 def test_parts_of_attention_serve_alignments_and_are_not_kept(tmp_path):
     model = nn.Sequential(nn.Embedding(9, 8), nn.MultiheadAttention(8, 2))
-    said = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto").observe(0)
+    said = SpectralProbe(model, every=1, folder=tmp_path, pairs="auto").observe(0)[0].values
     for name, found in model_alignment(model, k=16).items():
         assert said[f"alignment/{name}"] == pytest.approx(found.score.item())
     names = [s.name for s in read_snapshot(snapshot_path(tmp_path, 0))]
