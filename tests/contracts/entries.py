@@ -31,12 +31,12 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
         "sgd": [{"lr": 0.05, "momentum": 0.9}],
         "adam": [{"lr": 0.01}],
         "adamw": [{"lr": 0.01}],
-        "avagrad": [{"lr": 0.1}],
-        "avagradw": [{"lr": 0.1, "weight_decay": 1e-3}],
+        "avagrad": [{"lr": 0.5}],
+        "avagradw": [{"lr": 0.5, "weight_decay": 1e-3}],
         "delayed_adam": [{"lr": 0.01}],
         "adabound": [{"lr": 0.01}],
         "amsbound": [{"lr": 0.01}],
-        "csgd": [{"lr": 0.05, "momentum": 0.9}],
+        "csgd": [{"lr": 0.2, "momentum": 0.9}],
     },
 }
 """By registry and name: the smallest valid arguments first, then those that reach other phases."""

@@ -91,7 +91,7 @@ class Training:
         seed: of the initial weights.
         dtype: of the model.
         folder: where a probe may write.
-        wrap: makes of the model what computes the loss.
+        wrap: makes of the model what computes the loss, as a compiler does.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Training:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
-        wrap: Callable[[nn.Module], Any] = lambda model: model,
+        wrap: Callable[[nn.Module], Any] | None = None,
     ) -> None:
         self.network = network
         self.dtype = dtype
@@ -124,7 +124,7 @@ class Training:
         groups = parameter_groups(self.model, self.methods, weight_decay=1e-3)
         self.optimizer = build("optimizer", section, "optimizer", params=groups)
         self.wrap = wrap
-        self.wrapped = wrap(self.model)
+        self.wrapped = wrap(self.model) if wrap else self.model
         self.steps = 0
         self.seen: dict[int, dict[str, float]] = {}
 
@@ -138,7 +138,7 @@ class Training:
         """What comes before a step: new shapes at an epoch's start, and the first observation."""
         if self.steps % STEPS_PER_EPOCH == 0:
             changing = [method for method in self.methods if isinstance(method, Restructuring)]
-            if any([method.restructure(self.optimizer) for method in changing]):
+            if any([method.restructure(self.optimizer) for method in changing]) and self.wrap:
                 # Whatever has hooks on the parameters as they were must be gone before.
                 self.wrapped = None
                 gc.collect()
@@ -153,10 +153,14 @@ class Training:
             loss = loss + method.penalty()
         return loss
 
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """The batch of the step to come."""
+        return batch(self.network, self.steps)
+
     def backward(self) -> Tensor:
         """Fills the gradients for one step; returns the loss."""
         self.optimizer.zero_grad()
-        loss = self.loss(*batch(self.network, self.steps))
+        loss = self.loss(*self.samples())
         loss.backward()
         return loss.detach()
 
@@ -213,7 +217,7 @@ class Training:
         for method, own in zip(self.methods, state["methods"], strict=True):
             method.load_state_dict(own)
         self.steps = state["steps"]
-        self.wrapped = self.wrap(self.model)
+        self.wrapped = self.wrap(self.model) if self.wrap else self.model
         return self
 
     def snapshot(self) -> dict[str, Any]:
