@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks._timing import interleaved_minima, print_table
-from latewood.kernels.optim import rate_sums
+from latewood.kernels.optimizers import rate_sums
 from latewood.optim import CSGD, AdaBound, AMSBound, AvaGrad, DelayedAdam
 
 

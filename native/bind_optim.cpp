@@ -1,10 +1,15 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <vector>
 
 #include "optim.hpp"
+#include "tensors.hpp"
 
 namespace nb = nanobind;
 using namespace latewood;
@@ -40,48 +45,150 @@ std::vector<double> for_each_chunk(const std::vector<std::int64_t> &sizes, int t
   return totals;
 }
 
-// Six integers a tensor: the addresses in the order of StepTensor, then which row of numbers.
-std::vector<double> step(int rule, int type, int rates, const std::vector<std::uintptr_t> &tensors,
-                         const std::vector<std::int64_t> &sizes, const std::vector<double> &numbers,
-                         int threads) {
+// Parameter, gradient and the three moments of every tensor, in the order of StepTensor.
+using Columns = std::array<nb::list, 5>;
+
+enum class Fit {
+  fully,         // the step can be taken
+  but_gradient,  // after the gradient is copied into the precision and the layout of its parameter
+  not_at_all,
+};
+
+struct FittedTensor {
+  StepTensor tensor;
+  StepType type;
+  std::int64_t size;
+};
+
+bool step_type(std::int32_t dtype, StepType *type) {
+  const TensorTypes &types = tensor_types();
+  if (dtype == types.float32) *type = StepType::float32;
+  else if (dtype == types.float64) *type = StepType::float64;
+  else if (dtype == types.bfloat16) *type = StepType::bfloat16;
+  else if (dtype == types.float16) *type = StepType::float16;
+  else return false;
+  return true;
+}
+
+Fit fit(const Columns &columns, std::size_t t, FittedTensor *fitted) {
+  TensorView parameter, gradient;
+  if (!view_tensor(columns[0][t], &parameter) || !step_type(parameter.dtype, &fitted->type))
+    return Fit::not_at_all;
+  const std::int32_t wide =
+      fitted->type == StepType::float64 ? tensor_types().float64 : tensor_types().float32;
+  void *moments[3] = {};
+  for (int k = 0; k < 3; ++k) {
+    const nb::handle moment = columns[k + 2][t];
+    if (moment.is_none()) continue;
+    TensorView view;
+    if (!view_tensor(moment, &view) || view.dtype != wide || !same_shape(parameter, view) ||
+        !same_layout(parameter, view))
+      return Fit::not_at_all;
+    moments[k] = view.data;
+  }
+  fitted->tensor = {parameter.data, nullptr, moments[0], moments[1], moments[2]};
+  fitted->size = parameter.numel;
+  if (!view_tensor(columns[1][t], &gradient)) return Fit::but_gradient;
+  if (!same_shape(parameter, gradient)) return Fit::not_at_all;
+  if (gradient.dtype != parameter.dtype || !same_layout(parameter, gradient))
+    return Fit::but_gradient;
+  fitted->tensor.gradient = gradient.data;
+  return Fit::fully;
+}
+
+void require_lengths(const Columns &columns, std::size_t n) {
+  for (const nb::list &column : columns) require(column.size() == n, "lists differ in length");
+}
+
+// How each tensor fits, by the numbers of Fit; nothing if all of them fit fully.
+std::vector<int> fits(const Columns &columns) {
+  const std::size_t n = columns[0].size();
+  require_lengths(columns, n);
+  std::vector<int> codes(n);
+  bool fully = true;
+  for (std::size_t t = 0; t < n; ++t) {
+    FittedTensor fitted;
+    codes[t] = int(fit(columns, t, &fitted));
+    fully = fully && codes[t] == int(Fit::fully);
+  }
+  return fully ? std::vector<int>() : codes;
+}
+
+// `rows` says which row of numbers is a tensor's. Before anything is written it refuses what does
+// not fit, and returns nothing where a gradient has to be copied first.
+std::optional<std::vector<double>> step(int rule, int rates, const Columns &columns,
+                                        const std::vector<std::size_t> &rows,
+                                        const std::vector<double> &numbers, int threads) {
   constexpr std::size_t row = sizeof(StepNumbers) / sizeof(double);
-  const auto address = [&](std::size_t t, int k) {
-    return reinterpret_cast<void *>(tensors[6 * t + k]);
-  };
+  require(rule >= 0 && rule <= int(StepRule::bounded), "there is no such rule");
+  require(rates >= 0 && rates <= int(StepRates::after), "there are no such rates");
+  require_lengths(columns, rows.size());
+  std::vector<FittedTensor> fitted(rows.size());
+  std::vector<std::int64_t> sizes(rows.size());
+  bool fully = true;
+  for (std::size_t t = 0; t < rows.size(); ++t) {
+    require(rows[t] < numbers.size() / row, "there are no numbers of this row");
+    const Fit found = fit(columns, t, &fitted[t]);
+    require(found != Fit::not_at_all, "a tensor does not fit its parameter");
+    fully = fully && found == Fit::fully;
+    const bool both = !columns[2][t].is_none() && !columns[3][t].is_none();
+    require(both || StepRule(rule) == StepRule::momentum, "the rule needs both moments");
+    sizes[t] = fitted[t].size;
+  }
+  if (!fully) return std::nullopt;
+  const nb::gil_scoped_release unlocked;
   return for_each_chunk(sizes, threads, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
-    const StepTensor tensor{address(t, 0), address(t, 1), address(t, 2), address(t, 3),
-                            address(t, 4)};
-    const double *n = &numbers[row * tensors[6 * t + 5]];
+    const double *n = &numbers[row * rows[t]];
     const StepNumbers of_tensor{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10]};
-    return LATEWOOD_DISPATCH(optim_step, StepRule(rule), StepType(type), StepRates(rates), tensor,
-                             of_tensor, begin, end);
+    return LATEWOOD_DISPATCH(optim_step, StepRule(rule), fitted[t].type, StepRates(rates),
+                             fitted[t].tensor, of_tensor, begin, end);
   });
 }
 
-std::vector<double> rate_sums(int type, const std::vector<std::uintptr_t> &moments,
-                              const std::vector<std::int64_t> &sizes,
-                              const std::vector<double> &corrections,
-                              const std::vector<double> &eps, int threads) {
+// Nothing if a moment is not memory of single or double precision.
+std::optional<std::vector<double>> rate_sums(nb::list moments,
+                                             const std::vector<double> &corrections,
+                                             const std::vector<double> &eps, int threads) {
+  const std::size_t n = moments.size();
+  require(corrections.size() == n && eps.size() == n, "lists differ in length");
+  std::vector<std::int64_t> sizes(n);
+  std::vector<StepType> types(n);
+  std::vector<const void *> starts(n);
+  for (std::size_t t = 0; t < n; ++t) {
+    TensorView view;
+    if (!view_tensor(moments[t], &view) || !step_type(view.dtype, &types[t])) return std::nullopt;
+    if (types[t] != StepType::float32 && types[t] != StepType::float64) return std::nullopt;
+    starts[t] = view.data;
+    sizes[t] = view.numel;
+  }
+  const nb::gil_scoped_release unlocked;
   return for_each_chunk(sizes, threads, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
-    return LATEWOOD_DISPATCH(optim_rate_sum, StepType(type),
-                             reinterpret_cast<const void *>(moments[t]), corrections[t], eps[t],
-                             begin, end);
+    return LATEWOOD_DISPATCH(optim_rate_sum, types[t], starts[t], corrections[t], eps[t], begin,
+                             end);
   });
 }
 
-// Counts one step for each float32 count and returns the counts.
-std::vector<double> advance(const std::vector<std::uintptr_t> &steps) {
+// Counts one step for each count and returns the counts; nothing if one is not a float32 of its own.
+std::optional<std::vector<double>> advance(nb::list steps) {
+  std::vector<float *> starts;
+  starts.reserve(steps.size());
+  for (const nb::handle step : steps) {
+    TensorView view;
+    if (!view_tensor(step, &view) || view.dim != 0 || view.dtype != tensor_types().float32)
+      return std::nullopt;
+    starts.push_back(static_cast<float *>(view.data));
+  }
   std::vector<double> counts;
-  counts.reserve(steps.size());
-  for (const std::uintptr_t step : steps) counts.push_back(*reinterpret_cast<float *>(step) += 1);
+  counts.reserve(starts.size());
+  for (float *const step : starts) counts.push_back(*step += 1);
   return counts;
 }
 
 }  // namespace
 
 void bind_optim(nb::module_ &module) {
-  const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   module.def("optim_advance", &advance);
-  module.def("optim_step", &step, unlocked);
-  module.def("optim_rate_sums", &rate_sums, unlocked);
+  module.def("optim_fits", &fits);
+  module.def("optim_step", &step);
+  module.def("optim_rate_sums", &rate_sums);
 }

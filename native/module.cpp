@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "cpu.hpp"
+#include "tensors.hpp"
 
 namespace nb = nanobind;
 
@@ -12,6 +13,7 @@ void bind_optim(nb::module_ &module);
 NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
   module.def("instruction_set", &latewood::instruction_set_name);
+  latewood::bind_tensors(module);
   bind_inpainting(module);
   bind_masked_weight(module);
   bind_optim(module);

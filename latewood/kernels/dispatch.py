@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import os
+import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -15,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from latewood.errors import invalid
 
-__all__ = ["native", "native_for"]
+__all__ = ["native", "native_for", "tensors_are_virtual"]
 
 _VARIABLE = "LATEWOOD_KERNELS"
 
@@ -40,8 +43,9 @@ def native() -> ModuleType | None:
 @functools.cache
 def _load() -> ModuleType | None:
     try:
-        return importlib.import_module("latewood.kernels._native")
-    except ImportError as error:
+        module = importlib.import_module("latewood.kernels._native")
+        module.attach(Tensor, Parameter, _tensor_functions())
+    except (ImportError, OSError, AttributeError) as error:
         warnings.warn(
             f"the compiled kernels cannot be loaded ({error}); the reference kernels run instead: "
             "same results, slower. Reinstall with a C++17 compiler to get them, or set "
@@ -50,37 +54,51 @@ def _load() -> ModuleType | None:
             stacklevel=3,
         )
         return None
+    return module
+
+
+def _tensor_functions() -> dict[str, int]:
+    """Addresses of the C functions through which torch tells what a tensor is."""
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(
+        sys.platform, "libtorch_cpu.so"
+    )
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+    addresses = {}
+    for function in _TENSOR_FUNCTIONS:
+        pointer = ctypes.cast(getattr(library, f"aoti_torch_{function}"), ctypes.c_void_p)
+        addresses[function] = pointer.value or 0
+    return addresses
+
+
+_TENSOR_FUNCTIONS = (
+    *("get_data_ptr", "get_dim", "get_numel", "get_storage_offset", "get_storage_size"),
+    *("get_sizes", "get_strides", "get_dtype", "get_device_type", "get_layout"),
+    *("device_type_cpu", "layout_strided", "dtype_float32", "dtype_float64", "dtype_bfloat16"),
+    *("dtype_float16", "dtype_int64", "dtype_bool"),
+)
+
+
+def tensors_are_virtual() -> bool:
+    """Whether tensors may stand for others now: traced, transformed, or seen by a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or is_in_torch_dispatch_mode()
+    )
 
 
 def native_for(*tensors: Tensor) -> ModuleType | None:
     """The compiled kernels if they can work on these tensors' memory now, else None.
 
-    They need float32 on the CPU, one common dense layout, and real memory: not while torch.compile
-    traces (the compiler fuses the reference itself), nor inside torch.func transforms or dispatch
-    modes, whose tensors have no memory of their own.
+    They need float32 on the CPU, one shape, one common dense layout, and real memory: not while
+    torch.compile traces (the compiler fuses the reference itself), nor inside torch.func transforms
+    or dispatch modes, whose tensors have no memory of their own.
 
     Args:
-        tensors: the inputs, all of the same shape.
+        tensors: the inputs.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if tensors_are_virtual():
         return None
-    if torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode():
-        return None
-    first = tensors[0]
-    for tensor in tensors:
-        if (
-            tensor.dtype is not torch.float32
-            or type(tensor) not in (Tensor, Parameter)
-            or tensor.device.type != "cpu"
-            or tensor.stride() != first.stride()
-        ):
-            return None
-    return native() if _is_dense(first) else None
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    if tensor.is_contiguous():
-        return True
-    if tensor.dim() == 4:
-        return tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d)
+    module = native()
+    return module if module is not None and module.alike(*tensors) else None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Rule, Scalars
 from latewood.optim.base import Optimizer, at_least, number, positive, switch
 from latewood.optim.bounds import Bounds, HyperbolicBounds
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import operator
 import warnings
 from itertools import chain
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rates, Rule, Scalars, rate_sums
+from latewood.kernels.optimizers import Number, Rates, Rule, Scalars, StepPlan, rate_sums
 from latewood.optim.base import Batch, Optimizer, form_of, local, number, positive, switch
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["AvaGrad", "AvaGradW"]
 
@@ -162,11 +164,11 @@ class AvaGrad(Optimizer):
             factor=self._factor(group),
         )
 
-    def _update(self, batches: list[Batch]) -> None:
+    def _update(self, batches: list[Batch], plans: list[StepPlan]) -> None:
         if not batches and self._process_group is None:
             return
         mode = self.param_groups[0]["gamma_mode"]
-        counts = [self._advance(batch) for batch in batches]
+        counts = self._advance(batches)
         scalars = [self._numbers(b, c) for b, c in zip(batches, counts, strict=True)]
         if mode == "official":
             gammas = [[number(gamma) for gamma in self._stored(batch)] for batch in batches]
@@ -175,7 +177,7 @@ class AvaGrad(Optimizer):
             gammas = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         scaled = [_scaled(s, g) for s, g in zip(scalars, gammas, strict=True)]
-        sums = self._apply(batches, scaled, self._rates(mode))
+        sums = self._apply(plans, scaled, self._rates(mode))
         sums = [over_shards(b.parameters, s) for b, s in zip(batches, sums, strict=True)]
         if mode == "official":
             self._normalise(batches, counts, sums)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from numbers import Real
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, StateDict
 
 from latewood.errors import RequestError, WorkError, invalid
-from latewood.kernels.optim import (
+from latewood.kernels.optimizers import (
     Form,
+    Number,
     Rates,
     Rule,
     Scalars,
-    Share,
+    StepPlan,
+    StepTensors,
     advance,
     fused_exists,
+    plan_step,
     run_step,
+    working_dtype,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "Batch",
@@ -31,13 +39,12 @@ __all__ = [
     "at_least",
     "form_of",
     "fraction",
+    "is_sharded",
     "local",
     "number",
     "positive",
     "switch",
 ]
-
-Number = float | Tensor
 
 
 @dataclass(slots=True)
@@ -51,6 +58,17 @@ class Batch:
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
     max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
+
+    def local(self) -> StepTensors:
+        """What of it the kernels work on: real numbers on this process, None for no moment."""
+        absent = [None] * len(self.parameters)
+        moments = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
+        columns: list[Any] = [self.parameters, self.gradients, *(m or absent for m in moments)]
+        if not all(type(p) in _PLAIN and not p.is_complex() for p in self.parameters):
+            # That a gradient is to be conjugated may only stand beside its values.
+            columns[1] = [gradient.resolve_conj() for gradient in self.gradients]
+            columns = [[None if t is None else local(t) for t in column] for column in columns]
+        return StepTensors(*columns)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -78,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
                 "differentiable",
                 True,
                 "False: these optimizers write parameters in place; to differentiate through "
-                "updates, apply the functions of latewood.kernels.optim to copies",
+                "updates, apply the functions of latewood.kernels.optimizers to copies",
             )
         if foreach and fused:
             raise invalid("foreach", True, "not together with fused=True; choose one")
@@ -169,6 +187,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             WorkError: if a gradient is sparse.
+            RequestError: if a gradient or a state does not belong to its parameter any more, since
+                one of them was replaced; nothing has changed then.
         """
         loss = None
         if closure is not None:
@@ -182,8 +202,27 @@ class Optimizer(torch.optim.Optimizer):
             batch = self._collect(group)
             if batch.parameters:
                 batches.append(batch)
-        self._update(batches)
+        plans = [self._plan(batch) for batch in batches]
+        self._update(batches, plans)
         return loss
+
+    def _plan(self, batch: Batch) -> StepPlan:
+        return plan_step(
+            batch.local(),
+            form_of(batch.group),
+            lambda index: self._name(batch.parameters[index]),
+        )
+
+    def _name(self, parameter: Tensor) -> str:
+        """What errors call a parameter: its name, or its position as ``state_dict`` counts."""
+        position = 0
+        for group in self.param_groups:
+            for index, other in enumerate(group["params"]):
+                if other is parameter:
+                    names = group.get("param_names")
+                    return f"parameter {names[index]!r}" if names else f"parameter {position}"
+                position += 1
+        raise LookupError("not a parameter of this optimizer")
 
     def _collect(self, group: dict[str, Any]) -> Batch:
         # torch.compile runs a method of this name once, outside the graph, and reads the lists.
@@ -208,13 +247,13 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         names = self._moments(group)
         lists = dict(zip(_MOMENTS, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), strict=True))
-        for index, parameter in enumerate(group["params"]):
+        for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
                 continue
             if gradient.layout != torch.strided:
                 raise WorkError(
-                    f"{type(self).__name__}: the gradient of {_name(group, index)} is sparse; "
+                    f"{type(self).__name__}: the gradient of {self._name(parameter)} is sparse; "
                     "only dense gradients are supported (embeddings: sparse=False)"
                 )
             parameters.append(parameter)
@@ -224,7 +263,8 @@ class Optimizer(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 self._init_state(group, parameter, state)
-            steps.append(state["step"])
+            # A state that came without one is refused where the steps are counted.
+            steps.append(state.get("step"))
             for name in names:
                 if name not in state:
                     state[name] = _zeros(parameter)
@@ -238,18 +278,25 @@ class Optimizer(torch.optim.Optimizer):
         for name in self._moments(group):
             state[name] = _zeros(parameter)
 
-    def _update(self, batches: list[Batch]) -> None:
-        self._apply(batches, [self._numbers(batch, self._advance(batch)) for batch in batches])
+    def _update(self, batches: list[Batch], plans: list[StepPlan]) -> None:
+        counts = self._advance(batches)
+        self._apply(plans, [self._numbers(*pair) for pair in zip(batches, counts, strict=True)])
 
-    def _advance(self, batch: Batch) -> list[Number]:
+    def _advance(self, batches: list[Batch]) -> list[list[Number]]:
         """Counts this step for every parameter and returns the counts, tensors where they must."""
+        if torch.compiler.is_compiling() or any(batch.group["capturable"] for batch in batches):
+            return [self._advance_on_device(batch) for batch in batches]
+        steps = list(chain.from_iterable(batch.steps for batch in batches))
+        parameters = list(chain.from_iterable(b.parameters for b in batches if b.steps))
+        counts = iter(advance(steps, lambda index: self._name(parameters[index])))
+        return [list(islice(counts, len(b.steps))) or [1.0] * len(b.parameters) for b in batches]
+
+    def _advance_on_device(self, batch: Batch) -> list[Number]:
         if not batch.steps:
             return [1.0] * len(batch.parameters)
-        if torch.compiler.is_compiling() or batch.group["capturable"]:
-            torch._foreach_add_(batch.steps, 1.0)
-            # Powers of beta in float32 would round the bias corrections.
-            return [step.double() for step in batch.steps]
-        return list(advance(batch.steps))
+        torch._foreach_add_(batch.steps, 1.0)
+        # Powers of beta in float32 would round the bias corrections.
+        return [step.double() for step in batch.steps]
 
     def _numbers(self, batch: Batch, counts: list[Number]) -> list[Scalars]:
         """The numbers of every parameter; those with the same history share one object."""
@@ -265,18 +312,12 @@ class Optimizer(torch.optim.Optimizer):
         return (-1.0 if group["maximize"] else 1.0) / (1.0 if scale is None else scale.item())
 
     def _apply(
-        self, batches: list[Batch], scalars: list[list[Scalars]], rates: Rates = "none"
+        self, plans: list[StepPlan], scalars: list[list[Scalars]], rates: Rates = "none"
     ) -> list[list[Number]]:
         """Runs the rule on all batches; returns the sums of squared rates, batch by batch."""
-        shares = [_shares(batch, numbers) for batch, numbers in zip(batches, scalars, strict=True)]
-        forms = [form_of(batch.group) for batch in batches]
-        if len(set(forms)) <= 1:
-            # One call for everything lets the native form spread all tensors over the threads.
-            sums = iter(run_step(self.rule, list(chain.from_iterable(shares)), rates, *forms[:1]))
-            return [[next(sums) for _ in batch] for batch in shares]
-        return [run_step(self.rule, b, rates, f) for b, f in zip(shares, forms, strict=True)]
+        return run_step(self.rule, plans, scalars, rates) if plans else []
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Restores a state, bit for bit: moments keep their own precision, not the parameters'.
 
@@ -349,18 +390,15 @@ def number(value: Number) -> Number:
 
 def local(tensor: Tensor) -> Tensor:
     """The real numbers of a tensor that lie on this process; shares memory with it."""
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
         tensor = tensor.to_local()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _shares(batch: Batch, scalars: list[Scalars]) -> list[Share]:
-    absent = [None] * len(batch.parameters)
-    moments = (batch.exp_avgs, batch.exp_avg_sqs, batch.max_exp_avg_sqs)
-    columns: list[Any] = [batch.parameters, batch.gradients, *(m or absent for m in moments)]
-    if not all(type(p) in _PLAIN and not p.is_complex() for p in batch.parameters):
-        columns = [[None if t is None else local(t) for t in column] for column in columns]
-    return list(map(Share, *columns, scalars))
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor; does not import what defines them, which takes a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def form_of(group: dict[str, Any]) -> Form:
@@ -374,16 +412,8 @@ def form_of(group: dict[str, Any]) -> Form:
     return "auto" if group["fused"] is None and group["foreach"] is None else "single"
 
 
-# Second moments of float16 gradients underflow in float16: 1e-4 squared is already 0.
-_WIDER = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.complex32: torch.complex64,
-}
-
-
 def _zeros(parameter: Tensor) -> Tensor:
-    dtype = _WIDER.get(parameter.dtype, parameter.dtype)
+    dtype = working_dtype(parameter.dtype)
     return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
 
@@ -395,14 +425,8 @@ def _restored(group: dict[str, Any], parameter: Tensor, name: str, value: Any) -
         return value
     dtype = value.dtype
     if name in _MOMENTS:
-        dtype = _WIDER.get(parameter.dtype, parameter.dtype)
+        dtype = working_dtype(parameter.dtype)
     return value.detach().to(parameter.device, dtype, copy=True)
-
-
-def _name(group: dict[str, Any], index: int) -> str:
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
-    return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Protocol
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number
+from latewood.kernels.optimizers import Number
 
 __all__ = [
     "Bounds",

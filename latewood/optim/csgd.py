@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Rule, Scalars
 from latewood.optim.base import Optimizer, fraction, number
 
 __all__ = ["CSGD"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
-from latewood.kernels.optim import Number, Rule, Scalars
+from latewood.kernels.optimizers import Number, Rule, Scalars
 from latewood.optim.base import Optimizer, number, positive, switch
 
 __all__ = ["DelayedAdam", "delayed_scalars"]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import compress
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor
 
 from latewood.errors import WorkError
-from latewood.kernels.optim import Number
+from latewood.kernels.optimizers import Number
+from latewood.optim.base import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["normaliser", "over_shards", "untouched_dominate"]
 
@@ -76,13 +78,13 @@ def over_shards(parameters: Sequence[Tensor], sums: Sequence[Number]) -> list[Nu
     totals = list(sums)
     places: dict[tuple[object, tuple[int, ...]], list[int]] = {}
     for index, parameter in enumerate(parameters):
-        if isinstance(parameter, DTensor):
+        if is_sharded(parameter):
             split = tuple(d for d, p in enumerate(parameter.placements) if not p.is_replicate())
             places.setdefault((parameter.device_mesh, split), []).append(index)
     for (_, split), indices in places.items():
         values: tuple[Number, ...] = tuple(totals[index] for index in indices)
         parameter = parameters[indices[0]]
-        assert isinstance(parameter, DTensor)
+        assert is_sharded(parameter)
         for dimension in split:
             group = parameter.device_mesh.get_group(dimension)
             values = _all_reduce(values, group, parameter.to_local().device)
@@ -149,5 +151,5 @@ def _all_reduce(
     packed = torch.stack(
         [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
     )
-    dist.all_reduce(packed, group=group)
+    torch.distributed.all_reduce(packed, group=group)
     return tuple(packed.unbind()) if tensors else tuple(packed.tolist())

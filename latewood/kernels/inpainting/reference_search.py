@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latewood.kernels.inpainting_objective import Inpainting, Objective
+from latewood.kernels.inpainting.inpainting_objective import Inpainting, Objective
 
-__all__ = ["Outcome", "ascend_reference", "boundary", "majority"]
+__all__ = ["SearchResult", "ascend_reference", "boundary", "majority"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """Where the search ended, image by image.
 
     Args:
@@ -77,7 +77,7 @@ def majority(masks: Tensor, neighbours: int) -> Tensor:
     return counts >= neighbours
 
 
-def ascend_reference(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
+def ascend_reference(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
     """``ascend`` in plain torch: the oracle, on any device, in float32 and float64."""
     # One image at a time stays in a processor's cache; other devices want large batches.
     size = 1 if images.device.type == "cpu" else 1024
@@ -85,7 +85,7 @@ def ascend_reference(images: Tensor, masks: Tensor, settings: Inpainting) -> Out
         _search(some, start, settings)
         for some, start in zip(images.split(size), masks.split(size), strict=True)
     ]
-    return Outcome(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return SearchResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 class _Trail:
@@ -135,26 +135,30 @@ def _search(images: Tensor, masks: Tensor, settings: Inpainting) -> tuple[Tensor
         if not going:
             break
         if len(going) < len(active):
-            kept = torch.tensor(going, device=images.device)
-            objective.keep(kept)
-            masks = masks[kept]
+            remaining = torch.tensor(going, device=images.device)
+            objective.keep(remaining)
+            masks = masks[remaining]
             active = [active[place] for place in going]
-        found = objective.evaluate(masks.to(images.dtype))
-        scores = torch.stack((found.inpainting, found.diversity), dim=1).tolist()
+        evaluation = objective.evaluate(masks.to(images.dtype))
+        scores = torch.stack((evaluation.inpainting, evaluation.diversity), dim=1).tolist()
         for trail, (inpainting, diversity) in zip(active, scores, strict=True):
             trail.scores.append((inpainting, diversity))
         if step == settings.iterations:
             break
-        gradient = found.inpainting_gradient - settings.diversity * found.diversity_gradient
+        gradient = (
+            evaluation.inpainting_gradient - settings.diversity * evaluation.diversity_gradient
+        )
         masks = torch.where(boundary(masks) & (gradient != 0), gradient > 0, masks)
         if settings.neighbours is not None:
             masks = majority(masks, settings.neighbours)
         for trail, state, empty in zip(active, _states(masks), _empty(masks), strict=True):
             trail.add(state, empty=empty)
-    return _outcome(trails, images, settings)
+    return _search_columns(trails, images, settings)
 
 
-def _outcome(trails: list[_Trail], images: Tensor, settings: Inpainting) -> tuple[Tensor, ...]:
+def _search_columns(
+    trails: list[_Trail], images: Tensor, settings: Inpainting
+) -> tuple[Tensor, ...]:
     states, scores = zip(*(trail.end(settings) for trail in trails), strict=True)
     shape = images.shape[-2:]
     packed = np.frombuffer(b"".join(states), np.uint8).reshape(len(trails), -1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import native
-from latewood.kernels.inpainting import Inpainting, Outcome, ascend, ascend_reference
+from latewood.kernels.inpainting import Inpainting, SearchResult, ascend, ascend_reference
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the compiled kernels are not built")
 
@@ -107,7 +107,7 @@ def test_neither_threads_nor_the_batch_change_a_bit(threads: int) -> None:
         together = ascend(some, start, Inpainting())
     finally:
         torch.set_num_threads(before)
-    for name in Outcome.__dataclass_fields__:
+    for name in SearchResult.__dataclass_fields__:
         one = torch.cat([getattr(outcome, name) for outcome in alone])
         assert torch.equal(one, getattr(together, name)), name
 

@@ -10,11 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+from latewood.kernels.dispatch import tensors_are_virtual
+from latewood.kernels.misfits import is_covered, is_plain
+from latewood.kernels.optimizers.reference_steps import (
+    Number,
+    Rates,
+    Rule,
+    Scalars,
+    StepTensors,
+    working_dtype,
+)
 
-__all__ = ["accepted", "exists", "rate_sums_triton", "step_triton"]
+__all__ = ["exists", "fits_triton", "rate_sums_triton", "step_triton"]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
@@ -32,70 +40,101 @@ def exists(device: torch.device, dtype: torch.dtype) -> bool:
 def _kernels() -> ModuleType | None:
     # Not before a GPU tensor asks for it: Triton takes long to import.
     try:
-        return importlib.import_module("latewood.kernels.optim_triton_kernels")
+        return importlib.import_module("latewood.kernels.optimizers.triton_programs")
     except ImportError:
         return None
 
 
-def accepted(shares: Sequence[Share]) -> list[int]:
-    """Indices of the shares whose memory the Triton form can work on."""
-    return [index for index, share in enumerate(shares) if _accepts(share)]
+def fits_triton(parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor | None]) -> bool:
+    """Whether the memory of what belongs to one parameter is as the Triton form needs it."""
+    if tensors_are_virtual() or not _has_own_memory(parameter) or not is_plain(gradient):
+        return False
+    strides, present = parameter.stride(), [moment for moment in moments if moment is not None]
+    return all(map(_has_own_memory, present)) and all(m.stride() == strides for m in present)
 
 
-def _accepts(share: Share) -> bool:
-    parameter = share.parameter
-    moments = (share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
+def _has_own_memory(tensor: Tensor) -> bool:
     return (
-        exists(parameter.device, parameter.dtype)
-        and type(parameter) in (Tensor, Parameter)
-        and torch.ops.aten.is_non_overlapping_and_dense.default(parameter)
-        and all(m is None or m.stride() == parameter.stride() for m in moments)
+        is_plain(tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+        and is_covered(tensor)
     )
 
 
-def step_triton(rule: Rule, shares: Sequence[Share], rates: Rates = "none") -> list[Number]:
-    """`step_reference` of every share, in place; see there. Never waits for the device.
+def step_triton(
+    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+) -> list[Number]:
+    """`step_reference` of every parameter, in place; see there. Never waits for the device.
 
     Args:
         rule: the update rule.
-        shares: those that `accepted` names.
+        tensors: those that `latewood.kernels.optimizers.plan_step` leaves to the Triton form.
+        scalars: the numbers of each parameter.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per share, a 0-dim float64 tensor: blocks of 1024 elements are added in float64 in a
-        fixed order.
+        One sum per parameter, a 0-dim float64 tensor: blocks of 1024 elements are added in float64
+        in a fixed order.
+
+    Raises:
+        ValueError: tensors of one entry that do not have the size or precision of each other;
+            nothing was written.
     """
-    sums: list[Number] = [0.0] * len(shares)
+    _check(rule, tensors)
+    sums: list[Number] = [0.0] * len(scalars)
     kinds: dict[object, list[int]] = {}
-    for index, share in enumerate(shares):
-        stored = share.parameter
-        key = (stored.device, stored.dtype, share.exp_avg is None, share.max_exp_avg_sq is None)
+    columns = (tensors.parameters, tensors.exp_avgs, tensors.max_exp_avg_sqs)
+    for index, (stored, first, peak) in enumerate(zip(*columns, strict=True)):
+        key = (stored.device, stored.dtype, first is None, peak is None)
         kinds.setdefault(key, []).append(index)
     for indices in kinds.values():
-        totals = _step(rule, [shares[index] for index in indices], rates)
+        numbers = [scalars[index] for index in indices]
+        totals = _step(rule, tensors.select(indices), numbers, rates)
         for index, total in zip(indices, totals, strict=True):
             sums[index] = total
     return sums
 
 
-def _step(rule: Rule, shares: list[Share], rates: Rates) -> Sequence[Number]:
-    device = shares[0].parameter.device
-    parameters = [share.parameter for share in shares]
+def _check(rule: Rule, tensors: StepTensors) -> None:
+    """The last look before addresses leave: a program reads as far as its parameter is long."""
+    for parameter, gradient, *moments in zip(
+        tensors.parameters, tensors.gradients, *tensors.moments(), strict=True
+    ):
+        expected = (parameter.numel(), parameter.device)
+        if (gradient.numel(), gradient.device) != expected:
+            raise ValueError("a gradient does not have the size and device of its parameter")
+        if rule != "momentum" and (moments[0] is None or moments[1] is None):
+            raise ValueError(f"the rule {rule!r} needs both moments of every parameter")
+        for moment in moments:
+            if moment is not None and (
+                (moment.numel(), moment.device) != expected
+                or moment.dtype != working_dtype(parameter.dtype)
+            ):
+                raise ValueError("a moment does not have the size and precision of its parameter")
+
+
+def _step(
+    rule: Rule, tensors: StepTensors, scalars: list[Scalars], rates: Rates
+) -> Sequence[Number]:
+    parameters = tensors.parameters
+    device = parameters[0].device
     # A copied gradient lives until the launch is queued; its memory is not reused before it ran.
-    gradients = [_like(share.gradient, share.parameter) for share in shares]
+    gradients = list(map(_like, tensors.gradients, parameters))
     rows: dict[int, int] = {}
-    addresses = []
-    for share, gradient in zip(shares, gradients, strict=True):
-        moments = (share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
-        addresses.append(
-            [
-                share.parameter.data_ptr(),
-                gradient.data_ptr(),
-                *(0 if moment is None else moment.data_ptr() for moment in moments),
-                rows.setdefault(id(share.scalars), len(rows)),
-            ]
+    addresses = [
+        [
+            parameter.data_ptr(),
+            gradient.data_ptr(),
+            *(0 if moment is None else moment.data_ptr() for moment in moments),
+            rows.setdefault(id(numbers), len(rows)),
+        ]
+        for parameter, gradient, *moments, numbers in zip(
+            parameters, gradients, *tensors.moments(), scalars, strict=True
         )
-    distinct = {id(share.scalars): share.scalars for share in shares}
+    ]
+    distinct = {id(numbers): numbers for numbers in scalars}
     blocks = _blocks(tuple(parameter.numel() for parameter in parameters), device)
     sums = torch.empty(len(blocks.tensors), dtype=torch.float64, device=device)
     if len(sums):
@@ -108,14 +147,14 @@ def _step(rule: Rule, shares: list[Share], rates: Rates) -> Sequence[Number]:
             sums,
             RULE=_RULES[rule],
             RATES=_RATES[rates],
-            HAS_MOMENT=shares[0].exp_avg is not None,
-            HAS_PEAK=shares[0].max_exp_avg_sq is not None,
+            HAS_MOMENT=tensors.exp_avgs[0] is not None,
+            HAS_PEAK=tensors.max_exp_avg_sqs[0] is not None,
             STORED=_triton_type(parameters[0].dtype),
-            WORKING=_triton_type(working_dtype(parameters[0])),
+            WORKING=_triton_type(working_dtype(parameters[0].dtype)),
             BLOCK=_BLOCK,
         )
     torch.autograd.graph.increment_version(parameters)
-    return [0.0] * len(shares) if rates == "none" else _totals(blocks, sums)
+    return [0.0] * len(parameters) if rates == "none" else _totals(blocks, sums)
 
 
 def rate_sums_triton(
@@ -130,7 +169,12 @@ def rate_sums_triton(
     """
     alike = {(moment.device, moment.dtype) for moment in moments}
     numeric = not any(isinstance(correction, Tensor) for correction in corrections)
-    if len(alike) != 1 or not numeric or not exists(*next(iter(alike))):
+    if len(alike) != 1 or not numeric or tensors_are_virtual():
+        return None
+    device, dtype = next(iter(alike))
+    if dtype not in (torch.float32, torch.float64) or not exists(device, dtype):
+        return None
+    if not all(map(_has_own_memory, moments)):
         return None
     return list(_rate_sums(moments, corrections, eps))
 
@@ -203,7 +247,7 @@ def _table(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
     if gradient.dtype == parameter.dtype and gradient.stride() == parameter.stride():
-        return gradient
+        return gradient.resolve_neg()
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from latewood.errors import RequestError
 from latewood.kernels.inpainting import (
     Inpainting,
-    Outcome,
+    SearchResult,
     ascend,
     ascend_reference,
     evaluate,
     filter_matrix,
     gaussian_taps,
 )
-from latewood.kernels.inpainting_reference import boundary, majority
+from latewood.kernels.inpainting.reference_search import boundary, majority
 
 GREY = [[0, 0.1, 0.2, 0.3], [0.1, 0.9, 0.8, 0.2], [0, 0.7, 1, 0.1], [-0.1, 0, 0.1, 0.2]]
 SMALL = Inpainting(sigma=1, taps=3, repetitions=1)
@@ -32,7 +32,7 @@ SMALL = Inpainting(sigma=1, taps=3, repetitions=1)
 @pytest.fixture(scope="module")
 def autograd() -> ModuleType:
     """The same algorithm written with convolutions and autograd."""
-    path = Path(__file__).parents[2] / "benchmarks" / "_autograd_segmentation.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "_autograd_segmentation.py"
     spec = importlib.util.spec_from_file_location("autograd_segmentation", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -424,12 +424,12 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     together = ascend(images, start, Inpainting(iterations=60))
     for i in range(5):
         alone = ascend(images[i : i + 1], start[:1], Inpainting(iterations=60))
-        for name in Outcome.__dataclass_fields__:
+        for name in SearchResult.__dataclass_fields__:
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
 
 
 def test_batches_give_the_masks_of_single_images() -> None:
-    from latewood.kernels.inpainting_reference import _search
+    from latewood.kernels.inpainting.reference_search import _search
 
     images = smooth_noise(7, 24, 24, n=6).double()
     start = square(24, 24).repeat(6, 1, 1)

@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 
-from latewood.kernels import optim, optim_native, optim_triton
+from latewood.kernels import optimizers
 from latewood.kernels.dispatch import native
-from latewood.kernels.optim_foreach import step_foreach
-from latewood.kernels.optim_reference import (
+from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers.foreach_steps import step_foreach
+from latewood.kernels.optimizers.reference_steps import (
     Scalars,
-    Share,
+    StepTensors,
     rate_sum_reference,
     step_reference,
     working_dtype,
@@ -43,50 +44,50 @@ RULES = [
 ]
 
 
-# Triton decides when it is imported whether it interprets; test_optim_triton.py runs this file so.
+# Triton decides when it is imported whether it interprets; test_triton_steps.py runs this file so.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.fixture(params=["native", "foreach", *(["triton"] if INTERPRETED else [])])
 def run(request):
-    """One of the fast forms, called as `step_reference` for a list of shares."""
+    """One of the fast forms, called as `step_reference` for a list of entries."""
     if request.param == "native" and native() is None:
         pytest.skip("the native kernels are not built")
     return {
-        "native": optim_native.step_native,
+        "native": native_steps.step_native,
         "foreach": step_foreach,
-        "triton": optim_triton.step_triton,
+        "triton": triton_steps.step_triton,
     }[request.param]
 
 
-def make_shares(dtype=torch.float32, moments=2, shapes=SHAPES, numbers=NUMBERS, seed=0):
+def make_entries(dtype=torch.float32, moments=2, shapes=SHAPES, numbers=NUMBERS, seed=0):
     generator = torch.Generator().manual_seed(seed)
     wide = working_dtype(torch.empty(0, dtype=dtype))
-    shares = []
+    entries = []
     for shape in shapes:
         parameter, gradient, first, second, peak = torch.randn(5, *shape, generator=generator)
         state = [first.to(wide), second.square().to(wide), peak.square().to(wide)]
         state = [value if k < moments else None for k, value in enumerate(state)]
-        shares.append(Share(parameter.to(dtype), gradient.to(dtype), *state, numbers))
-    return shares
+        entries.append(StepTensors(parameter.to(dtype), gradient.to(dtype), *state, numbers))
+    return entries
 
 
-def tensors(share):
-    every = (share.parameter, share.exp_avg, share.exp_avg_sq, share.max_exp_avg_sq)
+def tensors(entry):
+    every = (entry.parameter, entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
     return [tensor for tensor in every if tensor is not None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rule", "rates", "moments"), RULES)
 def test_all_forms_agree_with_plain_torch(run, rule, rates, moments, dtype):
-    expected, shares = make_shares(dtype, moments), make_shares(dtype, moments)
-    gradients = [share.gradient.clone() for share in shares]
-    expected_sums = [step_reference(rule, share, rates) for share in expected]
-    sums = run(rule, shares, rates)
+    expected, entries = make_entries(dtype, moments), make_entries(dtype, moments)
+    gradients = [entry.gradient.clone() for entry in entries]
+    expected_sums = [step_reference(rule, entry, rates) for entry in expected]
+    sums = run(rule, entries, rates)
     tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-    for share, other, gradient in zip(shares, expected, gradients, strict=True):
-        assert torch.equal(share.gradient, gradient)
-        for value, reference in zip(tensors(share), tensors(other), strict=True):
+    for entry, other, gradient in zip(entries, expected, gradients, strict=True):
+        assert torch.equal(entry.gradient, gradient)
+        for value, reference in zip(tensors(entry), tensors(other), strict=True):
             # A half-precision parameter may round the other way.
             slack = torch.finfo(value.dtype).eps if value.dtype.itemsize == 2 else tolerance
             torch.testing.assert_close(value, reference, rtol=slack, atol=tolerance)
@@ -101,12 +102,12 @@ def test_moments_that_are_zero_tiny_infinite_or_no_number(run, rates, eps):
     # With such an eps a rate of less than that overflows in any form.
     for value in special[4:] if eps == 1e-40 else special:
         numbers = NUMBERS._replace(eps=eps, size=1e-3)
-        expected, shares = [make_shares(shapes=[(83,)], numbers=numbers) for _ in range(2)]
-        for share in (*expected, *shares):
-            share.exp_avg_sq[[3, 40, 80]] = value
+        expected, entries = [make_entries(shapes=[(83,)], numbers=numbers) for _ in range(2)]
+        for entry in (*expected, *entries):
+            entry.exp_avg_sq[[3, 40, 80]] = value
         total = step_reference("delayed", expected[0], rates)
-        (sum_of_rates,) = run("delayed", shares, rates)
-        for a, b in zip(tensors(shares[0]), tensors(expected[0]), strict=True):
+        (sum_of_rates,) = run("delayed", entries, rates)
+        for a, b in zip(tensors(entries[0]), tensors(expected[0]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
         assert float(sum_of_rates) == pytest.approx(float(total), rel=1e-6, nan_ok=True)
 
@@ -123,30 +124,30 @@ def test_lower_instruction_sets_agree_with_plain_torch_too(instruction_set):
 
 
 def test_a_delayed_step_of_size_zero_leaves_the_parameter_alone(run):
-    shares = make_shares(numbers=NUMBERS._replace(size=0.0))
-    before = [share.parameter.clone() for share in shares]
-    run("delayed", shares, "new")
-    for share, parameter in zip(shares, before, strict=True):
-        assert torch.equal(share.parameter, parameter)
-    assert not torch.equal(shares[1].exp_avg, make_shares()[1].exp_avg)
+    entries = make_entries(numbers=NUMBERS._replace(size=0.0))
+    before = [entry.parameter.clone() for entry in entries]
+    run("delayed", entries, "new")
+    for entry, parameter in zip(entries, before, strict=True):
+        assert torch.equal(entry.parameter, parameter)
+    assert not torch.equal(entries[1].exp_avg, make_entries()[1].exp_avg)
 
 
 def test_tensors_may_have_numbers_of_their_own(run):
-    shares, expected = make_shares(), make_shares()
-    for k in range(len(shares)):
-        shares[k].scalars = expected[k].scalars = NUMBERS._replace(size=0.1 * (k % 3))
-    for share in expected:
-        step_reference("delayed", share)
-    run("delayed", shares)
-    for share, other in zip(shares, expected, strict=True):
-        torch.testing.assert_close(share.parameter, other.parameter, rtol=1e-6, atol=1e-6)
+    entries, expected = make_entries(), make_entries()
+    for k in range(len(entries)):
+        entries[k].scalars = expected[k].scalars = NUMBERS._replace(size=0.1 * (k % 3))
+    for entry in expected:
+        step_reference("delayed", entry)
+    run("delayed", entries)
+    for entry, other in zip(entries, expected, strict=True):
+        torch.testing.assert_close(entry.parameter, other.parameter, rtol=1e-6, atol=1e-6)
 
 
 def test_autograd_notices_the_native_step():
-    (share,) = make_shares(shapes=[(4,)])
-    version = share.parameter._version
-    optim.run_step("momentum", [share])
-    assert share.parameter._version > version
+    (entry,) = make_entries(shapes=[(4,)])
+    version = entry.parameter._version
+    optimizers.run_step("momentum", [entry])
+    assert entry.parameter._version > version
 
 
 @pytest.mark.skipif(native() is None, reason="the native kernels are not built")
@@ -158,47 +159,47 @@ def test_bits_do_not_depend_on_threads_or_neighbours(rule, rates, moments):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            shares = make_shares(moments=moments, shapes=shapes)
-            results.append((optim_native.step_native(rule, shares, rates), shares))
-        alone = [optim_native.step_native(rule, [s], rates)[0] for s in make_shares(
+            entries = make_entries(moments=moments, shapes=shapes)
+            results.append((native_steps.step_native(rule, entries, rates), entries))
+        alone = [native_steps.step_native(rule, [s], rates)[0] for s in make_entries(
             moments=moments, shapes=shapes)]  # fmt: skip
     finally:
         torch.set_num_threads(before)
     assert results[0][0] == results[1][0] == results[2][0] == alone
-    for share, other in zip(results[0][1], results[1][1], strict=True):
-        assert all(map(torch.equal, tensors(share), tensors(other)))
+    for entry, other in zip(results[0][1], results[1][1], strict=True):
+        assert all(map(torch.equal, tensors(entry), tensors(other)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("form", ["auto", "single", "foreach"])
 def test_counting_rates_afterwards_gives_the_sum_of_the_step_bit_for_bit(dtype, form):
-    shares = make_shares(dtype, shapes=[(3, 701), (64,), (1,), (100, 700)])
-    sums = optim.run_step("delayed", shares, "new", form)
-    moments = [share.exp_avg_sq for share in shares]
-    again = optim.rate_sums(moments, [NUMBERS.following] * 4, [NUMBERS.eps] * 4, form)
+    entries = make_entries(dtype, shapes=[(3, 701), (64,), (1,), (100, 700)])
+    sums = optimizers.run_step("delayed", entries, "new", form)
+    moments = [entry.exp_avg_sq for entry in entries]
+    again = optimizers.rate_sums(moments, [NUMBERS.following] * 4, [NUMBERS.eps] * 4, form)
     assert [float(a) for a in again] == [float(s) for s in sums]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter from the start")
 def test_triton_counts_rates_like_its_step(monkeypatch):
-    monkeypatch.setattr(optim_triton, "exists", lambda device, dtype: True)
-    shares = make_shares(shapes=[(3, 701), (64,), (0,)])
-    sums = optim_triton.step_triton("delayed", shares, "new")
-    moments = [share.exp_avg_sq for share in shares]
-    again = optim_triton.rate_sums_triton(moments, [NUMBERS.following] * 3, [NUMBERS.eps] * 3)
+    monkeypatch.setattr(triton_steps, "exists", lambda device, dtype: True)
+    entries = make_entries(shapes=[(3, 701), (64,), (0,)])
+    sums = triton_steps.step_triton("delayed", entries, "new")
+    moments = [entry.exp_avg_sq for entry in entries]
+    again = triton_steps.rate_sums_triton(moments, [NUMBERS.following] * 3, [NUMBERS.eps] * 3)
     assert [float(a) for a in again] == [float(s) for s in sums]
 
 
 def test_the_sum_of_rates_is_accurate_where_a_running_sum_is_not():
     moment = torch.full((4_000_000,), 0.25)
     exact = 4_000_000 / 0.6**2
-    (total,) = optim.rate_sums([moment], [1.0], [0.1])
+    (total,) = optimizers.rate_sums([moment], [1.0], [0.1])
     assert float(total) == pytest.approx(exact, rel=1e-6)
     assert float(rate_sum_reference(moment, 1.0, 0.1)) == pytest.approx(exact, rel=1e-6)
 
 
 def test_layouts_other_than_contiguous(run):
-    plain, strided = make_shares(shapes=[(2, 3, 4, 5)]), make_shares(shapes=[(2, 3, 4, 5)])
+    plain, strided = make_entries(shapes=[(2, 3, 4, 5)]), make_entries(shapes=[(2, 3, 4, 5)])
     for name in ("parameter", "exp_avg", "exp_avg_sq"):
         value = getattr(strided[0], name).to(memory_format=torch.channels_last)
         setattr(strided[0], name, value)
@@ -207,16 +208,16 @@ def test_layouts_other_than_contiguous(run):
     torch.testing.assert_close(strided[0].parameter, plain[0].parameter, rtol=1e-6, atol=1e-7)
 
 
-def test_a_share_whose_memory_has_holes_goes_through_plain_torch():
-    (share,) = make_shares(shapes=[(4, 6)])
-    (expected,) = make_shares(shapes=[(4, 6)])
+def test_an_entry_whose_memory_has_holes_goes_through_plain_torch():
+    (entry,) = make_entries(shapes=[(4, 6)])
+    (expected,) = make_entries(shapes=[(4, 6)])
     whole = torch.zeros(4, 12)
-    whole[:, ::2] = share.parameter
-    share.parameter = whole[:, ::2]
-    assert optim_native.accepted([share]) == []
-    optim.run_step("delayed", [share])
+    whole[:, ::2] = entry.parameter
+    entry.parameter = whole[:, ::2]
+    assert native_steps.accepted([entry]) == []
+    optimizers.run_step("delayed", [entry])
     step_reference("delayed", expected)
-    torch.testing.assert_close(share.parameter, expected.parameter)
+    torch.testing.assert_close(entry.parameter, expected.parameter)
     assert whole[:, 1::2].eq(0).all()
 
 
@@ -226,14 +227,15 @@ def test_a_forked_process_steps_with_threads_of_its_own():
     # torch's threads do not exist there, and waiting for them would last forever.
     code = """
 import os, signal, torch
-from latewood.kernels import optim_native
-from latewood.kernels.optim_reference import Scalars, Share
+from latewood.kernels.optimizers import native_steps
+from latewood.kernels.optimizers.reference_steps import Scalars, StepTensors
 torch.set_num_threads(2)
 copies = [torch.linspace(0.1, 1, 4_000_000).view(4, -1).clone() for _ in range(3)]
 def step():
-    share = Share(*copies.pop().unbind(), None, Scalars(size=0.1, beta1=0.9, beta2=0.99, eps=0.1))
-    total = optim_native.step_native("delayed", [share], "new")
-    return total, hash(share.parameter.numpy().tobytes())
+    numbers = Scalars(size=0.1, beta1=0.9, beta2=0.99, eps=0.1)
+    entry = StepTensors(*copies.pop().unbind(), None, numbers)
+    total = native_steps.step_native("delayed", [entry], "new")
+    return total, hash(entry.parameter.numpy().tobytes())
 before = step()
 child = os.fork()
 if child == 0:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from types import ModuleType
-
-import torch
 from torch import Tensor
 
 from latewood.errors import invalid
 from latewood.kernels.dispatch import native_for
-from latewood.kernels.inpainting_objective import (
+from latewood.kernels.inpainting.inpainting_objective import (
     Evaluation,
     Inpainting,
     evaluate,
     filter_matrix,
     gaussian_taps,
 )
-from latewood.kernels.inpainting_reference import Outcome, ascend_reference
+from latewood.kernels.inpainting.native_search import ascend_native
+from latewood.kernels.inpainting.reference_search import SearchResult, ascend_reference
+from latewood.kernels.misfits import require_memory
 
 __all__ = [
     "Evaluation",
     "Inpainting",
-    "Outcome",
+    "SearchResult",
     "ascend",
     "ascend_reference",
     "evaluate",
@@ -31,7 +29,7 @@ __all__ = [
 ]
 
 
-def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
+def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
     """Searches the mask with the largest objective, from a start, by signs of its gradient.
 
     In every iteration the pixels on the outline become foreground where the gradient of
@@ -45,7 +43,8 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
         settings: the inpainter, the objective and the search.
 
     Raises:
-        RequestError: shapes that do not fit together.
+        RequestError: shapes or devices that do not fit together, images without pixels, memory
+            that is not there.
 
     Source: "Information-Theoretic Segmentation by Inpainting Error Maximization" (2021) and its
     authors' code.
@@ -54,39 +53,13 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> Outcome:
         raise invalid("images", tuple(images.shape), "floats (n, channels, height, width)")
     if masks.shape != (len(images), *images.shape[-2:]):
         raise invalid("masks", tuple(masks.shape), "(n, height, width) of the images")
-    images, masks = images.detach().contiguous(), masks.bool()
+    if images.numel() == 0 and len(images) > 0:
+        raise invalid("images", tuple(images.shape), "one channel, row and column or more")
+    if masks.device != images.device:
+        raise invalid("masks", str(masks.device), f"the device of the images, {images.device}")
+    require_memory(images=images, masks=masks)
+    images, masks = images.detach().contiguous(), masks.bool().contiguous()
     compiled = native_for(images) if settings.downscale == 1 else None
-    if compiled is None:
+    if compiled is None or not compiled.readable(masks):
         return ascend_reference(images, masks, settings)
-    return _ascend_native(compiled, images, masks.contiguous(), settings)
-
-
-def _ascend_native(
-    compiled: ModuleType, images: Tensor, masks: Tensor, settings: Inpainting
-) -> Outcome:
-    n, channels, height, width = images.shape
-    reach = settings.taps // 2
-    found = Outcome(
-        torch.empty_like(masks),
-        torch.empty(n, dtype=torch.int64),
-        torch.empty(n, dtype=torch.int64),
-        torch.empty(n, dtype=torch.bool),
-        torch.empty(n, dtype=torch.float64),
-        torch.empty(n, dtype=torch.float64),
-    )
-    compiled.inpainting_ascend(
-        images.data_ptr(),
-        masks.data_ptr(),
-        *(getattr(found, field.name).data_ptr() for field in fields(found)),
-        n,
-        channels,
-        height,
-        width,
-        gaussian_taps(settings.sigma, settings.taps)[reach:].tolist(),
-        settings.repetitions,
-        settings.neighbours or 0,
-        settings.diversity,
-        settings.iterations,
-        torch.get_num_threads(),
-    )
-    return found
+    return ascend_native(compiled, images, masks, settings)

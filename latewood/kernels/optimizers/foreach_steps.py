@@ -2,58 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from latewood.kernels.optim_reference import Number, Rates, Rule, Scalars, Share, working_dtype
+from latewood.kernels.optimizers.reference_steps import (
+    Number,
+    Rates,
+    Rule,
+    Scalars,
+    StepTensors,
+    working_dtype,
+)
 
 __all__ = ["step_foreach"]
 
 
-def step_foreach(rule: Rule, shares: list[Share], rates: Rates = "none") -> list[Number]:
-    """`step_reference` of every share, in place; see there.
+def step_foreach(
+    rule: Rule, tensors: StepTensors, scalars: Sequence[Scalars], rates: Rates = "none"
+) -> list[Number]:
+    """`step_reference` of every parameter, in place; see there.
 
     Args:
         rule: the update rule.
-        shares: one per tensor; those that share device, precision and numbers run together.
+        tensors: those that share device, precision, moments and numbers run together.
+        scalars: the numbers of each parameter.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per share; zeros where ``rates`` is "none".
+        One sum per parameter; zeros where ``rates`` is "none".
     """
-    sums: list[Number] = [0.0] * len(shares)
-    for indices in _alike(shares):
-        members = [shares[index] for index in indices]
-        for index, total in zip(indices, _step(rule, members, rates), strict=True):
+    sums: list[Number] = [0.0] * len(scalars)
+    for indices in _alike(tensors, scalars):
+        totals = _step(rule, tensors.select(indices), scalars[indices[0]], rates)
+        for index, total in zip(indices, totals, strict=True):
             sums[index] = total
     return sums
 
 
-def _alike(shares: list[Share]) -> list[list[int]]:
+def _alike(tensors: StepTensors, scalars: Sequence[Scalars]) -> list[list[int]]:
     buckets: dict[object, list[int]] = {}
-    for index, share in enumerate(shares):
-        stored, moment = share.parameter, share.exp_avg
+    columns = (tensors.parameters, *tensors.moments(), scalars)
+    for index, (stored, *moments, numbers) in enumerate(zip(*columns, strict=True)):
+        absent = [moment is None for moment in moments]
         # By identity: two tensors among the numbers cannot be compared without waiting for them.
-        key = (stored.device, stored.dtype, moment is None, id(share.scalars))
+        key = (stored.device, stored.dtype, *absent, id(numbers))
         buckets.setdefault(key, []).append(index)
     return list(buckets.values())
 
 
-def _step(rule: Rule, shares: list[Share], rates: Rates) -> list[Number]:
-    numbers = shares[0].scalars
-    stored = [share.parameter for share in shares]
-    dtype = working_dtype(stored[0])
+def _step(rule: Rule, tensors: StepTensors, numbers: Scalars, rates: Rates) -> list[Number]:
+    stored = tensors.parameters
+    dtype = working_dtype(stored[0].dtype)
     parameters = [parameter.to(dtype) for parameter in stored]
-    gradients = _gradients(numbers, parameters, [share.gradient.to(dtype) for share in shares])
-    sums: list[Number] = [0.0] * len(shares)
+    gradients = [gradient.to(dtype) for gradient in tensors.gradients]
+    gradients = _gradients(numbers, parameters, gradients)
+    first, second, peaks = map(_present, tensors.moments())
+    sums: list[Number] = [0.0] * len(stored)
     if rule == "momentum":
-        _momentum(numbers, shares, parameters, gradients)
+        _momentum(numbers, parameters, gradients, first)
     elif rule == "delayed":
-        sums = _delayed(numbers, shares, parameters, gradients, rates)
+        sums = _delayed(numbers, parameters, gradients, first, second, rates)
     else:
-        _bounded(numbers, shares, parameters, gradients)
+        _bounded(numbers, parameters, gradients, first, second, peaks)
     if dtype != stored[0].dtype:
         torch._foreach_copy_(stored, parameters)
     return sums
@@ -84,24 +96,23 @@ def _move(numbers: Scalars, parameters: list[Tensor], updates: list[Tensor]) -> 
 
 
 def _momentum(
-    numbers: Scalars, shares: list[Share], parameters: list[Tensor], gradients: list[Tensor]
+    numbers: Scalars, parameters: list[Tensor], gradients: list[Tensor], first: list[Tensor]
 ) -> None:
     directions = gradients
-    if shares[0].exp_avg is not None:
-        directions = _present(share.exp_avg for share in shares)
+    if first:
+        directions = first
         _average(directions, gradients, numbers.beta1)
     _move(numbers, parameters, list(torch._foreach_mul(directions, numbers.size)))
 
 
 def _delayed(
     numbers: Scalars,
-    shares: list[Share],
     parameters: list[Tensor],
     gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
     rates: Rates,
 ) -> list[Number]:
-    first = _present(share.exp_avg for share in shares)
-    second = _present(share.exp_avg_sq for share in shares)
     _average(first, gradients, numbers.beta1)
     roots = list(torch._foreach_sqrt(second))
     if isinstance(numbers.size, Tensor) or numbers.size != 0.0:
@@ -112,7 +123,7 @@ def _delayed(
         _move(numbers, parameters, updates)
     _average_squares(second, gradients, numbers.beta2)
     if rates == "none":
-        return [0.0] * len(shares)
+        return [0.0] * len(parameters)
     if rates == "new":
         roots = list(torch._foreach_sqrt(second))
     torch._foreach_mul_(roots, numbers.following)
@@ -123,14 +134,16 @@ def _delayed(
 
 
 def _bounded(
-    numbers: Scalars, shares: list[Share], parameters: list[Tensor], gradients: list[Tensor]
+    numbers: Scalars,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    peaks: list[Tensor],
 ) -> None:
-    first = _present(share.exp_avg for share in shares)
-    second = _present(share.exp_avg_sq for share in shares)
     _average(first, gradients, numbers.beta1)
     _average_squares(second, gradients, numbers.beta2)
-    if shares[0].max_exp_avg_sq is not None:
-        peaks = _present(share.max_exp_avg_sq for share in shares)
+    if peaks:
         torch._foreach_maximum_(peaks, second)
         second = peaks
     sizes = list(torch._foreach_sqrt(second))

@@ -186,10 +186,10 @@ class Objective:
         smoothed: Tensor = self.rows @ planes @ self.columns
         return smoothed
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, indices: Tensor) -> None:
         """Drops all images but those at these indices."""
         for name in ("images", "smooth_whole", "totals", "squares"):
-            setattr(self, name, getattr(self, name)[kept])
+            setattr(self, name, getattr(self, name)[indices])
 
     def evaluate(self, masks: Tensor) -> Evaluation:
         """The objective at masks (n, height, width) of the images' dtype."""
