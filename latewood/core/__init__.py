@@ -11,6 +11,7 @@ from latewood.core.coupling import (
     verify_plan,
     widen_channels,
 )
+from latewood.core.finalize import SHAPES, EndsOnce, finalize
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
 from latewood.core.protocols import Method, Observation, Probe, Restructuring
@@ -29,16 +30,19 @@ from latewood.core.schedules import (
 from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
 from latewood.core.state import load_state, save_state
 from latewood.core.tensor_files import read_tensors
-from latewood.core.transforms import FAULTS, MASK, PRECISION, attach, bake, transformations
+from latewood.core.transforms import FAULTS, MASK, PRECISION, Follows, attach, bake, transformations
 
 __all__ = [
     "FAULTS",
     "MASK",
     "PRECISION",
+    "SHAPES",
     "WEIGHT_LAYERS",
     "Barrier",
     "ChannelGroup",
     "ChannelPlan",
+    "EndsOnce",
+    "Follows",
     "Member",
     "Method",
     "Observation",
@@ -52,6 +56,7 @@ __all__ = [
     "cosine",
     "cubic",
     "exponential",
+    "finalize",
     "linear",
     "load_state",
     "macs",

@@ -16,8 +16,16 @@ class Method(Protocol):
     """Changes how a model trains. Built on a model (it registers what it needs), used in any loop.
 
     A loop adds ``penalty()`` to its loss, calls ``step()`` once after every ``optimizer.step()``,
-    and ``finalize()`` at the end. ``state_dict`` holds what the model's own does not.
+    and ``core.finalize(model, methods)`` at the end. ``state_dict`` holds what the model's own does
+    not. After ``finalize()``, ``metrics`` and ``state_dict`` answer as at the end, and every other
+    call raises a RequestError (``core.EndsOnce`` does).
     """
+
+    @property
+    def order(self) -> int | None:
+        """When it finishes: by the transformations that it puts on weights (``core.PRECISION``,
+        MASK or FAULTS), SHAPES if it changes shapes, None if it does neither."""
+        ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Its own parameters as optimizer groups with their learning rates; [] if it has none."""
@@ -32,7 +40,10 @@ class Method(Protocol):
         ...
 
     def finalize(self) -> nn.Module:
-        """Bakes the outcome into plain modules and returns the model; the method is over."""
+        """Bakes the outcome into plain modules and returns the model; the method is over.
+
+        The model is the one it was built on, or a new one around the same layers.
+        """
         ...
 
     def metrics(self) -> dict[str, float]:

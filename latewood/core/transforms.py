@@ -2,10 +2,18 @@
 
 They are torch parametrizations kept in one stacking order, so that methods compose in any order of
 construction. Recurrent layers, which hold their weights in a second list, are made to see them.
+
+A transformation is an ``nn.Module`` that maps a tensor to one of its shape and dtype. Its class has
+
+- ``order``, the place in the stack: PRECISION, MASK or FAULTS;
+- ``follows``, where its tensors have more than one entry: how they change shape with the weight;
+- ``commutes_with``, where it is no mask but may be baked before what is inside it: the orders of
+  those transformations. Masks multiply entry by entry, so they commute with masks and need none.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -15,23 +23,49 @@ from torch.nn.utils import parametrize
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.errors import RequestError, invalid
 
-__all__ = ["FAULTS", "MASK", "PRECISION", "attach", "bake", "transformations"]
+__all__ = [
+    "FAULTS",
+    "MASK",
+    "PRECISION",
+    "Follows",
+    "attach",
+    "bake",
+    "require_bakeable",
+    "transformations",
+]
 
-MASK: Final = 0
-"""Stacking order of masks, which act on the stored weight."""
-PRECISION: Final = 1
-"""Stacking order of number formats, which act on the masked weight."""
+PRECISION: Final = 0
+"""Stacking order of number formats, which act on the stored weight: their grids need no zero."""
+MASK: Final = 1
+"""Stacking order of masks, which multiply what the number format gives: what is pruned is 0."""
 FAULTS: Final = 2
-"""Stacking order of hardware faults, which act on what the number format left."""
+"""Stacking order of hardware faults, which happen to what is stored in the cells."""
 
 _LISTED: Final = "_order_before_transformations"
-_ORDERS: Final = {MASK: "mask", PRECISION: "precision", FAULTS: "faults"}
+_FOREIGN: Final = -1
+"""Place of what another package has put on a weight: innermost."""
+_ORDERS: Final = {PRECISION: "precision", MASK: "mask", FAULTS: "faults"}
+
+
+@dataclass(frozen=True)
+class Follows:
+    """How a tensor of a transformation changes shape with the weight, in the dict ``follows``.
+
+    Args:
+        axis: None for a tensor of the weight's shape, else the only axis of the weight that it has
+            entries for (0 is that of the outputs in a linear or convolutional layer).
+        start: value of the new entries of a weight that becomes wider; None copies the entries of
+            the channel that is copied.
+    """
+
+    axis: int | None = None
+    start: float | None = None
 
 
 def attach(module: nn.Module, parameter_name: str, transformation: nn.Module) -> None:
     """Makes a layer compute with transformation(weight), in the stacking order of its class.
 
-    The effective weight is faults(precision(mask(stored))), whatever the order of attachment;
+    The effective weight is faults(mask(precision(stored))), whatever the order of attachment;
     transformations of one order apply in order of attachment. The stored tensor stays the same
     Parameter, now at ``parametrizations.<name>.original``. The transformation is called at least
     once here, to check that it keeps shape and dtype.
@@ -40,18 +74,15 @@ def attach(module: nn.Module, parameter_name: str, transformation: nn.Module) ->
         module: the layer that owns the tensor.
         parameter_name: the tensor's name in the layer.
         transformation: module mapping a tensor to one of the same shape and dtype, whose class has
-            an integer attribute ``order`` (MASK, PRECISION or FAULTS).
+            an integer attribute ``order`` (PRECISION, MASK or FAULTS).
 
     Raises:
         RequestError: no such tensor, no order, or a transformation that changes shape or dtype.
     """
-    if getattr(transformation, "order", None) not in _ORDERS:
+    order = getattr(transformation, "order", None)
+    if order not in _ORDERS:
         allowed = ", ".join(f"{order} ({name})" for order, name in _ORDERS.items())
-        raise invalid(
-            f"{type(transformation).__name__}.order",
-            getattr(transformation, "order", None),
-            f"one of {allowed}",
-        )
+        raise invalid(f"{type(transformation).__name__}.order", order, f"one of {allowed}")
     if not parametrize.is_parametrized(module, parameter_name) and not isinstance(
         module._parameters.get(parameter_name), nn.Parameter
     ):
@@ -66,9 +97,9 @@ def attach(module: nn.Module, parameter_name: str, transformation: nn.Module) ->
             f"transformation: {type(transformation).__name__} on {parameter_name}: {error}"
         ) from error
     setattr(type(module), _LISTED, listed)
-    # Stable, so that equal orders keep their order; foreign parametrizations stay innermost.
+    # Stable, so that equal orders keep their order.
     attached = transformations(module, parameter_name)
-    _restack(module, parameter_name, sorted(attached, key=lambda each: getattr(each, "order", -1)))
+    _restack(module, parameter_name, sorted(attached, key=_order))
     if isinstance(module, nn.RNNBase):
         _own_class(module)
         module._init_flat_weights()
@@ -77,9 +108,9 @@ def attach(module: nn.Module, parameter_name: str, transformation: nn.Module) ->
 def bake(module: nn.Module, parameter_name: str, transformation: nn.Module) -> None:
     """Folds one transformation into the stored tensor and removes it; the others stay in place.
 
-    stored <- transformation(stored), on the same Parameter object. The layer's function is kept
-    exactly when the transformation is the innermost, or commutes with those inside it: bake masks
-    before number formats, and those before faults.
+    stored <- transformation(stored), on the same Parameter object. That keeps the layer's function
+    if the transformation is the innermost, or commutes with all inside it. So bake number formats
+    before masks; what commutes does so up to rounding.
 
     Args:
         module: the layer that owns the tensor.
@@ -87,20 +118,14 @@ def bake(module: nn.Module, parameter_name: str, transformation: nn.Module) -> N
         transformation: the very object that was attached.
 
     Raises:
-        RequestError: the transformation is not attached to this tensor.
+        RequestError: as ``require_bakeable``.
     """
-    attached = transformations(module, parameter_name)
-    if not any(each is transformation for each in attached):
-        names = [type(each).__name__ for each in attached]
-        raise invalid(
-            "transformation",
-            type(transformation).__name__,
-            f"one attached to {parameter_name} (there: {', '.join(names) or 'none'})",
-        )
+    require_bakeable(module, parameter_name, transformation)
     stored = stored_tensor(module, parameter_name)
     with torch.no_grad():
         stored.copy_(transformation(stored))
-    remaining = [each for each in attached if each is not transformation]
+    attached = transformations(module, parameter_name)
+    remaining = [other for other in attached if other is not transformation]
     _own_class(module)
     if remaining:
         _restack(module, parameter_name, remaining)
@@ -115,11 +140,51 @@ def bake(module: nn.Module, parameter_name: str, transformation: nn.Module) -> N
         module._init_flat_weights()
 
 
+def require_bakeable(module: nn.Module, parameter_name: str, transformation: nn.Module) -> None:
+    """Refuses what ``bake`` cannot fold without changing what the layer computes.
+
+    Args:
+        module: the layer that owns the tensor.
+        parameter_name: the tensor's name in the layer.
+        transformation: the very object that was attached.
+
+    Raises:
+        RequestError: the transformation is not attached to this tensor, or does not commute with
+            one inside it.
+    """
+    attached = transformations(module, parameter_name)
+    if transformation not in attached:
+        names = [type(each).__name__ for each in attached]
+        raise invalid(
+            "transformation",
+            type(transformation).__name__,
+            f"one attached to {parameter_name} (there: {', '.join(names) or 'none'})",
+        )
+    for inner in attached[: attached.index(transformation)]:
+        if not _commutes(transformation, inner):
+            outer_name, inner_name = type(transformation).__name__, type(inner).__name__
+            raise RequestError(
+                f"transformation: {outer_name} on {parameter_name} does not commute with "
+                f"{inner_name} inside it; expected {inner_name} to be baked first, then "
+                f"{outer_name}"
+            )
+
+
 def transformations(module: nn.Module, parameter_name: str) -> list[nn.Module]:
     """The transformations on a tensor, innermost first; [] if there are none."""
     if not parametrize.is_parametrized(module, parameter_name):
         return []
     return list(parametrization_list(module, parameter_name))
+
+
+def _order(transformation: nn.Module) -> int:
+    order: int = getattr(transformation, "order", _FOREIGN)
+    return order
+
+
+def _commutes(outer: nn.Module, inner: nn.Module) -> bool:
+    by_default = (MASK,) if _order(outer) == MASK else ()
+    return _order(inner) in getattr(outer, "commutes_with", by_default)
 
 
 def _restack(module: nn.Module, parameter_name: str, modules: list[nn.Module]) -> None:

@@ -24,7 +24,11 @@ Examples = Tensor | Sequence[Any] | dict[str, Any]
 
 
 def bake_masks(model: nn.Module) -> None:
-    """Folds the masks on a model's weights into them; other transformations stay."""
+    """Folds the masks on a model's weights into them; other transformations stay.
+
+    Raises:
+        RequestError: a number format inside a mask is not baked yet.
+    """
     for module, name in dict(layer_tensors(model)).values():
         for transformation in transformations(module, name):
             if getattr(transformation, "order", None) == MASK:

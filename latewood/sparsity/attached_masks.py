@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from latewood.core import Selected, attach, bake
+from latewood.core.transforms import require_bakeable
 from latewood.sparsity.binary_mask import BinaryMask
 from latewood.sparsity.density import shares
 from latewood.sparsity.maskable_weights import places
@@ -55,9 +56,18 @@ class AttachedMasks(Generic[M]):
         return shares(self.read(what), self._layers)
 
     def fold(self) -> None:
-        """Folds the masks into the weights and takes them off."""
+        """Folds the masks into the weights and takes them off.
+
+        Raises:
+            RequestError: one does not commute with what is inside it; nothing is changed.
+        """
         for name, mask in self.masks.items():
+            for owner in self._places[name]:
+                require_bakeable(owner.module, owner.parameter_name, mask)
+        for name, mask in self.masks.items():
+            scale = mask.scale
             for owner in self._places[name]:
                 bake(owner.module, owner.parameter_name, mask)
                 # A tied tensor now holds the scale: folding its other uses must not repeat it.
                 mask.scale = 1.0
+            mask.scale = scale

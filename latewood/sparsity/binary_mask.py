@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from latewood.core import MASK
+from latewood.core import MASK, Follows
 
 __all__ = ["BinaryMask"]
 
@@ -19,6 +21,7 @@ class BinaryMask(nn.Module):
     """
 
     order = MASK
+    follows: ClassVar = {"kept": Follows()}
     kept: Tensor
 
     def __init__(self, kept: Tensor, *, scale: float = 1.0) -> None:

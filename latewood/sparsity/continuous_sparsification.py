@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from latewood.core import Selected
+from latewood.core import MASK, EndsOnce, Selected
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.attached_masks import AttachedMasks
 from latewood.sparsity.density import largest_logits, largest_only, require_reachable
@@ -27,7 +27,7 @@ _MOST_NAMES_SHOWN: Final = 8
 _MOST_UNDECIDED: Final = 0.01
 
 
-class ContinuousSparsification:
+class ContinuousSparsification(EndsOnce):
     """Learns which weights to keep, in the one run that trains them.
 
     Each weight w owns a logit s and acts as ``w * c * sigmoid(beta * s)``. The loss gains
@@ -74,6 +74,8 @@ class ContinuousSparsification:
     Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification",
     NeurIPS 2020 (arXiv 1912.04427), and its authors' code for the scale and the schedule.
     """
+
+    order = MASK
 
     def __init__(
         self,
@@ -188,7 +190,12 @@ class ContinuousSparsification:
         return [mask.mask_logits for mask in self._masks.values()]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The logits as one optimizer group without weight decay, with ``mask_lr`` if given."""
+        """The logits as one optimizer group without weight decay, with ``mask_lr`` if given.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
         group: dict[str, Any] = {"params": self.mask_parameters(), "weight_decay": 0.0}
         if self.mask_lr is not None:
             group["lr"] = self.mask_lr
@@ -203,7 +210,7 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("penalty")
+        self.require_active("penalty")
         first = next(iter(self._masks.values())).mask_logits
         total = torch.zeros((), dtype=first.dtype, device=first.device)
         if self.penalty_weight == 0.0 or self.hardened:
@@ -221,7 +228,7 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("step")
+        self.require_active("step")
         if self._momentum_reset is not None and not self._momentum_reset.pending:
             self._keep_momentum()
         before = self.round
@@ -243,7 +250,7 @@ class ContinuousSparsification:
         Evaluating inside and outside measures the soft-hard gap before anything is fixed. The
         statistics of batch norms are still those of the soft network.
         """
-        self._require_unfinished("hard")
+        self.require_active("hard")
         before = [mask.hard for mask in self._masks.values()]
         for mask in self._masks.values():
             mask.hard = True
@@ -264,7 +271,7 @@ class ContinuousSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("harden")
+        self.require_active("harden")
         if self.hardened:
             return
         undecided, _ = self._attached.shares(SoftMask.undecided)
@@ -306,7 +313,7 @@ class ContinuousSparsification:
             RequestError: a density that leaves some layer without a weight, masks already fixed,
                 or after ``finalize``.
         """
-        self._require_unfinished("density_target")
+        self.require_active("density_target")
         if self.hardened:
             raise RequestError("density_target: the masks are already fixed")
         masks = list(self._masks.values())
@@ -325,15 +332,17 @@ class ContinuousSparsification:
             The model, with plain weights; only this method's transformations are gone.
 
         Raises:
-            RequestError: a second call.
+            RequestError: a second call, or a number format inside the masks is not baked yet.
         """
-        self._require_unfinished("finalize")
+        self.require_active("finalize")
         self.harden()
+        final_metrics = self.metrics()
+        self._attached.fold()
         for weight in self._frozen:
             weight.requires_grad_(True)
-        self._final_metrics = self.metrics()
         self._keep_momentum()
-        self._attached.fold()
+        self._final_metrics = final_metrics
+        self.finalized = True
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -375,7 +384,7 @@ class ContinuousSparsification:
         Raises:
             RequestError: a state of another kind, or after ``finalize``.
         """
-        self._require_unfinished("load_state_dict")
+        self.require_active("load_state_dict")
         step = state.get("step")
         if set(state) != set(self.state_dict()) or not isinstance(step, int) or step < 0:
             raise invalid("state", state, "what ContinuousSparsification.state_dict() returned")
@@ -408,10 +417,3 @@ class ContinuousSparsification:
         temperature = self.temperature
         for mask in self._masks.values():
             mask.temperature.fill_(temperature)
-
-    def _require_unfinished(self, call: str) -> None:
-        if self._final_metrics is not None:
-            raise RequestError(
-                f"{call}: finalize() has folded the masks into the model; build a new "
-                "ContinuousSparsification to sparsify it again"
-            )

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latewood.core import Selected
+from latewood.core import MASK, EndsOnce, Selected
 from latewood.core.masks import Masks, require_masks
-from latewood.errors import RequestError, invalid
+from latewood.errors import invalid
 from latewood.sparsity.attached_masks import AttachedMasks
 from latewood.sparsity.binary_mask import BinaryMask
 from latewood.sparsity.maskable_weights import maskable
@@ -18,7 +18,7 @@ from latewood.sparsity.maskable_weights import maskable
 __all__ = ["FixedMasks"]
 
 
-class FixedMasks:
+class FixedMasks(EndsOnce):
     """A method that trains a network under given masks.
 
     The masks multiply in every forward pass. Momentum, weight decay, AdamW or an average of the
@@ -35,6 +35,8 @@ class FixedMasks:
             dtype, a mask without a scale, or a weight that already has a mask.
     """
 
+    order = MASK
+
     def __init__(
         self,
         model: nn.Module,
@@ -43,7 +45,6 @@ class FixedMasks:
         scale: float | Mapping[str, float] = 1.0,
     ) -> None:
         self._model = model
-        self._finished = False
         if not isinstance(masks, Mapping) or not masks:
             shown = masks if isinstance(masks, Mapping) else type(masks).__name__
             raise invalid("masks", shown, "a mapping with the mask of at least one weight")
@@ -63,15 +64,30 @@ class FixedMasks:
         return self._attached.read(lambda mask: mask.kept.clone())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """None: nothing is learned beside the weights."""
+        """None: nothing is learned beside the weights.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
         return []
 
     def penalty(self) -> Tensor:
-        """0, a 0-dim tensor."""
+        """0, a 0-dim tensor.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("penalty")
         return torch.zeros(())
 
     def step(self) -> None:
-        """Does nothing: the masks stay."""
+        """Does nothing: the masks stay.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("step")
 
     def finalize(self) -> nn.Module:
         """Folds the masks into the weights, which then hold exact zeros, and removes them.
@@ -80,12 +96,11 @@ class FixedMasks:
             The model with plain weights.
 
         Raises:
-            RequestError: a second call.
+            RequestError: a second call, or a number format inside the masks is not baked yet.
         """
-        if self._finished:
-            raise RequestError("finalize: has been called; the masks are folded into the model")
-        self._finished = True
+        self.require_active("finalize")
         self._attached.fold()
+        self.finalized = True
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -104,7 +119,8 @@ class FixedMasks:
         """Takes what ``state_dict`` returned.
 
         Raises:
-            RequestError: a state of another kind.
+            RequestError: a state of another kind, or after ``finalize``.
         """
+        self.require_active("load_state_dict")
         if state:
             raise invalid("state", state, "what FixedMasks.state_dict() returned, {}")

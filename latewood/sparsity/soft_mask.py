@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
-from latewood.core import MASK
+from latewood.core import MASK, Follows
 from latewood.kernels.masked_weight import mask_sum, masked_weight
 
 __all__ = ["DECIDED", "SoftMask", "unit_scale"]
@@ -37,6 +37,7 @@ class SoftMask(nn.Module):
     """
 
     order = MASK
+    follows: ClassVar = {"mask_logits": Follows(), "hard_mask": Follows()}
     temperature: Tensor
     hard_mask: Tensor | None
 

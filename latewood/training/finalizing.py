@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from latewood.core.finalize import finalize
 from latewood.training import components
 from latewood.training.checkpoints import Checkpoint
 from latewood.training.evaluation import recalibrate
@@ -20,8 +21,8 @@ __all__ = ["finalized"]
 def finalized(recipe: Recipe, run: RunFolder, checkpoint: Checkpoint) -> nn.Module:
     """Builds what a recipe describes, goes to a checkpoint, and does what the run's end would do.
 
-    Methods are finalized in the order of the recipe, and batch-norm statistics are measured anew.
-    On the CPU and in one process; the run's folder is not written to.
+    Methods are finalized by ``core.finalize``, and batch-norm statistics are measured anew. On the
+    CPU and in one process; the run's folder is not written to.
 
     Args:
         recipe: of the run.
@@ -48,8 +49,6 @@ def finalized(recipe: Recipe, run: RunFolder, checkpoint: Checkpoint) -> nn.Modu
         session = open_session(recipe, run, group, task)
         session.restore(checkpoint)
         seed_torch(derive(recipe.seed, "finish"), group.device)
-        model = session.model
-        for method in session.methods.values():
-            model = method.finalize()
+        model = finalize(session.model, list(session.methods.values()))
         recalibrate(session, model)
         return model.eval()

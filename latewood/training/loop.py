@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latewood.core.finalize import finalize
 from latewood.core.measure import measure
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.slim.edits import has_recipe
@@ -325,8 +326,7 @@ def _finish(session: Session) -> RunResult:
         session.scores = evaluate(session, model)
     readings = {"trained": session.scores}
     if session.methods:
-        for method in session.methods.values():
-            model = method.finalize()
+        model = finalize(model, list(session.methods.values()))
         readings["finalized"] = evaluate(session, model)
         if recalibrate(session, model):
             readings["recalibrated"] = evaluate(session, model)

@@ -13,7 +13,7 @@ from entries import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latewood.core import Restructuring, parameter_groups
+from latewood.core import Restructuring, finalize, parameter_groups
 from latewood.models import lstm_classifier
 from latewood.training.components import build
 
@@ -194,9 +194,7 @@ class Training:
         """Ends the probes and the methods; returns the model."""
         for probe in self.probes:
             self._note(probe.finish())
-        for method in self.methods:
-            method.finalize()
-        return self.model
+        return finalize(self.model, self.methods)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

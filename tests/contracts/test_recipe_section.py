@@ -1,9 +1,11 @@
 """Every entry is built from a recipe's section; a wrong value or key is refused by its name."""
 
+import builtins
 import inspect
 import math
 import tomllib
 import typing
+from collections import ChainMap, defaultdict
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -39,9 +41,11 @@ def built(case, section, **given):
 def options(case):
     """The arguments that a recipe may set, with the types of those that it can write."""
     constructor = case.factory.__init__
-    hints = typing.get_type_hints(constructor, include_extras=True)
-    names = [name for name in inspect.signature(case.factory).parameters if name in hints]
-    return {name: hints[name] for name in names if name not in PROVIDED[case.kind]}
+    # A name that only type checkers import stands for something no recipe can write.
+    names = ChainMap(constructor.__globals__, vars(builtins), defaultdict(lambda: object))
+    hints = typing.get_type_hints(constructor, localns=names, include_extras=True)
+    named = [name for name in inspect.signature(case.factory).parameters if name in hints]
+    return {name: hints[name] for name in named if name not in PROVIDED[case.kind]}
 
 
 def members(annotation):

@@ -1,16 +1,19 @@
 """Weight transformations that the tests of core share."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from latewood.core.transforms import FAULTS, MASK, PRECISION
+from latewood.core.transforms import FAULTS, MASK, PRECISION, Follows
 
 
 class Mask(nn.Module):
     """Soft and learned: one logit an entry."""
 
     order = MASK
+    follows: ClassVar = {"logits": Follows()}
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -34,6 +37,16 @@ class Precision(nn.Module):
         return weight * self.step.to(weight.dtype) + 0.125
 
 
+class SignFormat(nn.Module):
+    """A grid of two values, neither of them 0."""
+
+    order = PRECISION
+    size = 0.25
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(weight >= 0, self.size, -self.size).to(weight.dtype)
+
+
 class Faults(nn.Module):
     """Nothing to learn: negates the first row."""
 
@@ -51,6 +64,11 @@ def mask():
 @pytest.fixture
 def precision():
     return Precision
+
+
+@pytest.fixture
+def sign_format():
+    return SignFormat
 
 
 @pytest.fixture

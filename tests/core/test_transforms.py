@@ -2,17 +2,32 @@
 
 import copy
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from latewood.core.selection import select_parameters, stored_tensor
-from latewood.core.transforms import attach, bake, transformations
+from latewood.core.transforms import MASK, Follows, attach, bake, transformations
 from latewood.errors import RequestError
+
+
+class HardMask(nn.Module):
+    order = MASK
+    follows: ClassVar = {"kept": Follows()}
+
+    def __init__(self, kept):
+        super().__init__()
+        self.register_buffer("kept", kept)
+
+    def forward(self, weight):
+        return weight * self.kept
+
 
 CASES = {
     "linear": lambda: (nn.Linear(3, 4), torch.randn(2, 3)),
@@ -114,7 +129,7 @@ def test_the_stacking_order_does_not_depend_on_the_attachment_order(
 ):
     layer = nn.Linear(3, 4)
     weight = layer.weight
-    stack = [mask(weight.shape), precision(), faults()]
+    stack = [precision(), mask(weight.shape), faults()]
     for position in sequence:
         attach(layer, "weight", stack[position])
     assert transformations(layer, "weight") == stack
@@ -124,29 +139,112 @@ def test_the_stacking_order_does_not_depend_on_the_attachment_order(
 
 def test_equal_orders_stay_in_order_of_attachment(mask, precision):
     layer = nn.Linear(3, 4)
-    first, second, last = mask(layer.weight.shape), mask(layer.weight.shape), precision()
-    for each in (last, first, second):
+    first, second, innermost = mask(layer.weight.shape), mask(layer.weight.shape), precision()
+    for each in (first, second, innermost):
         attach(layer, "weight", each)
-    assert transformations(layer, "weight") == [first, second, last]
+    assert transformations(layer, "weight") == [innermost, first, second]
 
 
-@pytest.mark.parametrize("position", range(3))
-def test_bake_takes_out_one_and_leaves_the_others(position, mask, precision, faults):
+def test_bake_takes_out_the_innermost_and_leaves_the_others(mask, precision, faults):
     layer = nn.Linear(3, 4)
     weight = layer.weight
-    stack = [mask(weight.shape), precision(), faults()]
+    stack = [precision(), mask(weight.shape), faults()]
     for each in stack:
         attach(layer, "weight", each)
-    expected = stack[position](weight.detach().clone())
     effective = layer.weight.detach().clone()
-    bake(layer, "weight", stack[position])
-    others = stack[:position] + stack[position + 1 :]
-    assert transformations(layer, "weight") == others
-    assert stored_tensor(layer, "weight") is weight
-    assert torch.equal(weight, expected)
-    assert torch.equal(layer.weight, others[1](others[0](expected)))
-    if position == 0:
+    while stack:
+        innermost = stack.pop(0)
+        expected = innermost(weight.detach().clone())
+        bake(layer, "weight", innermost)
+        assert transformations(layer, "weight") == stack
+        assert stored_tensor(layer, "weight") is weight
+        assert torch.equal(weight, expected)
         assert torch.equal(layer.weight, effective)
+
+
+def test_what_does_not_commute_is_not_baked_before_what_is_inside_it(mask, precision, faults):
+    layer = nn.Linear(3, 4)
+    stack = [precision(), mask(layer.weight.shape), faults()]
+    for each in stack:
+        attach(layer, "weight", each)
+    before = copy.deepcopy(layer.state_dict())
+    for outer, inner in (("Mask", "Precision"), ("Faults", "Precision")):
+        (transformation,) = [each for each in stack if type(each).__name__ == outer]
+        says = (
+            f"{outer} on weight does not commute with {inner} inside it; "
+            f"expected {inner} to be baked first, then {outer}"
+        )
+        with pytest.raises(RequestError, match=says):
+            bake(layer, "weight", transformation)
+    assert transformations(layer, "weight") == stack
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_masks_commute(mask):
+    layer = nn.Linear(3, 4)
+    inner, outer = mask(layer.weight.shape), mask(layer.weight.shape)
+    with torch.no_grad():
+        outer.logits.neg_()
+    for each in (inner, outer):
+        attach(layer, "weight", each)
+    before = layer.weight.detach().clone()
+    bake(layer, "weight", outer)
+    assert transformations(layer, "weight") == [inner]
+    torch.testing.assert_close(layer.weight, before)
+
+
+def test_a_class_says_what_else_it_commutes_with(mask, faults):
+    """Rows change their sign before or after a mask; a mask that shifts entries is no product."""
+
+    class Negated(faults):
+        commutes_with = (MASK,)
+
+    class Rolled(mask):
+        commutes_with = ()
+
+        def forward(self, weight):
+            return super().forward(weight.roll(1))
+
+    layer = nn.Linear(3, 4)
+    inner, negated = mask(layer.weight.shape), Negated()
+    for each in (inner, negated):
+        attach(layer, "weight", each)
+    before = layer.weight.detach().clone()
+    bake(layer, "weight", negated)
+    torch.testing.assert_close(layer.weight, before)
+    rolled = Rolled(layer.weight.shape)
+    attach(layer, "weight", rolled)
+    with pytest.raises(RequestError, match="Rolled on weight does not commute with Mask"):
+        bake(layer, "weight", rolled)
+
+
+def test_what_another_package_has_put_there_is_innermost_and_commutes_with_nothing(mask):
+    class Foreign(nn.Module):
+        def forward(self, weight):
+            return weight.square()
+
+    layer = nn.Linear(3, 4)
+    outer = mask(layer.weight.shape)
+    attach(layer, "weight", outer)
+    parametrize.register_parametrization(layer, "weight", Foreign())
+    attach(layer, "weight", another := mask(layer.weight.shape))
+    assert [type(each) for each in transformations(layer, "weight")] == [Foreign, mask, mask]
+    with pytest.raises(RequestError, match="Mask on weight does not commute with Foreign"):
+        bake(layer, "weight", another)
+
+
+def test_pruned_weights_are_zero_though_the_format_has_no_zero(sign_format):
+    """A mask inside such a format would be undone by it."""
+    layer = nn.Linear(30, 20)
+    kept = torch.rand(20, 30) < 0.3
+    for each in (hard := HardMask(kept), form := sign_format()):
+        attach(layer, "weight", each)
+    assert torch.equal(layer.weight != 0, kept)
+    bake(layer, "weight", form)
+    assert bool(stored_tensor(layer, "weight").all())
+    bake(layer, "weight", hard)
+    assert torch.equal(layer.weight != 0, kept)
+    assert layer.weight.abs().unique().tolist() == [0, form.size]
 
 
 def test_baking_all_from_the_inside_keeps_the_function_and_leaves_a_plain_layer(
@@ -268,7 +366,9 @@ def test_refuses_what_cannot_be_attached(mask, precision):
         def forward(self, weight):
             return torch.cat([weight, weight])
 
-    with pytest.raises(RequestError, match=r"NoOrder\.order: got None; expected one of 0 \(mask\)"):
+    with pytest.raises(
+        RequestError, match=r"NoOrder\.order: got None; expected one of 0 \(precision\)"
+    ):
         attach(layer, "weight", NoOrder())
     for name in ("wait", "bias", "in_features"):
         with pytest.raises(RequestError, match=f"parameter_name: got '{name}'; expected a param"):

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from latewood.core import MASK, PRECISION, Method, attach, parameter_groups
+from latewood.core import MASK, PRECISION, Method, attach, bake, parameter_groups
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
 from latewood.sparsity import ContinuousSparsification
@@ -432,14 +432,16 @@ def test_after_finalize_every_call_says_so():
         method.finalize,
         method.step,
         method.penalty,
+        method.parameter_groups,
         method.harden,
         lambda: method.density_target(0.5),
         lambda: method.load_state_dict({"step": 1}),
         lambda: method.hard().__enter__(),
     ):
-        with pytest.raises(RequestError, match=r"finalize\(\) has folded the masks into the model"):
+        with pytest.raises(RequestError, match=r"^ContinuousSparsification: finalized; "):
             call()
     assert method.metrics() == before
+    assert method.state_dict() == {"step": 3}
 
 
 def test_a_finalized_model_can_be_sparsified_again():
@@ -469,11 +471,15 @@ def test_stacks_under_a_precision(mask_first):
     method = randomize(ContinuousSparsification(layer, total_steps=3))
     if mask_first:
         attach(layer, "weight", halve)
-    assert [each.order for each in layer.parametrizations.weight] == [MASK, PRECISION]
+    assert [each.order for each in layer.parametrizations.weight] == [PRECISION, MASK]
     finish(method).harden()
     before = layer(x)
-    method.finalize()
-    assert list(layer.parametrizations.weight) == [halve]
+    with pytest.raises(RequestError, match=r"SoftMask .* Halve inside it; expected Halve to be"):
+        method.finalize()
+    assert torch.equal(layer(x), before)
+    bake(layer, "weight", halve)
+    assert method.finalize() is layer
+    assert type(layer) is nn.Linear
     assert torch.equal(layer(x), before)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from latewood.core import Method, attach, parameter_groups
+from latewood.core import PRECISION, Method, attach, bake, parameter_groups, transformations
 from latewood.errors import RequestError, WorkError
 from latewood.sparsity import ContinuousSparsification, FixedMasks, Ticket, restore, snapshot
 
@@ -87,7 +87,7 @@ def test_names_are_those_of_the_plain_model_whatever_masks_it_has():
 
 def test_other_transformations_keep_their_own_tensors_in_the_snapshot():
     class Gain(nn.Module):
-        order = 1
+        order = PRECISION
 
         def __init__(self):
             super().__init__()
@@ -166,8 +166,39 @@ def test_scale_and_densities():
     }
     method.finalize()
     assert torch.equal(model[3].weight, 2 * weight * masks["3.weight"])
-    with pytest.raises(RequestError, match="finalize: has been called"):
+    for call in (
+        method.finalize,
+        method.step,
+        method.penalty,
+        method.parameter_groups,
+        lambda: method.load_state_dict({}),
+    ):
+        with pytest.raises(RequestError, match=r"^FixedMasks: finalized; "):
+            call()
+    assert method.metrics()["density"] == sum(kept.values()) / 64
+    assert method.state_dict() == {}
+
+
+def test_masks_over_a_format_wait_for_it_and_change_nothing_before():
+    class Gain(nn.Module):
+        order = PRECISION
+
+        def forward(self, weight):
+            return 2 * weight
+
+    model, masks = Net(), random_masks()
+    attach(model[3], "weight", gain := Gain())  # the second of two masked weights
+    method = FixedMasks(model, masks)
+    before = model[3].weight.detach().clone()
+    with pytest.raises(
+        RequestError, match=r"BinaryMask .* Gain inside it; expected Gain to be baked"
+    ):
         method.finalize()
+    assert all(len(transformations(model[i], "weight")) == count for i, count in ((0, 1), (3, 2)))
+    bake(model[3], "weight", gain)
+    assert method.finalize() is model
+    assert torch.equal(model[3].weight, before)
+    assert torch.equal(model[3].weight != 0, masks["3.weight"])
 
 
 def test_a_tied_weight_is_masked_and_scaled_once_in_both_uses():

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from latewood.core import Observation
+from latewood.core import PRECISION, Observation, attach, bake
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.tasks.data import TensorDataset, batches
 from latewood.tasks.objectives import Classification
 from latewood.tasks.task import Task
 from latewood.training import checkpoints, observers
+from latewood.training.finalizing import finalized
 from latewood.training.loop import train
 from latewood.training.recipe import parse_recipe
 from latewood.training.run_folder import RunFolder
@@ -58,6 +59,8 @@ def net(*, num_classes: int, width: int = 8, norm: bool = False, dropout: float 
 
 class Shrink:
     """A method with one parameter of its own, which scales a penalty, and a schedule."""
+
+    order = None
 
     def __init__(self, model, *, total_steps: int, strength: float = 1e-3):
         self.model, self.total_steps, self.strength = model, total_steps, strength
@@ -583,6 +586,38 @@ def test_seconds_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
     time.sleep(0.05)
     after = train(None, folder=run.path, resume=True).summary["seconds"]
     assert after >= round(before, 3)
+
+
+def test_methods_finish_in_the_order_of_what_they_do_not_of_the_recipe(tmp_path):
+    """A mask that were folded into the weight before its format was would be refused."""
+
+    class Coarse(nn.Module):
+        order = PRECISION
+
+        def forward(self, weight):
+            return weight.div(0.5).floor().add(0.5).mul(0.5)  # no zero
+
+    class Format(Shrink):
+        order = PRECISION
+
+        def __init__(self, model, *, total_steps):
+            super().__init__(model, total_steps=total_steps)
+            self.format = Coarse()
+            attach(model[0], "weight", self.format)
+
+        def finalize(self):
+            bake(self.model[0], "weight", self.format)
+            return self.model
+
+    sys.modules["here"].Format = Format
+    pruning = {"name": "gradual_magnitude_pruning", "density": 0.5}
+    result = train(recipe(methods=[pruning, "here:Format"]), folder=tmp_path / "run")
+    weight = result.model[0].weight
+    assert weight.abs().unique().tolist()[:2] == [0, 0.25]
+    assert result.summary["readings"]["trained"] == result.summary["readings"]["finalized"]
+    checkpoint = checkpoints.latest(RunFolder(tmp_path / "run").checkpoints)
+    again = finalized(recipe(methods=[pruning, "here:Format"]), result.folder, checkpoint)
+    assert torch.equal(again[0].weight, weight)
 
 
 def test_what_a_probe_tells_late_belongs_to_the_step_it_was_seen_at(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
-from latewood.core.transforms import transformations
+from latewood.core.transforms import Follows, transformations
 from latewood.errors import RequestError, invalid
 
 __all__ = ["replace_data", "slice_channels", "widen_channels"]
@@ -32,10 +32,11 @@ def slice_channels(
 ) -> ChannelPlan:
     """Keeps a subset of the channels of some groups and removes the others everywhere, in place.
 
-    Parameters stay the same objects; what changes loses its gradient. Buffers, transformations of
-    the same shape, attributes such as ``out_channels`` or ``num_groups``, and the optimizers' state
-    follow. The function of the model is kept when nothing reads the removed channels. Wrappers with
-    buckets (DDP) must be built anew. If the request is wrong, nothing is changed.
+    Parameters stay the same objects; what changes loses its gradient. Buffers, what
+    transformations say ``follows``, attributes such as ``out_channels`` or ``num_groups``, and the
+    optimizers' state follow. The function of the model is kept when nothing reads the removed
+    channels. Wrappers with buckets (DDP) must be built anew. If the request is wrong, nothing is
+    changed.
 
     Args:
         model: the model that was traced.
@@ -48,8 +49,9 @@ def slice_channels(
         The plan of the smaller model.
 
     Raises:
-        RequestError: an unknown group, channels that are not there, a group behind a barrier, or a
-            tensor or optimizer state whose shape does not follow its parameter.
+        RequestError: an unknown group, channels that are not there, a group behind a barrier, a
+            transformation's tensor of which nothing says how it follows, or an optimizer state
+            whose shape is not its parameter's.
     """
     kept: dict[str, list[int]] = {}
     for name, chosen in keep.items():
@@ -72,7 +74,8 @@ def widen_channels(
     """Adds channels behind those of some groups, in place, each a copy of an existing one.
 
     The counterpart of ``slice_channels``: new entries hold their source's values for the caller to
-    overwrite, and their optimizer state is zero. In the returned plan the new channels of a group
+    overwrite, those of transformations what their ``follows`` says, and their optimizer state is
+    zero. In the returned plan the new channels of a group
     have the indices from its old width on.
 
     Args:
@@ -210,15 +213,16 @@ class _Change:
     tensor: Tensor
     axis: int
     layout: _Layout
-    zero_copies: bool = False
+    start: float | None = None
 
     def apply(self) -> None:
         """Replaces the tensor's data; the tensor stays the same object."""
         tensor, layout = self.tensor, self.layout
         with torch.no_grad():
             data = tensor.detach().index_select(self.axis, layout.source.to(tensor.device))
-            if self.zero_copies:
-                data.index_fill_(self.axis, layout.copied.nonzero().flatten().to(data.device), 0)
+            if self.start is not None:
+                copies = layout.copied.nonzero().flatten().to(data.device)
+                data.index_fill_(self.axis, copies, self.start)
         replace_data(tensor, data)
 
 
@@ -245,23 +249,9 @@ def _changes(
     module: nn.Module, name: str, axis: int, layout: _Layout, optimizers: Sequence[Optimizer]
 ) -> list[_Change]:
     stored = stored_tensor(module, name)
-    own = [
-        tensor
-        for transformation in transformations(module, name)
-        for tensor in [*transformation.parameters(), *transformation.buffers()]
-        if tensor.numel() > 1
-    ]
     changes = []
-    for tensor in [stored, *own]:
-        where = _axis_in(tensor, stored, axis)
-        if where is None:
-            raise RequestError(
-                f"{name}: a transformation holds a tensor of shape {tuple(tensor.shape)} for a "
-                f"weight of shape {tuple(stored.shape)}; expected one that follows its axes"
-            )
-        if where < 0:
-            continue
-        changes.append(_Change(tensor, where, layout))
+    for tensor, where, start in [(stored, axis, None), *_followers(module, name, axis)]:
+        changes.append(_Change(tensor, where, layout, start))
         for optimizer in optimizers:
             for key, value in optimizer.state.get(tensor, {}).items():
                 if not isinstance(value, Tensor) or value.numel() == 1 < tensor.numel():
@@ -271,21 +261,46 @@ def _changes(
                         f"{name}: the optimizer's {key} has shape {tuple(value.shape)}; expected "
                         f"the parameter's {tuple(tensor.shape)}"
                     )
-                changes.append(_Change(value, where, layout, zero_copies=True))
+                changes.append(_Change(value, where, layout, start=0.0))
     return changes
 
 
-def _axis_in(tensor: Tensor, stored: Tensor, axis: int) -> int | None:
-    """Where a transformation's tensor has the weight's axis; -1 if it has one value for all."""
-    if tensor.ndim == 1 and stored.ndim > 1:
-        if tensor.shape[0] != stored.shape[0]:
-            return None
-        return 0 if axis == 0 else -1
-    if tensor.ndim != stored.ndim:
+def _followers(
+    module: nn.Module, name: str, axis: int
+) -> Iterator[tuple[Tensor, int, float | None]]:
+    """The tensors of a weight's transformations that change with one of its axes.
+
+    Each comes with the axis of its own that changes, and with what new entries start with.
+    """
+    shape = stored_tensor(module, name).shape
+    for transformation in transformations(module, name):
+        declared: Mapping[str, Follows] = getattr(transformation, "follows", {})
+        tensors = [*transformation.named_parameters(), *transformation.named_buffers()]
+        for tensor_name, tensor in tensors:
+            follows = declared.get(tensor_name)
+            if follows is None and tensor.numel() <= 1:
+                continue
+            if follows is None or (axes := _axes_in(tensor, shape, follows)) is None:
+                kind = type(transformation).__name__
+                raise RequestError(
+                    f"{name}: {kind} holds {tensor_name} of shape {tuple(tensor.shape)} for a "
+                    f"weight of shape {tuple(shape)}; expected {kind}.follows to say how it follows"
+                )
+            if axis in axes:
+                yield tensor, axes[axis], follows.start
+
+
+def _axes_in(tensor: Tensor, shape: torch.Size, follows: Follows) -> dict[int, int] | None:
+    """The tensor's own axis by that of the weight; None if it does not have the shape it says."""
+    if follows.axis is None:
+        return {axis: axis for axis in range(len(shape))} if tensor.shape == shape else None
+    if not -len(shape) <= follows.axis < len(shape):
         return None
-    if tensor.shape[axis] == stored.shape[axis]:
-        return axis
-    return -1 if tensor.shape[axis] == 1 else None
+    axis = follows.axis % len(shape)
+    if tensor.shape == shape[axis : axis + 1]:
+        return {axis: 0}
+    broadcast = [size if position == axis else 1 for position, size in enumerate(shape)]
+    return {axis: axis} if list(tensor.shape) == broadcast else None
 
 
 def _counts(

@@ -10,7 +10,7 @@ from torch import nn
 
 from latewood.core import cubic
 from latewood.core.masks import keep_largest
-from latewood.errors import RequestError, invalid
+from latewood.errors import invalid
 from latewood.sparsity.fixed_masks import FixedMasks
 from latewood.sparsity.maskable_weights import maskable
 
@@ -83,8 +83,7 @@ class GradualMagnitudePruning(FixedMasks):
         Raises:
             RequestError: after ``finalize``.
         """
-        if self._finished:
-            raise RequestError("step: finalize() has folded the masks into the model")
+        self.require_active("step")
         self._step += 1
         last = self._step - 1 < self.end * self.total_steps <= self._step
         if self._step % self.every == 0 or last:
@@ -103,8 +102,9 @@ class GradualMagnitudePruning(FixedMasks):
         """Takes what ``state_dict`` returned.
 
         Raises:
-            RequestError: a state of another kind.
+            RequestError: a state of another kind, or after ``finalize``.
         """
+        self.require_active("load_state_dict")
         if set(state) != {"step"} or not isinstance(state["step"], int) or state["step"] < 0:
             raise invalid("state", state, "what GradualMagnitudePruning.state_dict() returned")
         self._step = state["step"]

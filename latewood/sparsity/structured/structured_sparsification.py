@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from latewood.core import SHAPES, EndsOnce
 from latewood.errors import RequestError, invalid
 from latewood.slim.edits import remember
 from latewood.sparsity.soft_mask import DECIDED
@@ -37,7 +38,7 @@ from latewood.sparsity.structured.structure_spec import Skeleton
 __all__ = ["StructuredSparsification"]
 
 
-class StructuredSparsification:
+class StructuredSparsification(EndsOnce):
     """Grows a network from one channel per layer and prunes it to a budget, while it trains.
 
     Each structure (a coupled group's channel, a removable residual block) owns a logit s. It is
@@ -106,6 +107,8 @@ class StructuredSparsification:
     capped samples, the overshoot, the freeze, the selection under the budget and the scale at birth
     are ours.
     """
+
+    order = SHAPES
 
     def __init__(
         self,
@@ -194,7 +197,6 @@ class StructuredSparsification:
         )
         self._step = 0
         self._ready = -1
-        self._finished = False
 
     @property
     def _gates(self) -> list[Gate]:
@@ -224,7 +226,12 @@ class StructuredSparsification:
         return max(2, math.ceil(self.settings.freeze * self.epochs))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The logits of all structures in one group."""
+        """The logits of all structures in one group.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
         return [
             {
                 "params": [gate.logits for gate in self._gates],
@@ -244,7 +251,7 @@ class StructuredSparsification:
         Raises:
             RequestError: after ``finalize``.
         """
-        self._require_unfinished("penalty")
+        self.require_active("penalty")
         return self._controller.penalty(self._anatomy)
 
     def restructure(self, optimizer: Optimizer) -> bool:
@@ -263,7 +270,7 @@ class StructuredSparsification:
             RequestError: in the middle of an epoch, after ``finalize``, or the optimizer lacks the
                 logits.
         """
-        self._require_unfinished("restructure")
+        self.require_active("restructure")
         if self._step % self.steps_per_epoch:
             raise RequestError(
                 f"restructure: called {self._step % self.steps_per_epoch} steps into an epoch of "
@@ -289,7 +296,7 @@ class StructuredSparsification:
         Raises:
             RequestError: after ``finalize``, or the epoch began without ``restructure``.
         """
-        self._require_unfinished("step")
+        self.require_active("step")
         if self._ready != self.epoch:
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
@@ -309,10 +316,10 @@ class StructuredSparsification:
         Raises:
             RequestError: a second call.
         """
-        self._require_unfinished("finalize")
+        self.require_active("finalize")
         if not self.frozen:
             self._freeze(None)
-        self._finished = True
+        self.finalized = True
         remember(self._model, self._anatomy.edits(), self._examples)
         return self._model
 
@@ -351,8 +358,10 @@ class StructuredSparsification:
         """Gives the model, still full, the shapes that it had when ``state_dict`` was called.
 
         Raises:
-            RequestError: a state of another kind, or the model is no longer full.
+            RequestError: a state of another kind, the model is no longer full, or after
+                ``finalize``.
         """
+        self.require_active("reshape")
         self._check(state)
         if state["ready"] >= 0:
             self._anatomy.reshape(state["anatomy"])
@@ -361,8 +370,9 @@ class StructuredSparsification:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
 
         Raises:
-            RequestError: a state of another kind.
+            RequestError: a state of another kind, or after ``finalize``.
         """
+        self.require_active("load_state_dict")
         self._check(state)
         self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
         self._step, self._ready = state["step"], state["ready"]
@@ -460,12 +470,6 @@ class StructuredSparsification:
         ]:
             raise invalid(
                 "state", sorted(state), "what StructuredSparsification.state_dict() returned"
-            )
-
-    def _require_unfinished(self, call: str) -> None:
-        if self._finished:
-            raise RequestError(
-                f"{call}: finalize() has ended the method; build a new StructuredSparsification"
             )
 
 

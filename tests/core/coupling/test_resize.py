@@ -1,6 +1,7 @@
 """Resizing: the same objects, smaller or larger, with optimizer state, and nothing on refusal."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from latewood.core.coupling import (
     widen_channels,
 )
 from latewood.core.selection import select_parameters
-from latewood.core.transforms import attach
+from latewood.core.transforms import PRECISION, Follows, attach
 from latewood.errors import RequestError
 
 
@@ -315,35 +316,81 @@ def test_state_that_does_not_follow_its_parameter_changes_nothing():
     assert model.mix.weight.shape == (4, 5, 1, 1)
 
 
-def test_a_transformation_that_does_not_follow_its_weight_is_refused(precision):
+@pytest.mark.parametrize(
+    "follows", [{}, {"blocks": Follows()}, {"blocks": Follows(axis=0)}, {"blocks": Follows(axis=2)}]
+)
+def test_a_transformation_that_does_not_follow_its_weight_is_refused(precision, follows):
     model, inputs = Branches(), torch.randn(1, 1, 4, 4)
     plan = trace_channels(model, inputs)
     odd = precision()
     odd.register_buffer("blocks", torch.zeros(7, 3))
+    odd.follows = follows
     attach(model.head, "weight", odd)
-    with pytest.raises(RequestError, match=r"shape \(7, 3\) for a weight of shape \(2, 16\)"):
+    says = (
+        r"Precision holds blocks of shape \(7, 3\) for a weight of shape \(2, 16\); expected "
+        r"Precision\.follows to say"
+    )
+    with pytest.raises(RequestError, match=says):
         slice_channels(model, plan, {"mix": [0]})
+    assert model.mix.weight.shape == (4, 5, 1, 1)
 
 
-def test_a_transformation_with_one_value_a_row_follows(precision):
-    class PerRow(precision):
-        def __init__(self, rows) -> None:
-            super().__init__()
-            self.scales = nn.Parameter(torch.arange(1.0, rows + 1))
-            self.column = nn.Parameter(torch.arange(1.0, rows + 1).view(-1, 1))
+class PerChannel(nn.Module):
+    """Values for each output and for each input, as a vector or broadcast."""
 
-        def forward(self, weight):
-            return weight * self.scales[:, None] * self.column
+    order = PRECISION
+    follows: ClassVar = {
+        "outputs": Follows(axis=0),
+        "column": Follows(axis=0, start=7.0),
+        "inputs": Follows(axis=1),
+        "row": Follows(axis=-1),
+        "chosen": Follows(start=0.0),
+    }
 
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.outputs = nn.Parameter(torch.arange(1.0, outputs + 1))
+        self.column = nn.Parameter(torch.arange(1.0, outputs + 1).view(-1, 1))
+        self.inputs = nn.Parameter(torch.arange(1.0, inputs + 1))
+        self.register_buffer("row", torch.arange(1.0, inputs + 1).view(1, -1))
+        self.register_buffer("chosen", torch.ones(outputs, inputs, dtype=torch.bool))
+
+    def forward(self, weight):
+        scaled = weight * self.outputs[:, None] * self.column * self.inputs * self.row
+        return torch.where(self.chosen, scaled, weight)
+
+
+# A square weight too: which axis a vector follows cannot be told from its length.
+@pytest.mark.parametrize("hidden", [4, 3])
+def test_values_a_channel_follow_the_axis_that_they_say(hidden):
+    model = nn.Sequential(nn.Linear(3, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 2))
     plan = trace_channels(model, torch.randn(1, 3))
     for layer in model:
-        attach(layer, "weight", PerRow(layer.out_features))
-    slice_channels(model, plan, {"0": [1, 3]})
-    first, second = (layer.parametrizations.weight[0] for layer in model)
-    assert first.scales.tolist() == first.column.flatten().tolist() == [2.0, 4.0]
-    assert second.scales.tolist() == [1.0, 2.0]
-    assert model(torch.randn(1, 3)).shape == (1, 2)
+        attach(layer, "weight", PerChannel(layer.out_features, layer.in_features))
+    inputs = torch.randn(5, 3)
+    effective = [layer.weight.detach() for layer in model]
+    plan = slice_channels(model, plan, {"0": [0, 2]})
+    first, second, third = (layer.parametrizations.weight[0] for layer in model)
+    assert first.outputs.tolist() == first.column.flatten().tolist() == [1.0, 3.0]
+    assert second.inputs.tolist() == second.row.flatten().tolist() == [1.0, 3.0]
+    assert first.inputs.tolist() == [1.0, 2.0, 3.0]
+    assert second.outputs.tolist() == third.inputs.tolist() == list(range(1, hidden + 1))
+    assert torch.equal(model[0].weight, effective[0][[0, 2]])
+    assert torch.equal(model[1].weight, effective[1][:, [0, 2]])
+    widen_channels(model, plan, {"0": [1]})
+    assert first.outputs.tolist() == [1.0, 3.0, 3.0]
+    assert first.column.flatten().tolist() == [1.0, 3.0, 7.0]
+    assert first.chosen.tolist() == [[True] * 3] * 2 + [[False] * 3]
+    assert second.row.flatten().tolist() == [1.0, 3.0, 3.0]
+    assert model(inputs).shape == (5, 2)
+
+
+def test_a_mask_of_one_entry_follows_a_weight_that_becomes_wider(mask):
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2))
+    plan = trace_channels(model, torch.randn(1, 1))
+    attach(model[0], "weight", mask(model[0].weight.shape))
+    widen_channels(model, plan, {"0": [0, 0]})
+    assert model[0].parametrizations.weight[0].logits.shape == model[0].weight.shape == (3, 1)
 
 
 def test_a_group_of_one_wide_channel_is_not_widened():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from latewood.core import SHAPES
 from latewood.experiments.sparsity import flop_counted_training
 from latewood.tasks.data import TensorDataset
 from latewood.tasks.objectives import Classification
@@ -49,6 +50,8 @@ def test_a_training_costs_three_forward_passes_a_sample():
 
 class _Narrowing:
     """Cuts the hidden layer from 6 to 3 before the second epoch."""
+
+    order = SHAPES
 
     def __init__(self, model):
         self.model, self.calls, self.steps = model, 0, 0

@@ -99,11 +99,19 @@ def test_the_loop_must_restructure_before_each_epoch():
     with pytest.raises(RequestError, match="call restructure"):
         method.step()
     assert method.finalize() is model
-    for call in (method.step, method.penalty, method.finalize):
-        with pytest.raises(RequestError, match="has ended the method"):
+    state = method.state_dict()
+    assert method.metrics()["undecided"] == 0
+    for call in (
+        method.step,
+        method.penalty,
+        method.finalize,
+        method.parameter_groups,
+        lambda: method.restructure(optimizer),
+        lambda: method.reshape(state),
+        lambda: method.load_state_dict(state),
+    ):
+        with pytest.raises(RequestError, match=r"^StructuredSparsification: finalized; "):
             call()
-    with pytest.raises(RequestError, match="has ended the method"):
-        method.restructure(optimizer)
 
 
 def test_the_optimizer_must_hold_the_logits():
