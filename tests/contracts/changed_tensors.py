@@ -1,7 +1,7 @@
 """Changes tensors under an optimizer or a method between two steps, and reports what came of it.
 
-Runs in a process of its own, which a careless native step may kill. Prints a line a trial: the case,
-the change, and "right", "refused: ..." or "wrong: ...".
+Runs in a process of its own, which a careless native step may kill. Prints a line a trial: the
+case, the change, and "right", "refused: ..." or "wrong: ...".
 """
 
 import copy
@@ -102,7 +102,7 @@ def moments_elsewhere(optimizer, parameter):
 
 def state_of_another_shape(optimizer, parameter):
     other = parameter_of(rows=1)
-    elsewhere = type(optimizer)([other], **{"lr": optimizer.param_groups[0]["lr"]})
+    elsewhere = type(optimizer)([other], lr=optimizer.param_groups[0]["lr"])
     for key in ("momentum",):
         if key in elsewhere.param_groups[0]:
             elsewhere.param_groups[0][key] = optimizer.param_groups[0][key]
@@ -154,6 +154,19 @@ def trial(case, change):
     return "right"
 
 
+def state_of_another_class(case, other_case):
+    """What comes of another optimizer's state: as torch does, it may load where the names agree."""
+    parameter, other = parameter_of(), parameter_of()
+    optimizer, elsewhere = optimizer_of(case, [parameter]), optimizer_of(other_case, [other])
+    advance(elsewhere, other, range(2))
+    try:
+        optimizer.load_state_dict(copy.deepcopy(elsewhere.state_dict()))
+        advance(optimizer, parameter, range(2, 4))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        return f"refused: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return "right" if parameter.isfinite().all() else "wrong: not finite"
+
+
 def network_to_double(case):
     """A method whose network becomes double between two steps."""
     training = Training(case, "convnet").run(4)
@@ -177,6 +190,9 @@ def main():
         for change in (*TOLERANCE, *sorted(REFUSED | SURVIVED, key=lambda c: c.__name__)):
             print(f"{case}/{change.__name__}", end="/", flush=True)
             print(trial(case, change), flush=True)
+        for other in cases("optimizer"):
+            print(f"{case}/state_of_{other}", end="/", flush=True)
+            print(state_of_another_class(case, other), flush=True)
     for case in cases("method"):
         print(f"{case}/network_to_double", end="/", flush=True)
         print(network_to_double(case), flush=True)

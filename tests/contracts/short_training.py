@@ -138,7 +138,8 @@ class Training:
         """What comes before a step: new shapes at an epoch's start, and the first observation."""
         if self.steps % STEPS_PER_EPOCH == 0:
             changing = [method for method in self.methods if isinstance(method, Restructuring)]
-            if any([method.restructure(self.optimizer) for method in changing]) and self.wrap:
+            changed = [method.restructure(self.optimizer) for method in changing]
+            if any(changed) and self.wrap:
                 # Whatever has hooks on the parameters as they were must be gone before.
                 self.wrapped = None
                 gc.collect()

@@ -8,10 +8,15 @@ import torch
 from short_training import Training, assert_same
 
 
+def numpy_state():
+    name, keys, *rest = numpy.random.get_state()  # noqa: NPY002
+    return (name, keys.tolist(), *rest)
+
+
 def global_state():
     return {
         "torch": torch.get_rng_state(),
-        "numpy": repr(numpy.random.get_state()),
+        "numpy": numpy_state(),
         "random": random.getstate(),
         "dtype": str(torch.get_default_dtype()),
         "threads": torch.get_num_threads(),
@@ -33,7 +38,7 @@ def test_global_generators_and_settings_stay_as_they_are(component, network, tmp
 @pytest.fixture
 def seeded():
     """Sets the global generators, and puts them back after the test."""
-    before = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
+    before = torch.get_rng_state(), numpy_state(), random.getstate()
 
     def seed(value):
         torch.manual_seed(value)

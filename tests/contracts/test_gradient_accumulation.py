@@ -1,4 +1,4 @@
-"""Two half batches are one step: the method's step follows the optimizer's, penalties may repeat."""
+"""Two half batches are one step: a method steps with the optimizer, its penalty may repeat."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tensors that change under an optimizer end in a right result or a clear error, never in a crash."""
+"""Tensors that change under an optimizer end in a right result or an error, never in a crash."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a finished method leaves behind is a plain network: no transformation, no hook, no stranger."""
+"""A finished method leaves a plain network behind: no transformation, no hook, no stranger."""
 
 import pytest
 import torch
@@ -31,7 +31,9 @@ def hooks_of(model):
     }
     for name, parameter in model.named_parameters():
         counts[name, "tensor"] = len(parameter._backward_hooks or {})
-        counts[name, "accumulated"] = len(getattr(parameter, "_post_accumulate_grad_hooks", 0) or {})
+        counts[name, "accumulated"] = len(
+            getattr(parameter, "_post_accumulate_grad_hooks", 0) or {}
+        )
     return {key: count for key, count in counts.items() if count}
 
 

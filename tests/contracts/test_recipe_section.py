@@ -58,7 +58,9 @@ def members(annotation):
 def wrong_values(annotation):
     """Values that no alternative of a simple annotation takes; [] if it is not simple."""
     parts = members(annotation)
-    literals = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    literals = [
+        choice for part in parts if get_origin(part) is Literal for choice in get_args(part)
+    ]
     kinds = [part for part in parts if part in SIMPLE]
     rest = [
         part

@@ -66,9 +66,7 @@ def agree(what, where):
 def train(case, network, folder):
     where = f"{case} {network}"
     # Other initial weights in each process: what nobody sends around would show.
-    training = OwnSamples(
-        case, network, seed=dist.get_rank(), folder=folder, wrap=distributed
-    )
+    training = OwnSamples(case, network, seed=dist.get_rank(), folder=folder, wrap=distributed)
     while training.steps < TOTAL_STEPS:
         training.run(training.steps + STEPS_PER_EPOCH)
         agree(training.state(), f"{where} after step {training.steps}")
