@@ -1,6 +1,8 @@
 """The errors that tell a user what was wrong with a request and what failed in the work."""
 
-__all__ = ["Interrupted", "LatewoodError", "RequestError", "WorkError", "invalid"]
+from collections.abc import Iterable
+
+__all__ = ["Interrupted", "LatewoodError", "RequestError", "WorkError", "invalid", "listed"]
 
 
 class LatewoodError(Exception):
@@ -28,3 +30,16 @@ def invalid(argument: str, value: object, expected: str) -> RequestError:
         expected: what would be accepted, in words.
     """
     return RequestError(f"{argument}: got {value!r}; expected {expected}")
+
+
+def listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Names for a message: the first of them, and how many more there are.
+
+    Args:
+        names: in the order to show them.
+        most: how many are shown.
+    """
+    everything = list(names)
+    shown = ", ".join(everything[:most])
+    hidden = len(everything) - most
+    return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -30,7 +30,16 @@ from latewood.core.schedules import (
 from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
 from latewood.core.state import load_state, save_state
 from latewood.core.tensor_files import read_tensors
-from latewood.core.transforms import FAULTS, MASK, PRECISION, Follows, attach, bake, transformations
+from latewood.core.transforms import (
+    FAULTS,
+    MASK,
+    PRECISION,
+    Follows,
+    attach,
+    bake,
+    detach,
+    transformations,
+)
 
 __all__ = [
     "FAULTS",
@@ -55,6 +64,7 @@ __all__ = [
     "constant",
     "cosine",
     "cubic",
+    "detach",
     "exponential",
     "finalize",
     "linear",

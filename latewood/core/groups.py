@@ -51,8 +51,10 @@ def parameter_groups(
         RequestError: two groups hold one parameter, or the model carries transformations with
             parameters of their own and no method is given.
     """
-    own = [_own_group(group) for method in methods for group in method.parameter_groups()]
-    claimed = _claimed_once(own)
+    of_methods = [
+        _trainable_group(group) for method in methods for group in method.parameter_groups()
+    ]
+    claimed = _claimed_once(of_methods)
     transformations = set(_transformation_parameters(model)) - claimed
     if transformations and not methods:
         raise RequestError(
@@ -61,11 +63,11 @@ def parameter_groups(
         )
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
-    kept = set() if decay_all else set(_undecayed_parameters(model))
+    spared = set() if decay_all else set(_undecayed_parameters(model))
     for parameter in model.parameters():
         if not parameter.requires_grad or id(parameter) in claimed | transformations:
             continue
-        (undecayed if id(parameter) in kept else decayed).append(parameter)
+        (undecayed if id(parameter) in spared else decayed).append(parameter)
     base: list[dict[str, Any]] = [
         {"params": decayed} | ({} if weight_decay is None else {"weight_decay": weight_decay}),
         {"params": undecayed, "weight_decay": 0.0},
@@ -73,10 +75,10 @@ def parameter_groups(
     if lr is not None:
         for group in base:
             group["lr"] = lr
-    return [group for group in [*base, *own] if group["params"]]
+    return [group for group in [*base, *of_methods] if group["params"]]
 
 
-def _own_group(group: dict[str, Any]) -> dict[str, Any]:
+def _trainable_group(group: dict[str, Any]) -> dict[str, Any]:
     params = group["params"]
     listed = [params] if isinstance(params, nn.Parameter) else list(params)
     trainable = [parameter for parameter in listed if parameter.requires_grad]

@@ -12,18 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latewood.errors import invalid
+from latewood.errors import invalid, listed
 
 __all__ = [
     "Masks",
     "bernoulli_masks",
     "keep_largest",
     "kept_count",
+    "marked_fractions",
     "present_masks",
     "require_masks",
     "shuffled_masks",
@@ -31,8 +32,6 @@ __all__ = [
 
 Masks = dict[str, Tensor]
 """Parameter name -> bool tensor of the weight's shape, True where kept."""
-
-_MOST_NAMES_SHOWN: Final = 8
 
 
 def kept_count(total: int, fraction: float, *, rounding: Literal["nearest", "down", "up"]) -> int:
@@ -83,16 +82,38 @@ def keep_largest(
         raise invalid("count", count, f"a whole number, 0 to {total}, the weights present")
     names = sorted(weights)
     sizes = torch.cat([_sizes(weights[name], alive[name]) for name in names])
-    kept = torch.zeros_like(sizes, dtype=torch.bool)
+    mask = torch.zeros_like(sizes, dtype=torch.bool)
     if count:
         threshold = sizes.kthvalue(len(sizes) - count + 1).values
-        kept = sizes > threshold
+        mask = sizes > threshold
         ties = (sizes == threshold).nonzero().flatten()
-        kept[ties[len(ties) - (count - int(kept.sum())) :]] = True
-    parts = dict(zip(names, kept.split([weights[name].numel() for name in names]), strict=True))
+        mask[ties[len(ties) - (count - int(mask.sum())) :]] = True
+    parts = dict(zip(names, mask.split([weights[name].numel() for name in names]), strict=True))
     return {
         name: parts[name].view(weight.shape).to(weight.device) for name, weight in weights.items()
     }
+
+
+def marked_fractions(
+    marked: Mapping[str, Tensor], layers: Mapping[str, str]
+) -> tuple[float, dict[str, float]]:
+    """Which fraction of all entries is marked, and of each layer's, its tensors taken together.
+
+    Args:
+        marked: parameter name -> bool tensor.
+        layers: parameter name -> name of its layer; where that is empty, the parameter's counts.
+
+    Returns:
+        The fraction of all, and the fraction by layer in the order of the parameters.
+    """
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for name, marks in marked.items():
+        layer = layers[name] or name
+        counts[layer] = counts.get(layer, 0) + int(marks.sum())
+        sizes[layer] = sizes.get(layer, 0) + marks.numel()
+    by_layer = {layer: count / sizes[layer] for layer, count in counts.items()}
+    return sum(counts.values()) / sum(sizes.values()), by_layer
 
 
 def shuffled_masks(masks: Mapping[str, Tensor], *, seed: int) -> Masks:
@@ -159,8 +180,7 @@ def require_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
         raise invalid("masks", type(masks).__name__, "a mapping of parameter names to masks")
     for name, mask in masks.items():
         if name not in weights:
-            shown = ", ".join(list(weights)[:_MOST_NAMES_SHOWN])
-            raise invalid("masks", name, f"names of weights, such as {shown}")
+            raise invalid("masks", name, f"names of weights: {listed(weights)}")
         if not isinstance(mask, Tensor):
             raise invalid(f"masks[{name!r}]", type(mask).__name__, "a torch tensor of torch.bool")
         if mask.dtype != torch.bool or mask.shape != weights[name].shape:
@@ -183,7 +203,7 @@ def present_masks(weights: Mapping[str, Tensor], present: Mapping[str, Tensor] |
         if not isinstance(weight, Tensor):
             raise invalid(f"weights[{name!r}]", type(weight).__name__, "a torch tensor")
     if present is None:
-        return {name: torch.ones_like(each, dtype=torch.bool) for name, each in weights.items()}
+        return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     require_masks(present, weights)
     if present.keys() != weights.keys():
         raise invalid("present", sorted(present), f"masks of {sorted(weights)}")

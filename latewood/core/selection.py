@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, listed
 
 __all__ = ["WEIGHT_LAYERS", "Selected", "select_parameters", "stored_tensor"]
 
@@ -37,7 +37,8 @@ _ORDER: Final = (
     "v_proj_weight",
     "in_proj_weight",
 )
-_MOST_NAMES_SHOWN: Final = 60
+_MOST_NAMES: Final = 60
+"""In an error: whoever writes a pattern wants to see what it can match."""
 
 
 @dataclass(frozen=True)
@@ -202,27 +203,21 @@ def _matching(
 ) -> set[str]:
     matched: set[str] = set()
     for pattern in _as_patterns(patterns):
-        found = {
+        names_matched = {
             candidate.name
             for candidate in candidates
             if fnmatch.fnmatchcase(candidate.name, pattern)
             or fnmatch.fnmatchcase(candidate.layer, pattern)
         }
-        if not found:
-            raise invalid(argument, pattern, f"a pattern that matches one of {_listed(candidates)}")
-        matched |= found
+        if not names_matched:
+            names = listed((candidate.name for candidate in candidates), most=_MOST_NAMES)
+            raise invalid(argument, pattern, f"a pattern that matches one of {names}")
+        matched |= names_matched
     return matched
 
 
 def _as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _listed(candidates: Sequence[Selected]) -> str:
-    names = [candidate.name for candidate in candidates]
-    shown = ", ".join(names[:_MOST_NAMES_SHOWN])
-    hidden = len(names) - _MOST_NAMES_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown
 
 
 def _join(module_name: str, parameter_name: str) -> str:

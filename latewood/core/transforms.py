@@ -30,6 +30,7 @@ __all__ = [
     "Follows",
     "attach",
     "bake",
+    "detach",
     "require_bakeable",
     "transformations",
 ]
@@ -124,7 +125,21 @@ def bake(module: nn.Module, parameter_name: str, transformation: nn.Module) -> N
     stored = stored_tensor(module, parameter_name)
     with torch.no_grad():
         stored.copy_(transformation(stored))
-    attached = transformations(module, parameter_name)
+    detach(module, parameter_name, transformation)
+
+
+def detach(module: nn.Module, parameter_name: str, transformation: nn.Module) -> None:
+    """Removes one transformation; the stored tensor and the others stay as they are.
+
+    Args:
+        module: the layer that owns the tensor.
+        parameter_name: the tensor's name in the layer.
+        transformation: the very object that was attached.
+
+    Raises:
+        RequestError: the transformation is not attached to this tensor.
+    """
+    attached = _attached(module, parameter_name, transformation)
     remaining = [other for other in attached if other is not transformation]
     _own_class(module)
     if remaining:
@@ -152,14 +167,7 @@ def require_bakeable(module: nn.Module, parameter_name: str, transformation: nn.
         RequestError: the transformation is not attached to this tensor, or does not commute with
             one inside it.
     """
-    attached = transformations(module, parameter_name)
-    if transformation not in attached:
-        names = [type(each).__name__ for each in attached]
-        raise invalid(
-            "transformation",
-            type(transformation).__name__,
-            f"one attached to {parameter_name} (there: {', '.join(names) or 'none'})",
-        )
+    attached = _attached(module, parameter_name, transformation)
     for inner in attached[: attached.index(transformation)]:
         if not _commutes(transformation, inner):
             outer_name, inner_name = type(transformation).__name__, type(inner).__name__
@@ -177,6 +185,18 @@ def transformations(module: nn.Module, parameter_name: str) -> list[nn.Module]:
     return list(parametrization_list(module, parameter_name))
 
 
+def _attached(module: nn.Module, parameter_name: str, transformation: nn.Module) -> list[nn.Module]:
+    attached = transformations(module, parameter_name)
+    if transformation not in attached:
+        names = [type(other).__name__ for other in attached]
+        raise invalid(
+            "transformation",
+            type(transformation).__name__,
+            f"one attached to {parameter_name} (there: {', '.join(names) or 'none'})",
+        )
+    return attached
+
+
 def _order(transformation: nn.Module) -> int:
     order: int = getattr(transformation, "order", _FOREIGN)
     return order
@@ -190,8 +210,8 @@ def _commutes(outer: nn.Module, inner: nn.Module) -> bool:
 def _restack(module: nn.Module, parameter_name: str, modules: list[nn.Module]) -> None:
     stack = parametrization_list(module, parameter_name)
     del stack[len(modules) :]
-    for position, each in enumerate(modules):
-        stack[position] = each
+    for position, transformation in enumerate(modules):
+        stack[position] = transformation
 
 
 def _own_class(module: nn.Module) -> None:

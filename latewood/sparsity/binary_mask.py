@@ -35,5 +35,5 @@ class BinaryMask(nn.Module):
 
     def extra_repr(self) -> str:
         """The mask in words."""
-        share = self.kept.float().mean().item()
-        return f"{tuple(self.kept.shape)}, density={share:.4g}, scale={self.scale:.6g}"
+        density = self.kept.float().mean().item()
+        return f"{tuple(self.kept.shape)}, density={density:.4g}, scale={self.scale:.6g}"

@@ -12,19 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import MASK, EndsOnce, Selected
-from latewood.errors import RequestError, invalid
-from latewood.sparsity.attached_masks import AttachedMasks
+from latewood.core.attached_masks import AttachedMasks
+from latewood.errors import RequestError, invalid, listed
 from latewood.sparsity.density import largest_logits, largest_only, require_reachable
 from latewood.sparsity.maskable_weights import maskable
 from latewood.sparsity.momentum import MomentumReset
-from latewood.sparsity.soft_mask import DECIDED, SoftMask, unit_scale
-from latewood.sparsity.temperature_schedule import Course
+from latewood.sparsity.soft_mask import DECIDED, MOST_UNDECIDED, SoftMask, unit_scale
+from latewood.sparsity.temperature_schedule import TemperatureSchedule
 
 __all__ = ["ContinuousSparsification"]
 
 _LARGEST_LOGIT: Final = 16.0
-_MOST_NAMES_SHOWN: Final = 8
-_MOST_UNDECIDED: Final = 0.01
 
 
 class ContinuousSparsification(EndsOnce):
@@ -96,7 +94,7 @@ class ContinuousSparsification(EndsOnce):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] | None = None,
     ) -> None:
-        course = Course(
+        temperatures = TemperatureSchedule(
             total_steps=total_steps,
             rounds=rounds,
             steps_per_epoch=steps_per_epoch,
@@ -117,7 +115,7 @@ class ContinuousSparsification(EndsOnce):
             raise invalid("mask_lr", mask_lr, "a positive finite number, or None")
         chosen = maskable(model, include, exclude)
         if density is not None:
-            require_reachable(density, [each.stored.numel() for each in chosen])
+            require_reachable(density, [weight.stored.numel() for weight in chosen])
 
         self.total_steps = total_steps
         self.rounds = rounds
@@ -126,16 +124,16 @@ class ContinuousSparsification(EndsOnce):
         self.penalty_weight = penalty_weight
         self.mask_lr = mask_lr
         self.density = density
-        self._course = course
+        self._temperatures = temperatures
         self._model = model
         self._step = 0
         self._tickets: list[dict[str, Tensor]] = []
         self._momentum_reset: MomentumReset | None = None
         self._final_metrics: dict[str, float] | None = None
 
-        def make(each: Selected) -> SoftMask:
-            factor = unit_scale(initial_logit, each.stored) if scale == "code" else 1.0
-            return SoftMask(each.stored, initial_logit=initial_logit, scale=factor)
+        def make(weight: Selected) -> SoftMask:
+            factor = unit_scale(initial_logit, weight.stored) if scale == "code" else 1.0
+            return SoftMask(weight.stored, initial_logit=initial_logit, scale=factor)
 
         self._attached = AttachedMasks(model, chosen, make)
         self._masks = self._attached.masks
@@ -152,12 +150,12 @@ class ContinuousSparsification(EndsOnce):
     @property
     def temperature(self) -> float:
         """The temperature (beta) of the step to come."""
-        return self._course.temperature(self._step)
+        return self._temperatures.temperature(self._step)
 
     @property
     def round(self) -> int:
         """The round of the step to come, from 1 to ``rounds``."""
-        return self._course.round(self._step)
+        return self._temperatures.round(self._step)
 
     @property
     def tickets(self) -> list[dict[str, Tensor]]:
@@ -167,7 +165,7 @@ class ContinuousSparsification(EndsOnce):
         logit is above 0.
         """
         return [
-            *({name: mask.clone() for name, mask in each.items()} for each in self._tickets),
+            *({name: mask.clone() for name, mask in ticket.items()} for ticket in self._tickets),
             self.masks(),
         ]
 
@@ -236,7 +234,7 @@ class ContinuousSparsification(EndsOnce):
         if self.round > before and not self.hardened:
             self._start_round()
         self._set_temperature()
-        if self._step == self._course.harden_step:
+        if self._step == self._temperatures.harden_step:
             self.harden()
 
     def masks(self) -> dict[str, Tensor]:
@@ -274,8 +272,8 @@ class ContinuousSparsification(EndsOnce):
         self.require_active("harden")
         if self.hardened:
             return
-        undecided, _ = self._attached.shares(SoftMask.undecided)
-        if undecided > _MOST_UNDECIDED:
+        undecided, _ = self._attached.fractions(SoftMask.undecided)
+        if undecided > MOST_UNDECIDED:
             warnings.warn(
                 f"{undecided:.1%} of the masked weights are undecided (|temperature * logit| < "
                 f"{DECIDED:g}): the hard network may differ from the soft one; a higher "
@@ -288,11 +286,8 @@ class ContinuousSparsification(EndsOnce):
             return
         empty = [name for name, mask in self._masks.items() if not mask.binary().any()]
         if empty:
-            shown = ", ".join(empty[:_MOST_NAMES_SHOWN])
-            if (hidden := len(empty) - _MOST_NAMES_SHOWN) > 0:
-                shown += f" and {hidden} more"
             warnings.warn(
-                f"{shown}: no logit is above 0; the largest one of each is kept, "
+                f"{listed(empty)}: no logit is above 0; the largest one of each is kept, "
                 "because a layer without weights makes the network constant",
                 UserWarning,
                 stacklevel=2,
@@ -318,8 +313,8 @@ class ContinuousSparsification(EndsOnce):
             raise RequestError("density_target: the masks are already fixed")
         masks = list(self._masks.values())
         chosen = largest_logits([mask.mask_logits.detach() for mask in masks], density)
-        for mask, kept in zip(masks, chosen, strict=True):
-            mask.freeze(kept)
+        for mask, hard_mask in zip(masks, chosen, strict=True):
+            mask.freeze(hard_mask)
 
     def finalize(self) -> nn.Module:
         """Folds the binary masks into the weights, ``w <- w * c * H(s)``, and removes them.
@@ -355,15 +350,15 @@ class ContinuousSparsification(EndsOnce):
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        density, by_layer = self._attached.shares(SoftMask.binary)
-        undecided, undecided_by_layer = self._attached.shares(SoftMask.undecided)
+        density, by_layer = self._attached.fractions(SoftMask.binary)
+        undecided, undecided_by_layer = self._attached.fractions(SoftMask.undecided)
         return {
             "density": density,
             "undecided": undecided,
             "temperature": self.temperature,
             **({"round": float(self.round)} if self.rounds > 1 else {}),
-            **{f"density/{layer}": share for layer, share in by_layer.items()},
-            **{f"undecided/{layer}": share for layer, share in undecided_by_layer.items()},
+            **{f"density/{layer}": fraction for layer, fraction in by_layer.items()},
+            **{f"undecided/{layer}": fraction for layer, fraction in undecided_by_layer.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -390,7 +385,8 @@ class ContinuousSparsification(EndsOnce):
             raise invalid("state", state, "what ContinuousSparsification.state_dict() returned")
         self._step = step
         self._tickets = [
-            {name: mask.clone() for name, mask in each.items()} for each in state.get("tickets", ())
+            {name: mask.clone() for name, mask in ticket.items()}
+            for ticket in state.get("tickets", ())
         ]
         self._keep_momentum()
         if state.get("momentum_is_stale"):

@@ -1,38 +1,16 @@
-"""Densities: of each layer, and which entries an exact one keeps."""
+"""Which entries of learned masks an exact density keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from latewood.errors import invalid
 
-__all__ = ["largest_logits", "largest_only", "require_reachable", "shares"]
-
-
-def shares(
-    marked: Mapping[str, Tensor], layers: Mapping[str, str]
-) -> tuple[float, dict[str, float]]:
-    """Which share of all entries is marked, and of each layer's, its tensors taken together.
-
-    Args:
-        marked: parameter name -> bool tensor.
-        layers: parameter name -> name of its layer; where that is empty, the parameter's counts.
-
-    Returns:
-        The share of all, and the share by layer in the order of the parameters.
-    """
-    counts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for name, each in marked.items():
-        layer = layers[name] or name
-        counts[layer] = counts.get(layer, 0) + int(each.sum())
-        sizes[layer] = sizes.get(layer, 0) + each.numel()
-    by_layer = {layer: count / sizes[layer] for layer, count in counts.items()}
-    return sum(counts.values()) / sum(sizes.values()), by_layer
+__all__ = ["largest_logits", "largest_only", "require_reachable"]
 
 
 def largest_logits(logits: Sequence[Tensor], density: float) -> list[Tensor]:
@@ -51,17 +29,17 @@ def largest_logits(logits: Sequence[Tensor], density: float) -> list[Tensor]:
     Raises:
         RequestError: a density that leaves some layer without an entry.
     """
-    sizes = [each.numel() for each in logits]
+    sizes = [layer.numel() for layer in logits]
     total = sum(sizes)
     require_reachable(density, sizes)
-    ranked = torch.cat([each.flatten().cpu().double() for each in logits])
+    ranked = torch.cat([layer.flatten().cpu().double() for layer in logits])
     for part in ranked.split(sizes):
         part[part.argmax()] = math.inf
-    kept = torch.zeros(total, dtype=torch.bool)
-    kept[torch.argsort(ranked, descending=True, stable=True)[: round(density * total)]] = True
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[torch.argsort(ranked, descending=True, stable=True)[: round(density * total)]] = True
     return [
-        part.view_as(each).to(each.device)
-        for each, part in zip(logits, kept.split(sizes), strict=True)
+        part.view_as(layer).to(layer.device)
+        for layer, part in zip(logits, mask.split(sizes), strict=True)
     ]
 
 

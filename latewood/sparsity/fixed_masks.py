@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import MASK, EndsOnce, Selected
+from latewood.core.attached_masks import AttachedMasks
 from latewood.core.masks import Masks, require_masks
 from latewood.errors import invalid
-from latewood.sparsity.attached_masks import AttachedMasks
 from latewood.sparsity.binary_mask import BinaryMask
 from latewood.sparsity.maskable_weights import maskable
 
@@ -48,14 +48,16 @@ class FixedMasks(EndsOnce):
         if not isinstance(masks, Mapping) or not masks:
             shown = masks if isinstance(masks, Mapping) else type(masks).__name__
             raise invalid("masks", shown, "a mapping with the mask of at least one weight")
-        chosen = {each.name: each for each in maskable(model, include=tuple(masks), exclude=())}
-        require_masks(masks, {name: each.stored for name, each in chosen.items()})
+        chosen = {
+            weight.name: weight for weight in maskable(model, include=tuple(masks), exclude=())
+        }
+        require_masks(masks, {name: weight.stored for name, weight in chosen.items()})
         if isinstance(scale, Mapping) and (missing := sorted(masks.keys() - scale.keys())):
             raise invalid("scale", sorted(scale), f"also factors for {', '.join(missing)}")
 
-        def make(each: Selected) -> BinaryMask:
-            factor = scale[each.name] if isinstance(scale, Mapping) else scale
-            return BinaryMask(masks[each.name].to(each.stored.device), scale=factor)
+        def make(weight: Selected) -> BinaryMask:
+            factor = scale[weight.name] if isinstance(scale, Mapping) else scale
+            return BinaryMask(masks[weight.name].to(weight.stored.device), scale=factor)
 
         self._attached = AttachedMasks(model, chosen.values(), make)
 
@@ -105,10 +107,10 @@ class FixedMasks(EndsOnce):
 
     def metrics(self) -> dict[str, float]:
         """ "density" (fraction kept of all masked weights) and "density/<layer>"."""
-        density, by_layer = self._attached.shares(lambda mask: mask.kept)
+        density, by_layer = self._attached.fractions(lambda mask: mask.kept)
         return {
             "density": density,
-            **{f"density/{layer}": share for layer, share in by_layer.items()},
+            **{f"density/{layer}": fraction for layer, fraction in by_layer.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:

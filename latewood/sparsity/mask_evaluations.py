@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from latewood.core import recalibrate_batch_norm
 from latewood.core.modes import evaluated
 from latewood.sparsity.continuous_sparsification import ContinuousSparsification
+from latewood.sparsity.soft_mask import MOST_UNDECIDED
 
 __all__ = ["MaskEvaluations", "evaluate_masks"]
-
-_MOST_UNDECIDED: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def evaluate_masks(
         soft = score(model)
     undecided = method.metrics()["undecided"]
     # Not ">", which a score of nan would pass.
-    if not abs(soft - hard) <= tolerance or undecided > _MOST_UNDECIDED:
+    if not abs(soft - hard) <= tolerance or undecided > MOST_UNDECIDED:
         warnings.warn(
             f"soft and hard disagree: {soft:.4g} with the soft masks, {hard:.4g} with the binary "
             f"ones, {recalibrated:.4g} after recalibrating batch norm, {undecided:.1%} undecided; "

@@ -1,4 +1,4 @@
-"""Which weights a sparsity method masks, and every place of a model that uses them."""
+"""Which weights a sparsity method masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from latewood.core import MASK, Selected, select_parameters, transformations
 from latewood.errors import RequestError, invalid
 
-__all__ = ["maskable", "places"]
+__all__ = ["maskable"]
 
 
 def maskable(
@@ -31,8 +31,8 @@ def maskable(
             parametrization, or that has no data or no real dtype.
     """
     chosen = _select(model, include, exclude)
-    for each in chosen:
-        _require_maskable(each)
+    for weight in chosen:
+        _require_maskable(weight)
     return chosen
 
 
@@ -43,35 +43,21 @@ def _select(
     if exclude is not None or tuple(include) != ("*",):
         return chosen
     last = chosen[-1].module
-    return [each for each in chosen if each.module is not last] or chosen
+    return [weight for weight in chosen if weight.module is not last] or chosen
 
 
 def _require_maskable(selected: Selected) -> None:
-    for each in transformations(selected.module, selected.parameter_name):
-        order = getattr(each, "order", None)
+    for transformation in transformations(selected.module, selected.parameter_name):
+        order = getattr(transformation, "order", None)
         if order == MASK:
             raise RequestError(f"model: {selected.name} already has a mask; finalize it first")
         if order is None:
             raise RequestError(
-                f"model: {selected.name} has the parametrization {type(each).__name__}, through "
-                "which a mask cannot be folded; remove it or exclude this parameter"
+                f"model: {selected.name} has the parametrization {type(transformation).__name__}, "
+                "through which a mask cannot be folded; remove it or exclude this parameter"
             )
     weight = selected.stored
     if not weight.is_floating_point():
         raise invalid("model", f"{selected.name} of {weight.dtype}", "weights of a real dtype")
     if weight.is_meta:
         raise invalid("model", f"{selected.name} on the meta device", "weights that hold data")
-
-
-def places(model: nn.Module) -> dict[int, list[Selected]]:
-    """Every place of the model that holds a tensor, by the tensor's identity."""
-    found: dict[int, list[Selected]] = {}
-    for module_name, module in model.named_modules():
-        if "parametrizations" in module_name.split("."):
-            continue
-        held = dict(module._parameters)
-        for name, stack in getattr(module, "parametrizations", {}).items():
-            held[name] = getattr(stack, "original", None)
-        for name, tensor in held.items():
-            found.setdefault(id(tensor), []).append(Selected(module_name, module, name))
-    return found

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from latewood.core import MASK, Follows
 from latewood.kernels.masked_weight import mask_sum, masked_weight
 
-__all__ = ["DECIDED", "SoftMask", "unit_scale"]
+__all__ = ["DECIDED", "MOST_UNDECIDED", "SoftMask", "unit_scale"]
 
 DECIDED: Final = 4.0
 """|temperature * logit| from which an entry counts as decided: sigmoid(4) = 0.982."""
+
+MOST_UNDECIDED: Final = 0.01
+"""Fraction of undecided entries above which a hard mask may make another network than the soft."""
 
 _HALF_PRECISION: Final = (torch.float16, torch.bfloat16)
 

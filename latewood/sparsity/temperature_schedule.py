@@ -1,4 +1,4 @@
-"""The course of continuous sparsification over a run: rounds, temperature, when masks are fixed."""
+"""The temperature of continuous sparsification over a run, in rounds, and when masks are fixed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from latewood.core import exponential, progress
 from latewood.errors import invalid
 
-__all__ = ["Course", "require_count"]
+__all__ = ["TemperatureSchedule", "require_count"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TemperatureSchedule:
     """When what happens, as functions of the number of steps done.
 
     The temperature of a round rises from 1 to ``final_temperature`` at a constant factor; in the

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from latewood.core import MASK
 from latewood.core.masks import Masks, require_masks
 from latewood.core.state import load_state, save_state
-from latewood.errors import WorkError, invalid
+from latewood.errors import WorkError, invalid, listed
 from latewood.sparsity.continuous_sparsification import ContinuousSparsification
 from latewood.sparsity.fixed_masks import FixedMasks
 
@@ -92,11 +92,11 @@ class Ticket:
         Raises:
             RequestError: the model has other parameters or buffers, or already has masks.
         """
-        own = _fitting(model, self.snapshot)
+        tensors = _fitting(model, self.snapshot)
         scale = {name: self.scale.get(name, 1.0) for name in self.masks}
         method = FixedMasks(model, self.masks, scale=scale)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(self.snapshot[name])
         return method
 
@@ -155,15 +155,15 @@ def restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 def _fitting(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's own tensors, after a check that the snapshot has a value for each."""
-    own = dict(_plain_tensors(model))
-    if own.keys() != values.keys():
-        differing = sorted(own.keys() ^ values.keys())
+    tensors = dict(_plain_tensors(model))
+    if tensors.keys() != values.keys():
+        differing = sorted(tensors.keys() ^ values.keys())
         raise invalid(
             "snapshot",
             f"{len(values)} tensors",
-            f"those of the model; only one of the two has {', '.join(differing[:8])}",
+            f"those of the model; only one of the two has {listed(differing)}",
         )
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         value = values[name]
         if value.shape != tensor.shape or value.dtype != tensor.dtype:
             raise invalid(
@@ -171,7 +171,7 @@ def _fitting(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor
                 f"{value.dtype} of shape {tuple(value.shape)}",
                 f"{tensor.dtype} of shape {tuple(tensor.shape)}",
             )
-    return own
+    return tensors
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -15,10 +15,10 @@ from latewood.core import (
     Method,
     attach,
     bake,
+    detach,
     finalize,
     transformations,
 )
-from latewood.core.transforms import _restack
 from latewood.errors import RequestError
 from latewood.sparsity import ContinuousSparsification, FixedMasks
 
@@ -47,7 +47,7 @@ class ComesOff(Attached):
     def finalize(self):
         for layer, transformation in zip(self.layers, self.made, strict=True):
             assert transformations(layer, "weight")[-1] is transformation
-            _restack(layer, "weight", transformations(layer, "weight")[:-1])
+            detach(layer, "weight", transformation)
         return self.model
 
 

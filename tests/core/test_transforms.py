@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from latewood.core.selection import select_parameters, stored_tensor
-from latewood.core.transforms import MASK, Follows, attach, bake, transformations
+from latewood.core.transforms import MASK, Follows, attach, bake, detach, transformations
 from latewood.errors import RequestError
 
 
@@ -381,6 +381,21 @@ def test_refuses_what_cannot_be_attached(mask, precision):
     assert len(transformations(layer, "weight")) == 1
     with pytest.raises(RequestError, match="one piece"):
         attach(weight_norm(nn.Linear(3, 4)), "weight", precision())
+
+
+def test_detach_takes_out_any_and_leaves_the_stored_tensor(mask, precision, faults):
+    layer = nn.Linear(3, 4)
+    weight, values = layer.weight, layer.weight.detach().clone()
+    stack = [precision(), mask(weight.shape), faults()]
+    for each in stack:
+        attach(layer, "weight", each)
+    for position in (1, 1, 0):
+        detach(layer, "weight", stack.pop(position))
+        assert transformations(layer, "weight") == stack
+        assert stored_tensor(layer, "weight") is weight and torch.equal(weight, values)
+    assert type(layer) is nn.Linear and layer.weight is weight
+    with pytest.raises(RequestError, match=r"got 'Faults'.*\(there: none\)"):
+        detach(layer, "weight", faults())
 
 
 def test_refuses_to_bake_what_is_not_there(mask, precision):

@@ -9,7 +9,7 @@ from latewood.core import parameter_groups
 from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError
 from latewood.sparsity import ContinuousSparsification
-from latewood.sparsity.temperature_schedule import Course
+from latewood.sparsity.temperature_schedule import TemperatureSchedule
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(32) % 3
@@ -34,38 +34,38 @@ def train(model, method, optimizer, steps):
         method.step()
 
 
-def temperatures(course):
-    return [course.temperature(step) for step in range(course.total_steps)]
+def temperatures(schedule):
+    return [schedule.temperature(step) for step in range(schedule.total_steps)]
 
 
 def test_the_whole_curve_fits_before_the_masks_are_fixed():
-    course = Course(total_steps=10, final_temperature=16.0, harden_at=0.5)
-    assert course.harden_step == 5
+    schedule = TemperatureSchedule(total_steps=10, final_temperature=16.0, harden_at=0.5)
+    assert schedule.harden_step == 5
     want = [1.0, 2.0, 4.0, 8.0, 16.0] + [16.0] * 5
-    assert temperatures(course) == pytest.approx(want)
+    assert temperatures(schedule) == pytest.approx(want)
 
 
 @pytest.mark.parametrize(("at", "epochs"), [(0.5, 5), (0.66, 7), (0.7, 7), (0.01, 1), (0.99, 10)])
 def test_with_epochs_known_masks_are_fixed_at_the_end_of_one(at, epochs):
-    course = Course(total_steps=30, steps_per_epoch=3, harden_at=at)
-    assert course.harden_step == 3 * epochs
-    assert course.temperature(3 * epochs - 1) == 200.0
+    schedule = TemperatureSchedule(total_steps=30, steps_per_epoch=3, harden_at=at)
+    assert schedule.harden_step == 3 * epochs
+    assert schedule.temperature(3 * epochs - 1) == 200.0
     if epochs > 1:
-        assert temperatures(course)[:6] == pytest.approx(
+        assert temperatures(schedule)[:6] == pytest.approx(
             [1.0] * 3 + [200 ** (1 / (epochs - 1))] * 3
         )
 
 
 def test_only_the_last_round_is_cut():
-    course = Course(total_steps=12, rounds=3, harden_at=0.5, final_temperature=8.0)
+    schedule = TemperatureSchedule(total_steps=12, rounds=3, harden_at=0.5, final_temperature=8.0)
     one = [1.0, 2.0, 4.0, 8.0]
-    assert temperatures(course) == pytest.approx([*one, *one, 1.0, 8.0, 8.0, 8.0])
-    assert course.harden_step == 10
-    assert Course(total_steps=12).harden_step is None
+    assert temperatures(schedule) == pytest.approx([*one, *one, 1.0, 8.0, 8.0, 8.0])
+    assert schedule.harden_step == 10
+    assert TemperatureSchedule(total_steps=12).harden_step is None
 
 
 def test_a_decimal_fraction_counts_as_it_prints():
-    assert Course(total_steps=100, harden_at=0.07).harden_step == 7
+    assert TemperatureSchedule(total_steps=100, harden_at=0.07).harden_step == 7
 
 
 @pytest.mark.parametrize("density", [None, 0.25])

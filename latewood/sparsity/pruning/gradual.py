@@ -66,7 +66,9 @@ class GradualMagnitudePruning(FixedMasks):
         if every < 1:
             raise invalid("every", every, "1 or more steps")
         chosen = maskable(model, include, exclude)
-        everything = {each.name: torch.ones_like(each.stored, dtype=torch.bool) for each in chosen}
+        everything = {
+            weight.name: torch.ones_like(weight.stored, dtype=torch.bool) for weight in chosen
+        }
         super().__init__(model, everything)
         self.total_steps = total_steps
         self.density = density
@@ -116,5 +118,5 @@ class GradualMagnitudePruning(FixedMasks):
         if count == left:
             return
         weights = self._attached.weights()
-        for name, kept in keep_largest(weights, count, present=present).items():
-            self._attached.masks[name].kept.copy_(kept)
+        for name, mask in keep_largest(weights, count, present=present).items():
+            self._attached.masks[name].kept.copy_(mask)

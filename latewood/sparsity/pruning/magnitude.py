@@ -43,10 +43,10 @@ def prune_smallest(
     left = {name: int(mask.sum()) for name, mask in alive.items()}
     if not layerwise:
         total = sum(left.values())
-        kept = total - kept_count(total, fraction, rounding="up")
-        return keep_largest(weights, kept, present=alive)
+        count = total - kept_count(total, fraction, rounding="up")
+        return keep_largest(weights, count, present=alive)
     masks: Masks = {}
     for name, weight in weights.items():
-        kept = left[name] - kept_count(left[name], fraction, rounding="up")
-        masks |= keep_largest({name: weight}, kept, present={name: alive[name]})
+        count = left[name] - kept_count(left[name], fraction, rounding="up")
+        masks |= keep_largest({name: weight}, count, present={name: alive[name]})
     return masks

@@ -31,9 +31,9 @@ def random_masks(weights: Mapping[str, Tensor], *, density: float, seed: int) ->
         raise invalid("density", density, "a number in [0, 1]")
     first = {
         name: (
-            torch.arange(each.numel()) < kept_count(each.numel(), density, rounding="nearest")
-        ).view(each.shape)
-        for name, each in weights.items()
+            torch.arange(weight.numel()) < kept_count(weight.numel(), density, rounding="nearest")
+        ).view(weight.shape)
+        for name, weight in weights.items()
     }
     shuffled = shuffled_masks(first, seed=seed)
     return {name: mask.to(weights[name].device) for name, mask in shuffled.items()}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channels, transformations
 from latewood.core.coupling.trace import layer_tensors
+from latewood.core.parameter_uses import parameter_uses
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.maskable_weights import places
 from latewood.sparsity.structured.removable_blocks import Block, removable_blocks
 
 __all__ = ["Axis", "Held", "Skeleton"]
@@ -177,7 +177,7 @@ class _Readers:
     """Which groups' readers can be scaled: they do nothing else, and are not tied."""
 
     def __init__(self, model: nn.Module, found: Mapping[str, tuple[nn.Module, str]]) -> None:
-        used = places(model)
+        used = parameter_uses(model)
         self._tied = {
             name for name, place in found.items() if len(used.get(id(getattr(*place)), ())) > 1
         }
