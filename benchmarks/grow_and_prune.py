@@ -82,8 +82,8 @@ def _ways(course: Course) -> dict[str, Way]:
     ways: dict[str, Way] = {"dense": partial(_dense, course)}
     for name, keep in KEPT.items():
         grown_for, narrow_for = (
-            max(1, round(each["cpu"][name] * course.epochs / EPOCHS))
-            for each in (GROWN_EPOCHS, NARROW_EPOCHS)
+            max(1, round(table["cpu"][name] * course.epochs / EPOCHS))
+            for table in (GROWN_EPOCHS, NARROW_EPOCHS)
         )
         options: dict[str, Any] = {"keep": keep, "measure": "macs"}
 
@@ -113,21 +113,21 @@ def _dense(course: Course, seed: int) -> Outcome:
 
 def _timed(way: Way, seed: int) -> tuple[Outcome, float]:
     start = time.process_time()
-    found = way(seed)
-    return found, time.process_time() - start
+    result = way(seed)
+    return result, time.process_time() - start
 
 
 def _cells(course: Course, timed: list[tuple[Outcome, float]]) -> list[str]:
-    found = [each for each, _ in timed]
+    runs = [run for run, _ in timed]
     full = build(course, 0)
-    spread = f" ± {100 * stdev(each.score for each in found):.2f}" if len(found) > 1 else ""
-    shares = (
-        mean(each.parameters for each in found) / size(course, full, "parameters"),
-        mean(each.macs for each in found) / size(course, full, "macs"),
-        mean(each.training_macs for each in found) / dense_training_macs(course),
+    spread = f" ± {100 * stdev(run.score for run in runs):.2f}" if len(runs) > 1 else ""
+    fractions = (
+        mean(run.parameters for run in runs) / size(course, full, "parameters"),
+        mean(run.macs for run in runs) / size(course, full, "macs"),
+        mean(run.training_macs for run in runs) / dense_training_macs(course),
     )
     return [
-        f"{100 * mean(each.score for each in found):.2f}{spread}",
-        *(f"{100 * share:.1f}" for share in shares),
+        f"{100 * mean(run.score for run in runs):.2f}{spread}",
+        *(f"{100 * fraction:.1f}" for fraction in fractions),
         f"{mean(seconds for _, seconds in timed):.1f}",
     ]

@@ -17,12 +17,12 @@ from latewood.core import trace_channels
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import select_parameters
 from latewood.models import resnet20
-from latewood.slim import CsrLinear, Mode, export
+from latewood.slim import CsrLinear, ExportForm, export
 from latewood.sparsity import FixedMasks
 
 SIZE: Final = 1024
 TURN_SECONDS: Final = 0.01
-FORMS: Final[tuple[Mode, ...]] = ("dense", "masked", "csr", "slim", "auto")
+FORMS: Final[tuple[ExportForm, ...]] = ("dense", "masked", "csr", "slim", "auto")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def mask_weights(model: nn.Module, inputs: Tensor, density: float, seed: int) ->
     FixedMasks(
         model,
         {
-            each.name: torch.rand(each.tensor.shape, generator=generator) < density
-            for each in select_parameters(model)
+            weight.name: torch.rand(weight.tensor.shape, generator=generator) < density
+            for weight in select_parameters(model)
         },
     )
 
@@ -76,8 +76,8 @@ def mask_channels(model: nn.Module, inputs: Tensor, density: float, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     places = dict(layer_tensors(model))
     masks = {
-        each.name: torch.ones_like(each.tensor, dtype=torch.bool)
-        for each in select_parameters(model)
+        weight.name: torch.ones_like(weight.tensor, dtype=torch.bool)
+        for weight in select_parameters(model)
     }
     for group in trace_channels(model, inputs).free:
         order = torch.randperm(group.width, generator=generator)
@@ -113,20 +113,20 @@ def _print_case(case: Case, rounds: int) -> None:
 
 
 def _row(model: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
-    forms: dict[Mode, nn.Module] = {}
+    forms: dict[ExportForm, nn.Module] = {}
     for mode in FORMS:
         forms[mode], report = export(model, inputs, mode=mode)
-    best = _minima({mode: partial(made, inputs) for mode, made in forms.items()}, rounds)
-    compressed = any(isinstance(each, CsrLinear) for each in forms["csr"].modules())
+    best = _minima({mode: partial(form, inputs) for mode, form in forms.items()}, rounds)
+    compressed = any(isinstance(layer, CsrLinear) for layer in forms["csr"].modules())
     least = min(best[form] for form in ("dense", "slim") + ("csr",) * compressed)
-    taken = {each.choice for each in report.layers} - {"dense"} or {"dense"}
+    choices = {layer.choice for layer in report.layers} - {"dense"} or {"dense"}
     return [
         f"{1e6 * best['dense']:.0f}",
         f"{best['dense'] / best['masked']:.2f}",
         f"{best['dense'] / best['csr']:.2f}" if compressed else "-",
         f"{best['dense'] / best['slim']:.2f}",
         f"{best['dense'] / best['auto']:.2f}",
-        " + ".join(sorted(taken)),
+        " + ".join(sorted(choices)),
         f"{least / best['auto']:.2f}",
     ]
 
@@ -135,7 +135,7 @@ def _minima(forms: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, fl
     """Several calls a turn: with one, a form is charged for what the others left in the cache."""
     with torch.inference_mode():
         once = interleaved_minima(forms, rounds=2)
-        calls = {name: max(1, round(TURN_SECONDS / each)) for name, each in once.items()}
+        calls = {name: max(1, round(TURN_SECONDS / seconds)) for name, seconds in once.items()}
 
         def several(name: str) -> None:
             for _ in range(calls[name]):
@@ -143,8 +143,8 @@ def _minima(forms: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, fl
 
         turns: dict[str, Callable[[], None]] = {name: partial(several, name) for name in forms}
         # The thread's own time, since the machine may have other work.
-        found = interleaved_minima(turns, rounds=rounds, clock=time.thread_time)
-    return {name: found[name] / calls[name] for name in forms}
+        minima = interleaved_minima(turns, rounds=rounds, clock=time.thread_time)
+    return {name: minima[name] / calls[name] for name in forms}
 
 
 def _linear() -> tuple[nn.Module, Tensor]:

@@ -53,14 +53,14 @@ def compare(
     Raises:
         WorkError: they differ by more.
     """
-    found = 0.0
+    difference = 0.0
     generator = torch.Generator().manual_seed(0)
     with evaluated(model), evaluated(twin), torch.no_grad():
         for trial in range(_TRIALS):
             inputs = examples if trial == 0 else mapped(examples, _Redraw(generator))
-            exact = [each for each in outputs_of(run_model(model, inputs)) if _compared(each)]
-            slimmed = [each for each in outputs_of(run_model(twin, inputs)) if _compared(each)]
-            for one, other in zip(exact, slimmed, strict=True):
+            exact = filter(_compared, outputs_of(run_model(model, inputs)))
+            derived = filter(_compared, outputs_of(run_model(twin, inputs)))
+            for one, other in zip(exact, derived, strict=True):
                 allowed = _TOLERANCES.get(one.dtype, _COARSE) if tolerance is None else tolerance
                 # Drawn inputs may lie where the model itself is not finite, which is no difference.
                 same = ((one == other) | (one.isnan() & other.isnan())) & (trial > 0)
@@ -71,8 +71,8 @@ def compare(
                         f"the module that was made differs by {error:.1e} of the largest output; "
                         f"allowed are {allowed:.1e}"
                     )
-                found = max(found, error)
-    return found
+                difference = max(difference, error)
+    return difference
 
 
 def _compared(tensor: Tensor) -> bool:
@@ -102,9 +102,9 @@ def mapped(tree: Any, change: Any) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(each, change) for each in tree))
+        return type(tree)(*(mapped(item, change) for item in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(mapped(each, change) for each in tree)
+        return type(tree)(mapped(item, change) for item in tree)
     if isinstance(tree, dict):
-        return {name: mapped(each, change) for name, each in tree.items()}
+        return {name: mapped(item, change) for name, item in tree.items()}
     return cast(Any, tree)

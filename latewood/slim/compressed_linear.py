@@ -99,7 +99,7 @@ def compress(
         The model, or what took its place, and one entry a linear layer.
     """
     twin = model
-    layers = {name: each for name, each in twin.named_modules() if isinstance(each, nn.Linear)}
+    layers = {name: layer for name, layer in twin.named_modules() if isinstance(layer, nn.Linear)}
     given = given_to(twin, layers, example_inputs)
     tied = _tied(twin)
     report = []
@@ -118,7 +118,7 @@ def compress(
 
 def compression(report: Sequence[LinearChoice]) -> Compressed:
     """What ``compress`` did, to be done again."""
-    return Compressed([each.layer for each in report if each.chosen == "csr"])
+    return Compressed([choice.layer for choice in report if choice.chosen == "csr"])
 
 
 def _tied(model: nn.Module) -> set[int]:

@@ -45,17 +45,17 @@ class CsrLinear(nn.Module):
         Args:
             layer: a linear layer; it stays as it is.
         """
-        made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        compressed = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
         weight = layer.weight.detach()
         with warnings.catch_warnings():
             # torch says once a process that these tensors are in beta; the export checks results.
             warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support.*")
             rows = weight.to_sparse_csr()
-        made.row_starts = rows.crow_indices().to(torch.int32)
-        made.columns = rows.col_indices().to(torch.int32)
-        made.values = rows.values().clone()
-        made.bias = None if layer.bias is None else layer.bias.detach().clone()
-        return made.train(layer.training)
+        compressed.row_starts = rows.crow_indices().to(torch.int32)
+        compressed.columns = rows.col_indices().to(torch.int32)
+        compressed.values = rows.values().clone()
+        compressed.bias = None if layer.bias is None else layer.bias.detach().clone()
+        return compressed.train(layer.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps (..., in_features) to (..., out_features)."""
@@ -84,6 +84,5 @@ class CsrLinear(nn.Module):
         for name in ("columns", "values"):
             stored = state_dict.get(prefix + name)
             if isinstance(stored, Tensor):
-                own = getattr(self, name)
-                setattr(self, name, own.new_empty(stored.shape))
+                setattr(self, name, getattr(self, name).new_empty(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)

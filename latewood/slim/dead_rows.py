@@ -31,38 +31,37 @@ def clear_dead_rows(model: nn.Module, example_inputs: Examples) -> None:
         model: changed in place, not in what it computes in evaluation mode.
         example_inputs: what it is called with.
     """
-    places = dict(layer_tensors(model))
+    owners = dict(layer_tensors(model))
     with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        names = {id(getattr(*place)): name for name, place in places.items()}
-        watcher = _Readers(names)
-        with watcher:
+        trace = _ReaderTrace({id(getattr(*owner)): name for name, owner in owners.items()})
+        with trace:
             outputs = run_model(model, example_inputs)
         for output in outputs_of(outputs):
-            watcher.read(output, None)
-    for weight, (bias, norms) in watcher.found.items():
-        plain = not any(transformations(*places[each]) for each in (weight, bias) if each)
-        if len(norms) == 1 and norms[0] is not None and watcher.uses[weight] == 1 and plain:
-            dead = getattr(*places[norms[0]]) == 0
+            trace.read(output, None)
+    for weight, (bias, norms) in trace.readers.items():
+        plain = not any(transformations(*owners[name]) for name in (weight, bias) if name)
+        if len(norms) == 1 and norms[0] is not None and trace.uses[weight] == 1 and plain:
+            dead = getattr(*owners[norms[0]]) == 0
             with torch.no_grad():
-                stored_tensor(*places[weight])[dead] = 0
-                if bias is not None and watcher.uses[bias] == 1:
-                    stored_tensor(*places[bias])[dead] = 0
+                stored_tensor(*owners[weight])[dead] = 0
+                if bias is not None and trace.uses[bias] == 1:
+                    stored_tensor(*owners[bias])[dead] = 0
 
 
-class _Readers(TorchFunctionMode):
+class _ReaderTrace(TorchFunctionMode):
     """Notes which operations read what each weight makes."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self.uses: dict[str, int] = {}
-        self.found: dict[str, tuple[str | None, list[str | None]]] = {}
+        self.readers: dict[str, tuple[str | None, list[str | None]]] = {}
         self._names = names
-        self._made: dict[int, tuple[Tensor, str]] = {}
+        self._makers: dict[int, tuple[Tensor, str]] = {}
 
     def read(self, tensor: Tensor, norm: str | None) -> None:
         """Notes a reader of a tensor: the weight of a norm, or another (None)."""
-        if id(tensor) in self._made:
-            self.found[self._made[id(tensor)][1]][1].append(norm)
+        if id(tensor) in self._makers:
+            self.readers[self._makers[id(tensor)][1]][1].append(norm)
 
     def __torch_function__(
         self,
@@ -74,22 +73,22 @@ class _Readers(TorchFunctionMode):
         named = kwargs or {}
         output = function(*args, **named)
         name = getattr(function, "__name__", "").strip("_")
-        made = next(tensors_in(output), None)
-        if made is None and name != "setitem":
+        result = next(tensors_in(output), None)
+        if result is None and name != "setitem":
             # Asked for a shape or a type.
             return output
         norm = self._norm(function, name, args, named)
-        for position, each in enumerate(tensors_in((args, named))):
-            if id(each) in self._names:
-                used = self._names[id(each)]
+        for position, operand in enumerate(tensors_in((args, named))):
+            if id(operand) in self._names:
+                used = self._names[id(operand)]
                 self.uses[used] = self.uses.get(used, 0) + 1
-            self.read(each, norm if position == 0 else None)
-        if name in _MAKERS and made is not None and len(args) > 1:
+            self.read(operand, norm if position == 0 else None)
+        if name in _MAKERS and result is not None and len(args) > 1:
             weight = self._names.get(id(args[1]))
             bias = args[2] if len(args) > 2 else named.get("bias")
             if weight is not None:
-                self._made[id(made)] = (made, weight)
-                self.found.setdefault(weight, (self._names.get(id(bias)), []))
+                self._makers[id(result)] = (result, weight)
+                self.readers.setdefault(weight, (self._names.get(id(bias)), []))
         return output
 
     def _norm(

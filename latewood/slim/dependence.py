@@ -20,7 +20,7 @@ from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.core.modes import evaluated, unfused
 
-__all__ = ["Dependence", "Operation", "Reads", "watch"]
+__all__ = ["Dependence", "DependenceRule", "Fold", "Operation", "Reads", "watch"]
 
 _FACTS: Final = """
     size dim ndimension numel nelement stride storage_offset element_size get len is_complex
@@ -101,7 +101,7 @@ class Operation:
         return self.named.get(name, default)
 
 
-Rule = Callable[[Operation], Any]
+DependenceRule = Callable[[Operation], Any]
 """Gives the masks of an operation's output or outputs; None where it cannot say."""
 
 
@@ -113,7 +113,7 @@ class Dependence(TorchFunctionMode):
         rules: by the name of the operation.
     """
 
-    def __init__(self, names: dict[int, str], rules: dict[str, Rule]) -> None:
+    def __init__(self, names: dict[int, str], rules: dict[str, DependenceRule]) -> None:
         super().__init__()
         self.names = names
         self.reads = Reads()
@@ -143,24 +143,26 @@ class Dependence(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         inputs = list(tensors_in((args, named)))
-        versions = [each._version for each in inputs]
+        versions = [tensor._version for tensor in inputs]
         name = getattr(function, "__name__", "").strip("_")
         output = function(*args, **named)
         outputs = list(tensors_in(output))
         if not outputs and name in _FACTS:
             return output
-        for each in inputs:
-            used = self.names.get(id(each))
-            if used is not None and each.ndim == 1:
+        for tensor in inputs:
+            used = self.names.get(id(tensor))
+            if used is not None and tensor.ndim == 1:
                 self.reads.uses[used] = self.reads.uses.get(used, 0) + 1
-        dependent = any(bool(self.of(each).any()) for each in inputs)
+        dependent = any(bool(self.of(tensor).any()) for tensor in inputs)
         operation = Operation(self, function, name, args, named, output)
         rule = self._rules.get(name)
         masks = rule(operation) if rule is not None and outputs else None
         if masks is None:
             self._forget_reads(inputs)
         changed = [
-            each for each, version in zip(inputs, versions, strict=True) if each._version > version
+            tensor
+            for tensor, version in zip(inputs, versions, strict=True)
+            if tensor._version > version
         ]
         self._put(output, masks, dependent or any(word in name for word in _RANDOM))
         self._spoil(changed, outputs)
@@ -169,9 +171,9 @@ class Dependence(TorchFunctionMode):
         return output
 
     def _forget_reads(self, inputs: Sequence[Tensor]) -> None:
-        for each in inputs:
-            name = self.names.get(id(each))
-            if name is not None and each.ndim > 1:
+        for tensor in inputs:
+            name = self.names.get(id(tensor))
+            if name is not None and tensor.ndim > 1:
                 self.reads.add(name, torch.zeros((), dtype=torch.bool), None)
 
     def _put(self, output: Any, masks: Any, dependent: bool) -> None:
@@ -181,24 +183,24 @@ class Dependence(TorchFunctionMode):
             self._known[id(output)] = (output, masks)
         elif isinstance(output, (tuple, list)):
             same = isinstance(masks, (tuple, list)) and len(masks) == len(output)
-            for position, each in enumerate(output):
-                self._put(each, masks[position] if same else None, dependent)
+            for position, item in enumerate(output):
+                self._put(item, masks[position] if same else None, dependent)
         elif isinstance(output, dict):
-            for each in output.values():
-                self._put(each, None, dependent)
+            for item in output.values():
+                self._put(item, None, dependent)
 
     def _spoil(self, changed: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """After a change in place, all that shares the memory depends, but for the result."""
-        told = {id(each) for each in outputs}
+        results = {id(tensor) for tensor in outputs}
         for tensor in changed:
             memory = tensor.untyped_storage().data_ptr()
             views = [view for view, _ in self._known.values()]
             for view in [tensor, *views]:
-                if id(view) not in told and view.untyped_storage().data_ptr() == memory:
+                if id(view) not in results and view.untyped_storage().data_ptr() == memory:
                     self._known[id(view)] = (view, torch.ones_like(view, dtype=torch.bool))
 
 
-def watch(model: nn.Module, example_inputs: Any, rules: dict[str, Rule]) -> Reads:
+def watch(model: nn.Module, example_inputs: Any, rules: dict[str, DependenceRule]) -> Reads:
     """Runs a model once in evaluation mode and says what its weights read whatever the input is.
 
     Args:
@@ -207,8 +209,8 @@ def watch(model: nn.Module, example_inputs: Any, rules: dict[str, Rule]) -> Read
         rules: by the name of the operation.
     """
     with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        found = {name: getattr(*place) for name, place in layer_tensors(model)}
-        state = Dependence({id(tensor): name for name, tensor in found.items()}, rules)
+        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
+        state = Dependence({id(tensor): name for name, tensor in tensors.items()}, rules)
         with state:
             run_model(model, example_inputs)
     return state.reads.settled()

@@ -10,22 +10,23 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.traced_call import argument_names, tensors_in
-from latewood.slim.dependence import Fold, Operation, Rule
+from latewood.slim.dependence import DependenceRule, Fold, Operation
 
 __all__ = ["RULES"]
 
 _GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _CANDIDATE: Final = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
 """The gate whose value is written into the unit: zero for ever where it is zero."""
+_CONVOLUTION_OPTIONS: Final = ("stride", "padding", "output_padding", "dilation", "groups")
+_NORM_VECTORS: Final = ("running_mean", "running_var", "weight", "bias")
 
 
 def _elementwise(operation: Operation) -> Tensor | None:
-    shape = _shape(operation)
     mask = None
-    for each in (*operation.positional, *operation.named.values()):
-        if isinstance(each, Tensor):
-            own = operation.state.of(each).expand(shape)
-            mask = own if mask is None else mask | own
+    for operand in (*operation.positional, *operation.named.values()):
+        if isinstance(operand, Tensor):
+            dependent = operation.state.of(operand).expand(operation.output.shape)
+            mask = dependent if mask is None else mask | dependent
     return mask
 
 
@@ -35,21 +36,20 @@ def _product(operation: Operation) -> Tensor | None:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor) or operation.output is left:
         # In place, the factor that was there is gone.
         return _elementwise(operation)
-    state, shape = operation.state, _shape(operation)
+    state, shape = operation.state, operation.output.shape
     first = state.of(left).expand(shape) & state.matters(right).expand(shape)
     second = state.of(right).expand(shape) & state.matters(left).expand(shape)
     return first | second
 
 
-def _first(operation: Operation) -> Tensor:
+def _same_entries(operation: Operation) -> Tensor:
     """For what changes the type of its first argument only."""
-    mask: Tensor = operation.state.of(operation.positional[0])
-    return mask
+    return operation.state.of(operation.positional[0])
 
 
 def _dropout(operation: Operation) -> Tensor | None:
     inputs = operation.argument(0, "input")
-    mask: Tensor = operation.state.of(inputs)
+    mask = operation.state.of(inputs)
     if operation.output is inputs:
         return None if operation.argument(2, "training", True) else mask
     # A function's dropout is on by default; then only zeros stay what they are.
@@ -57,20 +57,19 @@ def _dropout(operation: Operation) -> Tensor | None:
     return mask | changed
 
 
-def _any(operation: Operation) -> Any:
+def _on_mask(operation: Operation) -> Any:
     """For what only adds, averages, chooses or moves: run on the mask itself."""
     if not operation.positional:
         return None
     first, *rest = operation.positional
-    steering = tensors_in((rest, operation.named))
-    if any(bool(operation.state.of(each).any()) for each in steering):
+    if not _fixed(operation, *tensors_in((rest, operation.named))):
         return None
-    if any(isinstance(each, torch.dtype) for each in rest):
+    if any(isinstance(argument, torch.dtype) for argument in rest):
         return None
     if isinstance(first, Tensor):
         mask: Any = operation.state.of(first).to(torch.float64)
     else:
-        mask = [operation.state.of(each).to(torch.float64) for each in first]
+        mask = [operation.state.of(tensor).to(torch.float64) for tensor in first]
     moved = operation.function(mask, *rest, **operation.named)
     return _positive(moved)
 
@@ -85,12 +84,12 @@ def _pad(operation: Operation) -> Any:
 def _positive(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree > 0
-    return [_positive(each) for each in tree]
+    return [_positive(item) for item in tree]
 
 
 def _interpolate(operation: Operation) -> Any:
     mode = operation.argument(3, "mode", "nearest")
-    return _any(operation) if mode in ("nearest", "nearest-exact", "bilinear", "area") else None
+    return _on_mask(operation) if mode in ("nearest", "nearest-exact", "bilinear", "area") else None
 
 
 def _linear(operation: Operation) -> Tensor | None:
@@ -98,7 +97,9 @@ def _linear(operation: Operation) -> Tensor | None:
     bias = operation.argument(2, "bias")
     if not _fixed(operation, weight, bias):
         return None
-    _note(operation, inputs.movedim(-1, 0), operation.state.of(inputs).movedim(-1, 0), weight, bias)
+    _record_reads(
+        operation, inputs.movedim(-1, 0), operation.state.of(inputs).movedim(-1, 0), weight, bias
+    )
     used = (weight != 0).to(torch.float64)
     mask: Tensor = operation.function(operation.state.of(inputs).to(torch.float64), used, None)
     return mask > 0.5
@@ -114,15 +115,13 @@ def _convolution(operation: Operation) -> Tensor | None:
     if operation.argument(6, "groups", 1) == 1:
         padding = operation.argument(4, "padding", 0)
         borders = padding not in (0, "valid") and set(_listed(padding)) != {0}
-        held = None if transposed or borders else bias
-        _note(operation, inputs.movedim(1, 0), mask.movedim(1, 0), weight, held)
+        # At a border, a constant of the input adds less than inside.
+        foldable = None if transposed or borders else bias
+        _record_reads(operation, inputs.movedim(1, 0), mask.movedim(1, 0), weight, foldable)
     used = (weight != 0).to(torch.float64)
-    named = {key: value for key, value in operation.named.items() if key in _CONVOLUTION}
+    named = {key: value for key, value in operation.named.items() if key in _CONVOLUTION_OPTIONS}
     reached: Tensor = operation.function(mask.to(torch.float64), used, None, *rest, **named)
     return reached > 0.5
-
-
-_CONVOLUTION: Final = ("stride", "padding", "output_padding", "dilation", "groups")
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -130,10 +129,12 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def _fixed(operation: Operation, *tensors: Tensor | None) -> bool:
-    return not any(bool(operation.state.of(each).any()) for each in tensors if each is not None)
+    """Whether no entry of any of the tensors depends on the input."""
+    state = operation.state
+    return not any(bool(state.of(tensor).any()) for tensor in tensors if tensor is not None)
 
 
-def _note(
+def _record_reads(
     operation: Operation, inputs: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None
 ) -> None:
     """Notes what a weight reads from inputs (channels, ...)."""
@@ -150,10 +151,7 @@ def _note(
     operation.state.reads.add(names[id(weight)], zeros, fold)
 
 
-_VECTORS: Final = ("running_mean", "running_var", "weight", "bias")
-
-
-def _given(operation: Operation) -> dict[str, Any]:
+def _arguments(operation: Operation) -> dict[str, Any]:
     return argument_names(operation.function, operation.name, operation.positional, operation.named)
 
 
@@ -162,19 +160,19 @@ def _index_add(operation: Operation) -> Tensor | None:
     if operation.output is target or not _fixed(operation, index):
         return None
     mask = operation.state.of(source)
-    _note(operation, source.movedim(dim, 0), mask.movedim(dim, 0), index, None)
+    _record_reads(operation, source.movedim(dim, 0), mask.movedim(dim, 0), index, None)
     into = operation.state.of(target).to(torch.float64)
     return into.index_add(dim, index, mask.to(torch.float64)) > 0
 
 
 def _batch_norm(operation: Operation) -> Tensor | None:
-    given = _given(operation)
+    given = _arguments(operation)
     inputs, weight = given["input"], given.get("weight")
     if given.get("training", False) or given.get("running_mean") is None:
         return None
-    if not _fixed(operation, *(given.get(name) for name in _VECTORS)):
+    if not _fixed(operation, *(given.get(name) for name in _NORM_VECTORS)):
         return None
-    mask: Tensor = operation.state.of(inputs)
+    mask = operation.state.of(inputs)
     return mask if weight is None else mask & _along(weight != 0, inputs, 1)
 
 
@@ -195,11 +193,11 @@ def _layer_norm(operation: Operation) -> Tensor:
 
 
 def _along(vector: Tensor, like: Tensor, dim: int) -> Tensor:
-    return vector.view([-1 if each == dim else 1 for each in range(like.ndim)])
+    return vector.view([-1 if axis == dim else 1 for axis in range(like.ndim)])
 
 
 def _embedding(operation: Operation) -> Tensor | None:
-    given = _given(operation)
+    given = _arguments(operation)
     weight = given["weight"]
     if given.get("max_norm") is not None or not _fixed(operation, weight):
         return None
@@ -223,17 +221,17 @@ def _recurrent(operation: Operation) -> Any:
         operation.positional
     )
     directions = 2 if bidirectional else 1
-    each = len(weights) // (layers * directions)
+    per_cell = len(weights) // (layers * directions)
     hidden = weights[1].shape[1]
     states = [states] if isinstance(states, Tensor) else list(states)
-    if each != (4 if has_biases else 2) or not _fixed(operation, *weights):
+    if per_cell != (4 if has_biases else 2) or not _fixed(operation, *weights):
         return None
     started = torch.stack([operation.state.matters(state).any(1) for state in states]).any(0)
     entering = operation.state.matters(inputs).flatten(0, -2).any(0)
     leaving: list[Tensor] = []
     cells: list[Tensor] = []
     for number in range(layers * directions):
-        cell = weights[number * each : (number + 1) * each]
+        cell = weights[number * per_cell : (number + 1) * per_cell]
         alive = _alive(operation.name, entering, cell, started[number])
         names = [operation.state.names.get(id(weight)) for weight in cell[:2]]
         for name, read in zip(names, (entering, alive), strict=True):
@@ -251,7 +249,7 @@ def _recurrent(operation: Operation) -> Any:
 def _alive(name: str, entering: Tensor, cell: Sequence[Tensor], started: Tensor) -> Tensor:
     """Units that may ever leave zero, bool (hidden,)."""
     gates, wanted = _GATES[name], _CANDIDATE[name]
-    into, back, *biases = [each.unflatten(0, (gates, -1))[wanted] for each in cell]
+    into, back, *biases = [tensor.unflatten(0, (gates, -1))[wanted] for tensor in cell]
     alive = started | (into[:, entering] != 0).any(1)
     if biases:
         # A gate of the GRU stands between its two biases, so that each must be zero.
@@ -263,11 +261,6 @@ def _alive(name: str, entering: Tensor, cell: Sequence[Tensor], started: Tensor)
         if bool((grown == alive).all()):
             return grown
         alive = grown
-
-
-def _shape(operation: Operation) -> torch.Size:
-    shape: torch.Size = operation.output.shape
-    return shape
 
 
 _ELEMENTWISE: Final = """
@@ -286,10 +279,10 @@ _ADDING: Final = """
     adaptive_max_pool2d adaptive_max_pool3d
 """.split()  # noqa: SIM905
 
-RULES: Final[dict[str, Rule]] = {
+RULES: Final[dict[str, DependenceRule]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_ADDING, _any),
-    **dict.fromkeys(("to", "float", "double", "half", "bfloat16"), _first),
+    **dict.fromkeys(_ADDING, _on_mask),
+    **dict.fromkeys(("to", "float", "double", "half", "bfloat16"), _same_entries),
     **dict.fromkeys(("mul", "multiply", "imul", "rmul"), _product),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
     **dict.fromkeys(

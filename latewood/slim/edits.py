@@ -93,7 +93,7 @@ class Compressed:
 
 Edit = Channels | Skipped | Unpacked | Scattered | Compressed
 
-_KINDS: Final[dict[str, type[Any]]] = {
+_EDIT_KINDS: Final[dict[str, type[Any]]] = {
     "channels": Channels,
     "skipped": Skipped,
     "unpacked": Unpacked,
@@ -156,7 +156,7 @@ def apply_edit(model: nn.Module, edit: Edit, example_inputs: Examples) -> nn.Mod
 
 def packed(edit: Edit) -> dict[str, Any]:
     """An edit as what JSON can hold."""
-    kind = next(name for name, each in _KINDS.items() if isinstance(edit, each))
+    kind = next(name for name, edit_type in _EDIT_KINDS.items() if isinstance(edit, edit_type))
     return {"kind": kind, **asdict(edit)}
 
 
@@ -168,7 +168,7 @@ def unpacked(stored: Any) -> Edit:
     """
     try:
         rest = dict(stored)
-        edit: Edit = _KINDS[rest.pop("kind")](**rest)
+        edit: Edit = _EDIT_KINDS[rest.pop("kind")](**rest)
     except (KeyError, TypeError, ValueError) as error:
         raise WorkError(f"not an edit of a slim module that Latewood wrote ({error!r})") from error
     return edit

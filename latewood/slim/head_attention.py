@@ -69,7 +69,7 @@ class HeadAttention(nn.Module):
             layer: a layer without extra keys; it stays as it is.
         """
         bias = layer.in_proj_bias is not None
-        made = cls(
+        attention = cls(
             (layer.embed_dim, layer.kdim, layer.vdim),
             layer.num_heads,
             layer.head_dim,
@@ -84,14 +84,14 @@ class HeadAttention(nn.Module):
             if packed is not None
             else (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
         )
-        parts = (made.query, made.key, made.value)
+        parts = (attention.query, attention.key, attention.value)
         with torch.no_grad():
             for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
                 part.weight.copy_(weight)
                 if bias:
                     part.bias.copy_(layer.in_proj_bias.chunk(3)[number])
-            made.out_proj.load_state_dict(layer.out_proj.state_dict())
-        return made.train(layer.training)
+            attention.out_proj.load_state_dict(layer.out_proj.state_dict())
+        return attention.train(layer.training)
 
     def forward(
         self,
@@ -126,9 +126,9 @@ class HeadAttention(nn.Module):
             raise invalid("need_weights", need_weights, "False: there are no weights to return")
         batched = query.ndim == 3
         place = 0 if self.batch_first else 1
-        streams = [each if batched else each.unsqueeze(place) for each in (query, key, value)]
+        streams = [stream if batched else stream.unsqueeze(place) for stream in (query, key, value)]
         if not self.batch_first:
-            streams = [each.transpose(0, 1) for each in streams]
+            streams = [stream.transpose(0, 1) for stream in streams]
         queries, keys, values = (
             layer(stream).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, stream in zip((self.query, self.key, self.value), streams, strict=True)
@@ -161,13 +161,13 @@ def replaceable_attention(model: nn.Module, example_inputs: Examples) -> list[st
         example_inputs: what it is called with.
     """
     layers = {
-        name: each
-        for name, each in model.named_modules()
-        if type(each) is nn.MultiheadAttention
-        and each.bias_k is None
-        and not each.add_zero_attn
-        and not parametrize.is_parametrized(each)
-        and not parametrize.is_parametrized(each.out_proj)
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.MultiheadAttention
+        and layer.bias_k is None
+        and not layer.add_zero_attn
+        and not parametrize.is_parametrized(layer)
+        and not parametrize.is_parametrized(layer.out_proj)
     }
     if not layers:
         return []
@@ -198,7 +198,7 @@ def replaceable_attention(model: nn.Module, example_inputs: Examples) -> list[st
 
 def _nesting(model: nn.Module, stack: ExitStack) -> set[str]:
     """Names of encoders that make nested tensors, filled in while the model runs."""
-    found: set[str] = set()
+    nesting: set[str] = set()
     signature = inspect.signature(nn.TransformerEncoder.forward)
     for name, module in model.named_modules():
         if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
@@ -207,10 +207,10 @@ def _nesting(model: nn.Module, stack: ExitStack) -> set[str]:
         def note(encoder: nn.Module, given: Any, named: dict[str, Any], name: str = name) -> None:
             bound = signature.bind(encoder, *given, **named).arguments
             if bound.get("src_key_padding_mask") is not None:
-                found.add(name)
+                nesting.add(name)
 
         stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-    return found
+    return nesting
 
 
 def unpack_attention(model: nn.Module, layers: Sequence[str]) -> None:

@@ -61,8 +61,8 @@ def idle_modules(model: nn.Module, example_inputs: Examples) -> dict[str, Idlene
         The outermost such modules by name, and which they are; never the model itself.
     """
     with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        found = {name: getattr(*place) for name, place in layer_tensors(model)}
-        state = _Values({id(tensor): name for name, tensor in found.items()})
+        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
+        state = _Values({id(tensor): name for name, tensor in tensors.items()})
         with _modules_watched(model, state), state:
             run_model(model, example_inputs)
     idle: dict[str, Idleness] = {}
@@ -88,10 +88,10 @@ def skip_modules(model: nn.Module, modules: Mapping[str, str]) -> None:
     for encoder in model.modules():
         if isinstance(encoder, nn.TransformerEncoder):
             # It asks its first layer about its attention, so a layer's stand-in cannot stay.
-            kept = [each for each in encoder.layers if not isinstance(each, Skip)]
-            if len(kept) < len(encoder.layers):
-                encoder.layers = nn.ModuleList(kept)
-                encoder.num_layers = len(kept)
+            layers = [layer for layer in encoder.layers if not isinstance(layer, Skip)]
+            if len(layers) < len(encoder.layers):
+                encoder.layers = nn.ModuleList(layers)
+                encoder.num_layers = len(layers)
 
 
 class _Values(Dependence):
@@ -127,13 +127,13 @@ class _Values(Dependence):
         named = kwargs or {}
         first = args[0] if args and isinstance(args[0], Tensor) else None
         known = None if first is None else self.token(first)
-        versions = [(each, each._version) for each in tensors_in((args, named))]
+        versions = [(tensor, tensor._version) for tensor in tensors_in((args, named))]
         # Before the operation runs, since in place it overwrites what the answer depends on.
         same = None if first is None else self._unchanged(name, first, args, named)
         output = super().__torch_function__(function, types, args, kwargs)
-        for each, version in versions:
-            if each._version > version and not (each is first and same is known):
-                self._renew(each)
+        for tensor, version in versions:
+            if tensor._version > version and not (tensor is first and same is known):
+                self._renew(tensor)
         if not isinstance(output, Tensor):
             return output
         if output is not first:
@@ -177,7 +177,7 @@ def _modules_watched(model: nn.Module, state: _Values) -> Iterator[None]:
     handles = []
     entered: list[tuple[Any, Any]] = []
     for name, module in model.named_modules():
-        heavy = any(each.ndim > 1 for each in module.parameters())
+        heavy = any(weight.ndim > 1 for weight in module.parameters())
         if not name or not heavy:
             continue
 

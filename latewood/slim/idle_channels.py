@@ -36,7 +36,7 @@ class Limits:
     by_group: Mapping[str, int] = field(default_factory=dict)
     inner: bool = False
 
-    def held(self, group: ChannelGroup, gone: set[int]) -> set[int]:
+    def retained(self, group: ChannelGroup, gone: set[int]) -> set[int]:
         """Those of the channels to be removed from a group that must stay."""
         makers = {member.tensor.rpartition(".")[0] for member in group.having("producer")}
         # Queries, keys and values are made by several layers too, but not added.
@@ -68,12 +68,12 @@ def thin(model: nn.Module, example_inputs: Examples, limits: Limits) -> dict[str
     kept = {name: list(range(width)) for name, width in widths.items()}
     while removed := _removable(model, plan, kept, wanted, limits, example_inputs):
         chosen = {
-            name: [each for each in range(plan[name].width) if each not in gone]
+            name: [channel for channel in range(plan[name].width) if channel not in gone]
             for name, gone in removed.items()
         }
         plan = slice_channels(model, plan, chosen)
         for name, staying in chosen.items():
-            kept[name] = [kept[name][each] for each in staying]
+            kept[name] = [kept[name][channel] for channel in staying]
     if wanted is not None:
         _refuse_the_rest(kept, wanted)
     return {name: indices for name, indices in kept.items() if len(indices) < widths[name]}
@@ -83,25 +83,25 @@ def _wanted(plan: ChannelPlan, keep: Mapping[str, Sequence[int]]) -> dict[str, s
     """Channels to keep by group, checked; groups that are not named keep all."""
     if not isinstance(keep, Mapping):
         raise invalid("keep", keep, "a dict of the channels to keep by the name of their group")
-    found: dict[str, set[int]] = {}
+    wanted: dict[str, set[int]] = {}
     for name, listed in keep.items():
         if not isinstance(listed, Iterable):
             raise invalid(f"keep[{name!r}]", listed, "a list of channels")
         group, indices = plan[name], list(listed)
-        fits = all(type(each) is int and 0 <= each < group.width for each in indices)
+        fits = all(type(index) is int and 0 <= index < group.width for index in indices)
         if not indices or not fits or len(set(indices)) < len(indices):
             expected = f"distinct channels from 0 to {group.width - 1}, at least one"
             raise invalid(f"keep[{name!r}]", indices, expected)
         if group.barriers and len(indices) < group.width:
-            reasons = "; ".join(dict.fromkeys(each.reason for each in group.barriers))
+            reasons = "; ".join(dict.fromkeys(barrier.reason for barrier in group.barriers))
             raise RequestError(f"keep[{name!r}]: its channels cannot change: {reasons}")
-        found[name] = set(indices)
-    return found
+        wanted[name] = set(indices)
+    return wanted
 
 
 def _refuse_the_rest(kept: dict[str, list[int]], wanted: dict[str, set[int]]) -> None:
     for name, staying in wanted.items():
-        rest = [each for each in kept.get(name, ()) if each not in staying]
+        rest = [channel for channel in kept.get(name, ()) if channel not in staying]
         if rest:
             raise RequestError(
                 f"keep[{name!r}]: channels {rest} are to be removed, but what reads them does not "
@@ -120,22 +120,22 @@ def _removable(
 ) -> dict[str, set[int]]:
     """The channels of each group that can go now; what they add to biases is folded in."""
     reads = watch(model, example_inputs, RULES)
-    places = dict(layer_tensors(model))
-    clean, foldable = _clean(places, plan, reads)
+    owners = dict(layer_tensors(model))
+    clean, foldable = _clean(owners, plan, reads)
     removed: dict[str, set[int]] = {}
     for group in plan.free:
         gone = {channel for channel in range(group.width) if _all_clean(group, channel, clean)}
         if wanted is not None:
             staying = wanted.get(group.name)
             gone = {
-                each
-                for each in gone
-                if staying is not None and kept[group.name][each] not in staying
+                channel
+                for channel in gone
+                if staying is not None and kept[group.name][channel] not in staying
             }
-        gone -= limits.held(group, gone)
+        gone -= limits.retained(group, gone)
         if gone:
             removed[group.name] = gone
-    _fold(places, plan, reads, foldable, removed)
+    _fold(owners, plan, reads, foldable, removed)
     return removed
 
 
@@ -146,11 +146,11 @@ def _all_clean(group: ChannelGroup, channel: int, clean: dict[str, Tensor]) -> b
     )
 
 
-_Places = dict[str, tuple[nn.Module, str]]
+_Owners = dict[str, tuple[nn.Module, str]]
 
 
 def _clean(
-    places: _Places, plan: ChannelPlan, reads: Reads
+    owners: _Owners, plan: ChannelPlan, reads: Reads
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """For every weight that reads: which positions read nothing, and which a constant to fold."""
     clean: dict[str, Tensor] = {}
@@ -159,15 +159,15 @@ def _clean(
         for member in group.having("consumer"):
             if member.tensor in clean:
                 continue
-            module, name = places[member.tensor]
+            module, name = owners[member.tensor]
             weight = getattr(module, name).detach().movedim(member.axis, 0)
-            # A Scatter reads with the places in the stream, where 0 is a place like others.
+            # A Scatter reads with the owners in the stream, where 0 is a place like others.
             empty = (weight == 0).reshape(len(weight), -1).all(1) & weight.is_floating_point()
             zeros = reads.zeros.get(member.tensor, torch.zeros_like(empty)).to(empty.device)
             nothing = empty | zeros
             fold = reads.folds.get(member.tensor)
             if fold is not None and not any(
-                transformations(*places[each]) for each in (member.tensor, fold.bias)
+                transformations(*owners[name]) for name in (member.tensor, fold.bias)
             ):
                 foldable[member.tensor] = ~nothing & ~fold.values.isnan()
                 nothing = nothing | foldable[member.tensor]
@@ -176,7 +176,7 @@ def _clean(
 
 
 def _fold(
-    places: _Places,
+    owners: _Owners,
     plan: ChannelPlan,
     reads: Reads,
     foldable: dict[str, Tensor],
@@ -190,9 +190,9 @@ def _fold(
             folded.setdefault(member.tensor, set()).update(positions)
     for tensor, constant in foldable.items():
         fold = reads.folds[tensor]
-        positions = [each for each in folded.get(tensor, ()) if constant[each]]
+        positions = [position for position in folded.get(tensor, ()) if constant[position]]
         # Only linear layers and convolutions fold, and they read along axis 1.
-        taken = stored_tensor(*places[tensor]).detach()[:, positions]
-        weights = taken if taken.ndim == 2 else taken.flatten(2).sum(2)
+        columns = stored_tensor(*owners[tensor]).detach()[:, positions]
+        weights = columns if columns.ndim == 2 else columns.flatten(2).sum(2)
         with torch.no_grad():
-            stored_tensor(*places[fold.bias]).add_(weights @ fold.values[positions])
+            stored_tensor(*owners[fold.bias]).add_(weights @ fold.values[positions])

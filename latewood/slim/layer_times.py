@@ -16,9 +16,9 @@ from latewood.core.timing import least_times
 from latewood.slim.comparison import Examples, mapped
 from latewood.slim.csr_linear import CsrLinear
 
-__all__ = ["Given", "given_to", "heavy_layers", "layer_times"]
+__all__ = ["CallArguments", "calls_of", "given_to", "heavy_layers", "layer_times"]
 
-Given = tuple[tuple[Any, ...], dict[str, Any]]
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a call."""
 
 _HEAVY: Final = (nn.Linear, CsrLinear, nn.modules.conv._ConvNd, nn.RNNBase)
@@ -26,13 +26,13 @@ _HEAVY: Final = (nn.Linear, CsrLinear, nn.modules.conv._ConvNd, nn.RNNBase)
 
 def heavy_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear, convolutional and recurrent layers of a model by name."""
-    return {name: each for name, each in model.named_modules() if isinstance(each, _HEAVY)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _HEAVY)}
 
 
-def given_to(
+def calls_of(
     model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Examples
-) -> dict[str, Given]:
-    """What each layer is given in a run; the last, if it is called several times.
+) -> dict[str, list[CallArguments]]:
+    """What each layer is given in a run, call by call.
 
     Args:
         model: a model, run in evaluation mode.
@@ -42,18 +42,25 @@ def given_to(
     Returns:
         Copies of the arguments, for the layers that were called.
     """
-    given: dict[str, Given] = {}
+    calls: dict[str, list[CallArguments]] = {}
     with ExitStack() as stack, evaluated(model), torch.no_grad():
         for name, layer in layers.items():
 
             def note(
                 _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name
             ) -> None:
-                given[name] = mapped((inputs, named), _copy)
+                calls.setdefault(name, []).append(mapped((inputs, named), _copy))
 
             stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         run_model(model, example_inputs)
-    return given
+    return calls
+
+
+def given_to(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Examples
+) -> dict[str, CallArguments]:
+    """What each layer is given the last time that a run calls it (``calls_of``)."""
+    return {name: calls[-1] for name, calls in calls_of(model, layers, example_inputs).items()}
 
 
 def layer_times(
@@ -74,7 +81,7 @@ def layer_times(
         layers = heavy_layers(model)
         for name, (inputs, named) in given_to(model, layers, example_inputs).items():
             calls.setdefault(name, {})[form] = partial(layers[name], *inputs, **named)
-            device = next((each.device for each in layers[name].parameters()), device)
+            device = next((weight.device for weight in layers[name].parameters()), device)
     return {name: least_times(forms, device) for name, forms in calls.items()}
 
 

@@ -105,12 +105,12 @@ def slimmed(
         # Kept if only that lets something go, since torch's own layer may be faster.
         trial, edits = _done(copy.deepcopy(twin), Unpacked(layers), [], example_inputs)
         heads = [trial.get_submodule(name) for name in layers]
-        sizes = [_parameter_count(each) for each in heads]
+        sizes = [_parameter_count(head) for head in heads]
         trial, edits = _reduced(trial, edits, example_inputs, limits, scatter)
         there = set(trial.modules())
         if any(
-            each not in there or _parameter_count(each) < size
-            for each, size in zip(heads, sizes, strict=True)
+            head not in there or _parameter_count(head) < size
+            for head, size in zip(heads, sizes, strict=True)
         ):
             return trial, edits
     return _reduced(twin, [], example_inputs, limits, scatter)
@@ -147,7 +147,7 @@ def _check(keep: Mapping[str, Sequence[int]] | None, residual: str, round_to: in
 
 
 def _parameter_count(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _with_scattered_branches(

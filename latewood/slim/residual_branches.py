@@ -16,9 +16,9 @@ from latewood.slim.comparison import Examples
 from latewood.slim.dependence import Dependence
 from latewood.slim.dependence_rules import RULES
 
-__all__ = ["End", "Scatter", "branch_ends", "scatter_branches"]
+__all__ = ["BranchEnd", "Scatter", "branch_ends", "scatter_branches"]
 
-End = tuple[int, int]
+BranchEnd = tuple[int, int]
 """Where the channels of a branch's output are, and how many the stream has."""
 
 _BEHIND_BATCH: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -56,7 +56,7 @@ class Scatter(nn.Module):
         return f"{len(self.kept)} of {self.width} channels, dim={self.dim}"
 
 
-def branch_ends(model: nn.Module, example_inputs: Examples) -> dict[str, End]:
+def branch_ends(model: nn.Module, example_inputs: Examples) -> dict[str, BranchEnd]:
     """Finds the layers whose output is added to another and has channels that are always zero.
 
     Args:
@@ -68,14 +68,14 @@ def branch_ends(model: nn.Module, example_inputs: Examples) -> dict[str, End]:
         times in the example are left out.
     """
     with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        found = {name: getattr(*place) for name, place in layer_tensors(model)}
-        state = _Sums({id(tensor): name for name, tensor in found.items()})
+        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
+        state = _Sums({id(tensor): name for name, tensor in tensors.items()})
         with _outputs_watched(model, state), state:
             run_model(model, example_inputs)
     return {name: end for name, end in state.ends.items() if state.calls[name] == 1}
 
 
-def scatter_branches(model: nn.Module, ends: Mapping[str, End]) -> None:
+def scatter_branches(model: nn.Module, ends: Mapping[str, BranchEnd]) -> None:
     """Puts a ``Scatter`` that keeps every channel behind each of some layers.
 
     Args:
@@ -84,7 +84,7 @@ def scatter_branches(model: nn.Module, ends: Mapping[str, End]) -> None:
     """
     for name, (dim, width) in ends.items():
         layer = model.get_submodule(name)
-        device = next((each.device for each in layer.parameters()), None)
+        device = next((weight.device for weight in layer.parameters()), None)
         scatter = Scatter(width, dim).to(device)
         model.set_submodule(name, nn.Sequential(layer, scatter).train(layer.training))
 
@@ -94,7 +94,7 @@ class _Sums(Dependence):
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__(names, RULES)
-        self.ends: dict[str, End] = {}
+        self.ends: dict[str, BranchEnd] = {}
         self.calls: dict[str, int] = {}
         self._made: dict[int, tuple[Tensor, int, str, int]] = {}
 
@@ -112,8 +112,8 @@ class _Sums(Dependence):
     ) -> Any:
         name = getattr(function, "__name__", "").strip("_")
         if name in ("add", "iadd", "radd") and len(args) == 2:
-            for each in args:
-                self._note(each)
+            for operand in args:
+                self._note(operand)
         return super().__torch_function__(function, types, args, kwargs)
 
     def _note(self, operand: Any) -> None:

@@ -25,8 +25,8 @@ from latewood.slim.edits import (
 
 __all__ = ["load_slim", "repeat_edits", "save_edits", "save_slim"]
 
-_FORMAT = "latewood slim module 2"
-_EDITS = "latewood edits 1"
+_SLIM_FORMAT = "latewood slim module 2"
+_EDITS_FORMAT = "latewood edits 1"
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -56,10 +56,10 @@ def save_slim(
     if factory is not None:
         _check_factory(factory)
     named = {} if arguments is None else arguments
-    if not isinstance(named, dict) or not all(isinstance(each, str) for each in named):
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
         raise invalid("arguments", arguments, "a dict of keyword arguments")
     content = {
-        "format": _FORMAT,
+        "format": _SLIM_FORMAT,
         "factory": factory,
         "arguments": named,
         "edits": [packed(edit) for edit in recipe.edits],
@@ -93,12 +93,16 @@ def load_slim(
     """
     content = load_state(path)
     parts = {"format", "factory", "arguments", "edits", "examples", "state"}
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.keys() != parts:
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != _SLIM_FORMAT
+        or content.keys() != parts
+    ):
         raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
     if make_model is None:
         make_model = _factory(content["factory"], trust)
     model = _made(make_model, content["arguments"]).eval()
-    edits, examples = [unpacked(each) for each in content["edits"]], content["examples"]
+    edits, examples = [unpacked(edit) for edit in content["edits"]], content["examples"]
     with torch.no_grad():
         model.to(_floating(content["state"]))
         model = _edited(model, edits, examples)
@@ -123,7 +127,7 @@ def save_edits(model: nn.Module, path: str | Path) -> None:
     """
     recipe = slim_recipe(model)
     edits = [packed(edit) for edit in recipe.edits]
-    save_state(path, {"format": _EDITS, "edits": edits, "examples": recipe.examples})
+    save_state(path, {"format": _EDITS_FORMAT, "edits": edits, "examples": recipe.examples})
 
 
 def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
@@ -141,12 +145,12 @@ def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
         WorkError: a file is missing, torn or holds something else.
     """
     content = load_state(path)
-    if not isinstance(content, dict) or content.get("format") != _EDITS:
+    if not isinstance(content, dict) or content.get("format") != _EDITS_FORMAT:
         raise WorkError(f"{path}.json: not the edits of a model that Latewood wrote")
-    edits = [unpacked(each) for each in content["edits"]]
-    made = _edited(model.eval(), edits, content["examples"])
-    remember(made, edits, content["examples"])
-    return made
+    edits = [unpacked(edit) for edit in content["edits"]]
+    edited = _edited(model.eval(), edits, content["examples"])
+    remember(edited, edits, content["examples"])
+    return edited
 
 
 def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module:
@@ -187,31 +191,31 @@ def _factory(name: str | None, trust: bool) -> Callable[..., nn.Module]:
     if package == "latewood.training":
         module = f"latewood.models{rest}"  # where files of earlier versions say it is
     try:
-        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise invalid("factory", name, f"something to import ({error})") from error
-    return found
+    return factory
 
 
 def _floating(state: dict[str, torch.Tensor]) -> torch.dtype:
     """The type to trace in: that of the stored values, which the examples have as well."""
-    kinds = [each.dtype for each in state.values() if each.is_floating_point()]
-    return kinds[0] if kinds else torch.get_default_dtype()
+    dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+    return dtypes[0] if dtypes else torch.get_default_dtype()
 
 
 def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    own = model.state_dict(keep_vars=True)
-    sized = _sized_by_values(model)
+    tensors = model.state_dict(keep_vars=True)
+    fixed = (tensors.keys() & state.keys()) - _sized_by_values(model)
     wrong = sorted(
-        set(own) ^ set(state)
-        | {name for name in (set(own) & set(state)) - sized if own[name].shape != state[name].shape}
+        tensors.keys() ^ state.keys()
+        | {name for name in fixed if tensors[name].shape != state[name].shape}
     )
     if wrong:
         raise RequestError(
             f"make_model: the slim module's values do not fit it: {', '.join(wrong[:5])}; expected "
             "the model that was slimmed, made with the same arguments"
         )
-    for name, tensor in own.items():
+    for name, tensor in tensors.items():
         tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
 

@@ -17,7 +17,7 @@ from latewood.core import read_tensors
 from latewood.core.measure import file_bytes, macs, nonzero_count, parameter_count
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
-from latewood.slim import CsrLinear, ExportReport, Mode, export, save_slim
+from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim
 from latewood.slim.saved_files import repeat_edits
 from latewood.tasks.task import Task
 from latewood.terminal.progress import Track
@@ -30,7 +30,7 @@ from latewood.training.run_folder import RunFolder, write_atomically
 
 __all__ = ["SlimRun", "slim_run"]
 
-MODES: Final[tuple[Mode, ...]] = ("auto", "slim", "csr", "dense")
+MODES: Final[tuple[ExportForm, ...]] = ("auto", "slim", "csr", "dense")
 _MODEL: Final = "model"
 _REPORT: Final = "slim.json"
 _FORMAT: Final = "latewood slim run 1"
@@ -66,7 +66,7 @@ class _Source:
 def slim_run(
     path: Path,
     *,
-    mode: Mode = "auto",
+    mode: ExportForm = "auto",
     out: Path | None = None,
     batch: int = 1,
     overwrite: bool = False,
@@ -103,8 +103,8 @@ def slim_run(
     _require_free(folder, overwrite=overwrite)
     with caller_unchanged(cuda=False):
         source = _loaded(run, weights, batch)
-        wanted: list[Mode] = list(dict.fromkeys(("dense", "slim", mode)))
-        made: dict[Mode, tuple[nn.Module, ExportReport]] = {}
+        wanted: list[ExportForm] = list(dict.fromkeys(("dense", "slim", mode)))
+        made: dict[ExportForm, tuple[nn.Module, ExportReport]] = {}
         for each in track(wanted, f"forms of {run.name}", len(wanted)) if track else wanted:
             made[each] = export(source.model, source.inputs, mode=each)
         rows = _table(made, source.inputs)
@@ -221,14 +221,14 @@ def _factory(section: dict[str, Any], task: Task) -> tuple[str, dict[str, Any]]:
 
 
 def _table(
-    made: dict[Mode, tuple[nn.Module, ExportReport]], inputs: tuple[Tensor, ...]
+    made: dict[ExportForm, tuple[nn.Module, ExportReport]], inputs: tuple[Tensor, ...]
 ) -> list[Row]:
     models = {form: model for form, (model, _) in made.items()}
     calls: dict[str, Callable[[], object]] = {
         form: partial(model, *inputs) for form, model in models.items()
     }
     times = least_times(calls, torch.device("cpu"), steady=25, seconds=3.0)
-    measures: dict[str, Callable[[Mode], object]] = {
+    measures: dict[str, Callable[[ExportForm], object]] = {
         "parameters": lambda form: _values(models[form])[0],
         "nonzero": lambda form: _values(models[form])[1],
         "MACs": lambda form: _macs(models[form], inputs),

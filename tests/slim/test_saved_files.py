@@ -115,7 +115,7 @@ def test_what_a_file_names_is_only_called_when_trusted(saved, tmp_path):
 
 
 def test_a_file_of_an_earlier_version_finds_its_factory(saved, tmp_path):
-    smaller, inputs, path = saved
+    smaller, inputs, _ = saved
     arguments = {"in_features": 6, "hidden": [16, 12], "num_classes": 3, "norm": True}
     for former in ("latewood.training.models:mlp", "latewood.training.models.mlp:mlp"):
         save_slim(smaller, tmp_path / "before", factory=former, arguments=arguments)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.sparsity.structured.costs import Cost, parameters
-from latewood.sparsity.structured.latency_table import MeasuredLatency, measured_latency
-from latewood.sparsity.structured.structure_spec import Skeleton
+from latewood.sparsity.structured.latency_measurement import measured_latency
+from latewood.sparsity.structured.latency_table import MeasuredLatency
+from latewood.sparsity.structured.structure_spec import StructureSpec
 
 __all__ = ["Budget"]
 
-_KINDS = ("parameters", "macs", "latency_ms", "latency")
+_COST_KINDS = ("parameters", "macs", "latency_ms", "latency")
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Budget:
     @classmethod
     def of(
         cls,
-        given: Mapping[str, float],
+        budget: Mapping[str, float],
         model: nn.Module,
-        skeleton: Skeleton,
+        spec: StructureSpec,
         macs: Cost,
         example_inputs: Sequence[Tensor],
     ) -> Budget:
         """Reads a budget as a user writes it.
 
         Args:
-            given: one kind and its value.
+            budget: one kind and its value.
             model: the full model.
-            skeleton: its structures.
+            spec: its structures.
             macs: multiply-accumulates of its networks.
             example_inputs: the arguments of its forward pass.
 
@@ -60,30 +61,34 @@ class Budget:
             RequestError: another kind, several, a value out of range, or one that not even the
                 narrowest network meets.
         """
-        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in _KINDS:
-            raise invalid("budget", given, f"one of {', '.join(_KINDS)} with its value")
-        ((kind, value),) = given.items()
+        if (
+            not isinstance(budget, Mapping)
+            or len(budget) != 1
+            or next(iter(budget)) not in _COST_KINDS
+        ):
+            raise invalid("budget", budget, f"one of {', '.join(_COST_KINDS)} with its value")
+        ((kind, value),) = budget.items()
         if not isinstance(value, int | float) or not 0.0 < value < math.inf:
             raise invalid(f"budget.{kind}", value, "a positive number")
         if kind == "latency" and value > 1:
             raise invalid("budget.latency", value, "a share; milliseconds are called latency_ms")
-        count = parameters(skeleton)
+        count = parameters(spec)
         cost: Cost
         if kind.startswith("latency"):
-            cost = measured_latency(model, skeleton, example_inputs)
+            cost = measured_latency(model, spec, example_inputs)
         else:
             cost = count if kind == "parameters" else macs
-        return cls._limited(kind, value, cost, count, skeleton)
+        return cls._limited(kind, value, cost, count, spec)
 
     @classmethod
     def _limited(
-        cls, kind: str, value: float, cost: Cost, count: Cost, skeleton: Skeleton
+        cls, kind: str, value: float, cost: Cost, count: Cost, spec: StructureSpec
     ) -> Budget:
-        everything = [True] * len(skeleton.blocks)
-        full = cost.at([group.width for group in skeleton.groups], everything)
+        all_blocks = [True] * len(spec.blocks)
+        full = cost.at([group.width for group in spec.groups], all_blocks)
         is_share = value <= 1 and kind != "latency_ms"
         limit = value * full if is_share else float(value)
-        least = cost.at([1] * len(skeleton.groups), [False] * len(skeleton.blocks))
+        least = cost.at([1] * len(spec.groups), [False] * len(spec.blocks))
         if least > limit:
             raise RequestError(
                 f"budget.{kind}: got {value!r}, which is {limit:.6g} of {full:.6g}; expected at "
@@ -99,9 +104,9 @@ class Budget:
         """What was measured; None for a cost that is counted."""
         return self.cost.table() if isinstance(self.cost, MeasuredLatency) else None
 
-    def having(self, table: list[Tensor] | None, skeleton: Skeleton) -> Budget:
+    def having(self, table: list[Tensor] | None, spec: StructureSpec) -> Budget:
         """The same budget by what was measured at another time."""
         if table is None or not isinstance(self.cost, MeasuredLatency):
             return self
         cost = self.cost.having(table)
-        return self._limited(self.kind, self.value, cost, self.parameters, skeleton)
+        return self._limited(self.kind, self.value, cost, self.parameters, spec)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latewood.core import macs, slice_channels
 from latewood.core.modes import evaluated
-from latewood.sparsity.structured.structure_spec import Skeleton
+from latewood.sparsity.structured.structure_spec import StructureSpec, TensorSpec
 
 __all__ = ["Cost", "SumOverTensors", "multiply_accumulates", "parameters"]
 
@@ -49,7 +49,7 @@ class SumOverTensors:
     """``sum_t c_t prod_axes (fixed + sum_g m_g width_g) + sum_g e_g width_g + constant``.
 
     Args:
-        skeleton: the full model's structures.
+        spec: the full model's structures.
         per_entry: (c) cost of an entry by tensor; tensors that are not named are free.
         per_channel: (e) cost of a channel by group, beside that of tensors.
         constant: cost of what cannot go.
@@ -57,16 +57,14 @@ class SumOverTensors:
 
     def __init__(
         self,
-        skeleton: Skeleton,
+        spec: StructureSpec,
         per_entry: dict[str, float],
         per_channel: Sequence[float] = (),
         constant: float = 0.0,
     ) -> None:
-        self._terms = [
-            _term(skeleton, name, cost) for name, cost in per_entry.items() if cost != 0.0
-        ]
+        self._terms = [_term(spec, name, cost) for name, cost in per_entry.items() if cost != 0.0]
         self._per_channel = list(per_channel)
-        self._homes = skeleton.home
+        self._block_of = spec.block_of
         self._constant = constant
 
     def at(self, widths: Sequence[int], blocks: Sequence[bool]) -> float:
@@ -77,23 +75,23 @@ class SumOverTensors:
                 continue
             cost = term.per_entry
             for fixed, owners in term.sizes:
-                cost *= fixed + sum(each * widths[group] for group, each in owners)
+                cost *= fixed + sum(per_channel * widths[group] for group, per_channel in owners)
             total += cost
         for group, cost in enumerate(self._per_channel):
-            home = self._homes[group]
-            if home is None or blocks[home]:
+            block = self._block_of[group]
+            if block is None or blocks[block]:
                 total += cost * widths[group]
         return total
 
 
-def parameters(skeleton: Skeleton) -> SumOverTensors:
+def parameters(spec: StructureSpec) -> SumOverTensors:
     """The number of parameters, those of norms and biases included."""
-    held = skeleton.tensors.values()
-    return SumOverTensors(skeleton, {each.name: 1.0 for each in held if each.is_parameter})
+    tensors = spec.tensors.values()
+    return SumOverTensors(spec, {tensor.name: 1.0 for tensor in tensors if tensor.is_parameter})
 
 
 def multiply_accumulates(
-    model: nn.Module, skeleton: Skeleton, example_inputs: Sequence[Tensor]
+    model: nn.Module, spec: StructureSpec, example_inputs: Sequence[Tensor]
 ) -> SumOverTensors:
     """Multiply-accumulates of a forward pass on the example (``core.macs``).
 
@@ -102,46 +100,47 @@ def multiply_accumulates(
 
     Args:
         model: the full model.
-        skeleton: its structures.
+        spec: its structures.
         example_inputs: the arguments of the forward pass.
     """
     uses = _uses(model, example_inputs)
-    per_entry = {each.name: uses.get(id(each.module), 0.0) for each in _matrices(skeleton)}
+    per_entry = {matrix.name: uses.get(id(matrix.module), 0.0) for matrix in _matrices(spec)}
 
-    def counted(twin: nn.Module, plain: SumOverTensors, widths: Sequence[int]) -> float:
-        return macs(twin, example_inputs) - plain.at(widths, everything)
+    all_blocks = [True] * len(spec.blocks)
+    of_layers = SumOverTensors(spec, per_entry)
 
-    everything = [True] * len(skeleton.blocks)
-    plain = SumOverTensors(skeleton, per_entry)
-    full = [group.width for group in skeleton.groups]
-    rest = counted(model, plain, full)
+    def not_of_layers(network: nn.Module, widths: Sequence[int]) -> float:
+        return macs(network, example_inputs) - of_layers.at(widths, all_blocks)
+
+    full = [group.width for group in spec.groups]
+    rest = not_of_layers(model, full)
     if rest == 0.0:
-        return plain
+        return of_layers
     per_channel = []
-    for number, group in enumerate(skeleton.groups):
+    for number, group in enumerate(spec.groups):
         twin = copy.deepcopy(model)
-        slice_channels(twin, skeleton.plan, {group.name: range(group.width - 1)})
+        slice_channels(twin, spec.plan, {group.name: range(group.width - 1)})
         widths = [*full[:number], group.width - 1, *full[number + 1 :]]
-        per_channel.append(rest - counted(twin, plain, widths))
+        per_channel.append(rest - not_of_layers(twin, widths))
     constant = rest - sum(cost * width for cost, width in zip(per_channel, full, strict=True))
-    return SumOverTensors(skeleton, per_entry, per_channel, constant)
+    return SumOverTensors(spec, per_entry, per_channel, constant)
 
 
-def _term(skeleton: Skeleton, name: str, cost: float) -> _Term:
-    held = skeleton.tensors[name]
-    sizes: list[tuple[int, tuple[tuple[int, int], ...]]] = [(size, ()) for size in held.shape]
-    for axis in held.axes:
+def _term(spec: StructureSpec, name: str, cost: float) -> _Term:
+    tensor = spec.tensors[name]
+    sizes: list[tuple[int, tuple[tuple[int, int], ...]]] = [(size, ()) for size in tensor.shape]
+    for axis in tensor.axes:
         owned = sum(indices.numel() for _, indices in axis.owners)
         owners = tuple((group, indices.shape[1]) for group, indices in axis.owners)
         sizes[axis.axis] = (axis.size - owned, owners)
-    return _Term(cost, tuple(sizes), held.block)
+    return _Term(cost, tuple(sizes), tensor.block)
 
 
-def _matrices(skeleton: Skeleton) -> list[Any]:
+def _matrices(spec: StructureSpec) -> list[TensorSpec]:
     return [
-        each
-        for each in skeleton.tensors.values()
-        if each.is_parameter and len(each.shape) > 1 and "bias" not in each.attribute
+        tensor
+        for tensor in spec.tensors.values()
+        if tensor.is_parameter and len(tensor.shape) > 1 and "bias" not in tensor.attribute
     ]
 
 
@@ -152,19 +151,19 @@ def _uses(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[int, float
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         match module:
             case nn.Linear():
-                often = output.numel() / module.out_features
+                count = output.numel() / module.out_features
             case nn.modules.conv._ConvTransposeNd():
-                often = inputs[0].numel() / module.in_channels
+                count = inputs[0].numel() / module.in_channels
             case nn.modules.conv._ConvNd():
-                often = output.numel() / module.out_channels
+                count = output.numel() / module.out_channels
             case nn.RNNBase():
                 first = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
-                often = first.numel() / first.shape[-1]
+                count = first.numel() / first.shape[-1]
             case nn.RNNCellBase():
-                often = inputs[0].numel() / module.input_size
+                count = inputs[0].numel() / module.input_size
             case _:
                 return
-        uses[id(module)] = uses.get(id(module), 0.0) + often
+        uses[id(module)] = uses.get(id(module), 0.0) + count
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
     try:

@@ -34,7 +34,7 @@ class Gate(nn.Module):
         super().__init__()
         self.estimator = estimator
         self.logits = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
-        # The method keeps it in its own state, with the clocks that it comes from.
+        # The method keeps it in its own state, with the ages that it comes from.
         ones = torch.ones(size, dtype=dtype, device=device)
         self.register_buffer("temperature", ones, persistent=False)
 
@@ -79,9 +79,9 @@ class ChannelFactors(nn.Module):
         super().__init__()
         self.axis = axis
         self.gates = nn.ModuleList(gates)
-        self.place(channel)
+        self.set_channels(channel)
 
-    def place(self, channel: Tensor) -> None:
+    def set_channels(self, channel: Tensor) -> None:
         """Says anew which channel each position of the axis reads."""
         device = self.gates[0].get_parameter("logits").device
         self.register_buffer("channel", channel.to(device), persistent=False)
@@ -100,7 +100,7 @@ class LayerFactor(nn.Module):
 
     Args:
         gate: of all layers.
-        number: which of them.
+        number: of the layer, among the gate's.
     """
 
     order = MASK

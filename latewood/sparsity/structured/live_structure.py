@@ -2,95 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import attach, bake, transformations
+from latewood.core import transformations
 from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
 from latewood.errors import RequestError
 from latewood.slim.edits import Channels, Edit, Skipped
 from latewood.slim.idle_blocks import Skip
-from latewood.sparsity.structured.detached_store import Memory
-from latewood.sparsity.structured.gates import ChannelFactors, Estimator, Gate, LayerFactor
-from latewood.sparsity.structured.new_weight_init import Birth, newborn
-from latewood.sparsity.structured.removable_blocks import replace_block
-from latewood.sparsity.structured.structure_spec import Axis, Held, Skeleton
+from latewood.sparsity.structured.detached_store import DetachedStore
+from latewood.sparsity.structured.gates import Estimator, Gate
+from latewood.sparsity.structured.new_weight_init import NewWeightScale, new_values
+from latewood.sparsity.structured.removable_blocks import RemovableBlock
+from latewood.sparsity.structured.soft_factors import SoftFactors
+from latewood.sparsity.structured.structure_spec import StructureSpec, TensorSpec
 
-__all__ = ["Anatomy"]
+__all__ = ["LiveStructure"]
 
 _VALUE = "value"
+"""Key of a tensor's own values, beside the keys of the optimizer's state."""
 
 
-class Anatomy:
+class LiveStructure:
     """Adds and removes structures of a model in place; the optimizer's state follows.
 
     Args:
         model: the full model; its readers get soft factors.
-        skeleton: its structures.
+        spec: its structures.
         estimator: of the soft factors.
-        birth: scale of newly born values.
-        generator: for newly born values.
+        birth: scale of newly born weights.
+        generator: for newly born weights.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        skeleton: Skeleton,
+        spec: StructureSpec,
         *,
         estimator: Estimator,
-        birth: Birth,
+        birth: NewWeightScale,
         generator: torch.Generator,
     ) -> None:
         self.model = model
-        self.skeleton = skeleton
-        self.present = [torch.ones(group.width, dtype=torch.bool) for group in skeleton.groups]
-        self.blocks = torch.ones(len(skeleton.blocks), dtype=torch.bool)
+        self.spec = spec
+        self.present = [torch.ones(group.width, dtype=torch.bool) for group in spec.groups]
+        """For each group which channels are there, bool (width,)."""
+        self.blocks = torch.ones(len(spec.blocks), dtype=torch.bool)
+        """Which removable blocks are there, bool."""
         self._generator, self._birth = generator, birth
         # Of the full layers: a depthwise one with a single channel looks like any other.
-        self._sizes = {id(each.module): Sizes.of(each.module) for each in skeleton.tensors.values()}
-        self._memories: dict[tuple[str, str], Memory] = {}
-        self._counts = [
-            (
-                model.get_submodule(each.module),
-                each.attribute,
-                number,
-                getattr(model.get_submodule(each.module), each.attribute) // group.width,
-            )
-            for number, group in enumerate(skeleton.groups)
-            for each in group.resized
-        ]
-        first = next(iter(skeleton.tensors.values())).stored
-        options: Any = {
-            "estimator": estimator,
-            "dtype": torch.promote_types(first.dtype, torch.float32),
-            "device": first.device,
+        self._sizes = {
+            id(tensor.module): Sizes.of(tensor.module) for tensor in spec.tensors.values()
         }
-        self.gates = [Gate(group.width, **options) for group in skeleton.groups]
-        self.layer_gate = Gate(len(skeleton.blocks), **options) if skeleton.blocks else None
-        self._factors: list[tuple[Held, Axis | None, ChannelFactors | LayerFactor]] = []
-        self._attach()
+        self._detached: dict[tuple[str, str], DetachedStore] = {}
+        self._factors = SoftFactors(spec, estimator)
+        self.gates = self._factors.gates
+        self.layer_gate = self._factors.layer_gate
+
+    @property
+    def all_gates(self) -> list[Gate]:
+        """The gates of the groups, and behind them that of the blocks if any can go."""
+        return self.gates if self.layer_gate is None else [*self.gates, self.layer_gate]
 
     @property
     def widths(self) -> list[int]:
         """Channels of each group that are there."""
-        return [int(each.sum()) for each in self.present]
+        return [int(channels.sum()) for channels in self.present]
 
     @property
     def folded(self) -> bool:
         """Whether the factors are in the weights."""
-        return not self._factors
+        return self._factors.folded
 
     def visible(self, group: int) -> bool:
         """Whether a group is there: not inside an absent block."""
-        home = self.skeleton.home[group]
-        return home is None or bool(self.blocks[home])
+        block = self.spec.block_of[group]
+        return block is None or bool(self.blocks[block])
 
-    def become(
+    def change_to(
         self,
         present: Sequence[Tensor],
         blocks: Tensor,
@@ -109,169 +103,167 @@ class Anatomy:
 
         Returns:
             Whether anything changed.
+
+        Raises:
+            RequestError: a transformation or an optimizer state that would not follow; then nothing
+                has changed.
         """
-        there = [home is None or bool(blocks[home]) for home in self.skeleton.home]
         after = [
-            (new if visible else old).clone()
-            for old, new, visible in zip(self.present, present, there, strict=True)
+            (new if block is None or bool(blocks[block]) else old).clone()
+            for old, new, block in zip(self.present, present, self.spec.block_of, strict=True)
         ]
-        changed = [
-            held
-            for held in self.skeleton.tensors.values()
-            if any(
-                not torch.equal(self.present[group], after[group])
-                for axis in held.axes
-                for group, _ in axis.owners
-            )
-        ]
-        self._refuse_strangers(changed)
+        resized = self._resized(after)
+        self._refuse_strangers(resized)
         if optimizer is not None:
-            _refuse_states(changed, optimizer)
+            _refuse_states(resized, optimizer)
         # All that can be refused was refused above; from here on everything changes.
         before, blocks_before = self.present, self.blocks
         self.present, self.blocks = after, blocks.clone()
-        for held in changed:
-            self._exchange(held, before, optimizer, remember=remember)
-        for layer in {id(held.module) for held in changed}:
+        for tensor in resized:
+            self._exchange(tensor, before, optimizer, remember=remember)
+        for layer in {id(tensor.module) for tensor in resized}:
             self._sizes[layer].refresh()
-        for module, attribute, group, per_channel in self._counts:
-            setattr(module, attribute, per_channel * int(self.present[group].sum()))
-        self._place_factors()
-        for block, was, now in zip(
-            self.skeleton.blocks, blocks_before.tolist(), blocks.tolist(), strict=True
-        ):
-            if was != now:
-                replace_block(self.model, block.name, block.module if now else Skip())
-                for parameter in block.module.parameters():
-                    parameter.grad = None
-        return bool(changed) or not torch.equal(blocks_before, blocks)
+        for count in self.spec.counts:
+            setattr(count.module, count.attribute, count.per_channel * self.widths[count.group])
+        self._factors.follow(self.present)
+        self._replace_blocks(blocks_before)
+        return bool(resized) or not torch.equal(blocks_before, blocks)
 
     def fold(self, optimizer: Optimizer | None) -> None:
         """Folds the factors into the weights and forgets what is not there."""
-        for held, _, factor in self._factors:
-            bake(held.module, held.attribute, factor)
-        self._factors = []
-        self._memories = {}
-        for block, there in zip(self.skeleton.blocks, self.blocks.tolist(), strict=True):
-            if not there and optimizer is not None:
+        self._factors.fold()
+        self._detached = {}
+        if optimizer is not None:
+            for block in self._absent_blocks():
                 for parameter in block.module.parameters():
                     optimizer.state.pop(parameter, None)
 
     def edits(self) -> list[Edit]:
         """How the network that is there comes from the full one."""
-        kept = {
+        channels = {
             group.name: present.nonzero().flatten().tolist()
-            for group, present in zip(self.skeleton.groups, self.present, strict=True)
+            for group, present in zip(self.spec.groups, self.present, strict=True)
             if not bool(present.all())
         }
-        gone = {
-            block.name: "identity"
-            for block, there in zip(self.skeleton.blocks, self.blocks.tolist(), strict=True)
-            if not there
-        }
-        return [*([Channels(kept)] if kept else []), *([Skipped(gone)] if gone else [])]
+        skipped = {block.name: "identity" for block in self._absent_blocks()}
+        return [
+            *([Channels(channels)] if channels else []),
+            *([Skipped(skipped)] if skipped else []),
+        ]
 
     def state(self) -> dict[str, Any]:
         """What the model's own state does not hold: which structures, and what is detached."""
-        memories = {key: memory.state() for key, memory in self._memories.items()}
+        stores = {key: store.state() for key, store in self._detached.items()}
+        # The keys are those of checkpoints that are there already.
         return {
             "present": list(self.present),
             "blocks": self.blocks,
             "folded": self.folded,
-            "memories": {key: each for key, each in memories.items() if each is not None},
+            "memories": {key: state for key, state in stores.items() if state is not None},
             "detached": {
-                block.name: dict(block.module.state_dict())
-                for block, there in zip(self.skeleton.blocks, self.blocks.tolist(), strict=True)
-                if not there
+                block.name: dict(block.module.state_dict()) for block in self._absent_blocks()
             },
         }
 
     def reshape(self, state: dict[str, Any]) -> None:
-        """Gives the model, still full, the shapes of a saved state."""
-        if self.folded or not all(bool(each.all()) for each in (*self.present, self.blocks)):
+        """Gives the model, still full, the shapes of a saved state.
+
+        Raises:
+            RequestError: it is no longer full.
+        """
+        if self.folded or not all(bool(part.all()) for part in (*self.present, self.blocks)):
             raise RequestError(
                 "reshape: the model has changed already; build it and the method anew"
             )
+        # Channels inside a block can only be cut while it is there.
         everywhere = torch.ones_like(self.blocks)
-        self.become(state["present"], everywhere, None, remember=False)
-        self.become(state["present"], state["blocks"], None, remember=False)
+        self.change_to(state["present"], everywhere, None, remember=False)
+        self.change_to(state["present"], state["blocks"], None, remember=False)
         if state["folded"]:
             self.fold(None)
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what is detached."""
-        self._memories = {key: Memory.of(each) for key, each in state["memories"].items()}
-        for block in self.skeleton.blocks:
+        self._detached = {key: DetachedStore.of(saved) for key, saved in state["memories"].items()}
+        for block in self.spec.blocks:
             if block.name in state["detached"]:
                 block.module.load_state_dict(state["detached"][block.name])
 
-    def _attach(self) -> None:
-        for held in self.skeleton.tensors.values():
-            for axis in held.axes:
-                if axis.reads:
-                    gates = [self.gates[group] for group, _ in axis.owners]
-                    factor = ChannelFactors(axis.axis, gates, axis.channels())
-                    attach(held.module, held.attribute, factor)
-                    self._factors.append((held, axis, factor))
-        for number, block in enumerate(self.skeleton.blocks):
-            assert self.layer_gate is not None
-            for name in block.last:
-                held = self.skeleton.tensors[name]
-                scale = LayerFactor(self.layer_gate, number)
-                attach(held.module, held.attribute, scale)
-                self._factors.append((held, None, scale))
+    def _absent_blocks(self) -> list[RemovableBlock]:
+        pairs = zip(self.spec.blocks, self.blocks.tolist(), strict=True)
+        return [block for block, is_there in pairs if not is_there]
 
-    def _place_factors(self) -> None:
-        for _, axis, factor in self._factors:
-            if axis is not None and isinstance(factor, ChannelFactors):
-                factor.place(axis.channels()[axis.positions(self.present)])
+    def _resized(self, after: Sequence[Tensor]) -> list[TensorSpec]:
+        """The tensors whose shape follows the groups that change."""
+        changing = {
+            group
+            for group, (old, new) in enumerate(zip(self.present, after, strict=True))
+            if not torch.equal(old, new)
+        }
+        return [
+            tensor
+            for tensor in self.spec.tensors.values()
+            if any(group in changing for axis in tensor.axes for group, _ in axis.owners)
+        ]
 
     def _exchange(
         self,
-        held: Held,
+        tensor: TensorSpec,
         before: Sequence[Tensor],
         optimizer: Optimizer | None,
         *,
         remember: bool,
     ) -> None:
-        positions = held.positions(before), held.positions(self.present)
-        tensor = held.stored
+        """Gives a tensor and its optimizer state the channels that are there now."""
+        positions = tensor.positions(before), tensor.positions(self.present)
+        stored = tensor.stored
 
-        def changed(key: str, current: Tensor, fresh: Any) -> Tensor:
-            memory = self._memories.get((held.name, key)) or Memory()
-            values, _ = memory.exchange(current.detach(), *positions, fresh)
+        def exchanged(
+            key: str, current: Tensor, fresh: Callable[[tuple[int, ...]], Tensor]
+        ) -> Tensor:
+            store = self._detached.get((tensor.name, key)) or DetachedStore()
+            values = store.exchange(current.detach(), *positions, fresh)
             if remember:
-                self._memories[held.name, key] = memory
+                self._detached[tensor.name, key] = store
             return values
 
-        state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
+        state = optimizer.state.get(stored, {}) if optimizer is not None else {}
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == tensor.shape:
-                replace_data(value, changed(key, value, torch.zeros))
+            if isinstance(value, Tensor) and value.shape == stored.shape:
+                replace_data(value, exchanged(key, value, torch.zeros))
 
-        def born(size: tuple[int, ...]) -> Tensor:
-            return newborn(held, size, self._generator, self._birth)
+        def drawn(shape: tuple[int, ...]) -> Tensor:
+            return new_values(tensor, shape, self._generator, self._birth)
 
-        replace_data(tensor, changed(_VALUE, tensor, born))
+        replace_data(stored, exchanged(_VALUE, stored, drawn))
 
-    def _refuse_strangers(self, changed: Sequence[Held]) -> None:
-        own = {id(factor) for _, _, factor in self._factors}
-        for held in changed:
-            for each in transformations(held.module, held.attribute):
-                follows = all(tensor.numel() <= 1 for tensor in each.state_dict().values())
-                if id(each) not in own and not follows:
+    def _replace_blocks(self, before: Tensor) -> None:
+        for block, was_there, is_there in zip(
+            self.spec.blocks, before.tolist(), self.blocks.tolist(), strict=True
+        ):
+            if was_there != is_there:
+                self.model.set_submodule(block.name, block.module if is_there else Skip())
+                for parameter in block.module.parameters():
+                    parameter.grad = None
+
+    def _refuse_strangers(self, resized: Sequence[TensorSpec]) -> None:
+        for tensor in resized:
+            for transformation in transformations(tensor.module, tensor.attribute):
+                state = transformation.state_dict()
+                follows = all(value.numel() <= 1 for value in state.values())
+                if not follows and not self._factors.include(transformation):
                     raise RequestError(
-                        f"{held.name}: {type(each).__name__} holds tensors that would not follow "
-                        "its shape; attach it after the freeze, to the finalized model"
+                        f"{tensor.name}: {type(transformation).__name__} holds tensors that would "
+                        "not follow its shape; attach it after the freeze, to the finalized model"
                     )
 
 
-def _refuse_states(changed: Sequence[Held], optimizer: Optimizer) -> None:
-    for held in changed:
-        shape = held.stored.shape
-        for key, value in optimizer.state.get(held.stored, {}).items():
+def _refuse_states(resized: Sequence[TensorSpec], optimizer: Optimizer) -> None:
+    for tensor in resized:
+        shape = tensor.stored.shape
+        for key, value in optimizer.state.get(tensor.stored, {}).items():
             if isinstance(value, Tensor) and value.shape != shape and value.numel() > 1:
                 raise RequestError(
-                    f"optimizer: its {key} of {held.name} has shape {tuple(value.shape)}; expected "
-                    f"the parameter's {tuple(shape)}, to change size with it"
+                    f"optimizer: its {key} of {tensor.name} has shape {tuple(value.shape)}; "
+                    f"expected the parameter's {tuple(shape)}, to change size with it"
                 )

@@ -1,4 +1,4 @@
-"""How logits move under the penalty alone, and how the penalty and the clocks are set."""
+"""How logits move under the penalty alone, and how the penalty and the temperatures are set."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def growth_ratio(final_temperature: float, epochs: int) -> float:
     return float(final_temperature ** (1.0 / epochs))
 
 
-def temperatures(clocks: Tensor, ratio: float) -> Tensor:
+def temperatures(ages: Tensor, ratio: float) -> Tensor:
     """The temperature of each structure, ``beta = gamma ** t``.
 
     Args:
-        clocks: (t) epochs in which the structure was sampled, int64.
+        ages: (t) epochs in which the structure was sampled, int64.
         ratio: (gamma).
 
     Returns:
-        float64, of the clocks' shape.
+        float64, of the ages' shape.
     """
-    powers = [ratio**clock for clock in clocks.flatten().tolist()]
-    return torch.tensor(powers, dtype=torch.float64).view(clocks.shape)
+    powers = [ratio**age for age in ages.flatten().tolist()]
+    return torch.tensor(powers, dtype=torch.float64).view(ages.shape)
 
 
 def penalty_weight(base: float, *, sparsity: float, wanted: float, normalised: bool) -> float:

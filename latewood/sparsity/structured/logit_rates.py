@@ -59,4 +59,4 @@ def starting_logits(
     if is_adaptive(group):
         return tuple(max(_MOST_NEGATIVE, -group["lr"] * steps) for _ in weights)
     time = steps * group["lr"] / (1.0 - group["momentum"])
-    return tuple(max(_MOST_NEGATIVE, growth_logit(weight=each, time=time)) for each in weights)
+    return tuple(max(_MOST_NEGATIVE, growth_logit(weight=weight, time=time)) for weight in weights)

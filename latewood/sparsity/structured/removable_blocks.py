@@ -14,11 +14,11 @@ from latewood.core.coupling import ChannelPlan
 from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.modes import evaluated
 
-__all__ = ["Block", "removable_blocks", "replace_block"]
+__all__ = ["RemovableBlock", "removable_blocks"]
 
 
 @dataclass(frozen=True)
-class Block:
+class RemovableBlock:
     """A block that becomes the identity when the last tensors of its branch are zero.
 
     Args:
@@ -32,7 +32,9 @@ class Block:
     last: tuple[str, ...]
 
 
-def removable_blocks(model: nn.Module, plan: ChannelPlan, example_inputs: Any) -> tuple[Block, ...]:
+def removable_blocks(
+    model: nn.Module, plan: ChannelPlan, example_inputs: Any
+) -> tuple[RemovableBlock, ...]:
     """Finds the innermost modules with a branch beside an identity, by trying.
 
     On a copy with other norms (whose initial values hide what they add), the tensors that write
@@ -45,59 +47,50 @@ def removable_blocks(model: nn.Module, plan: ChannelPlan, example_inputs: Any) -
     """
     twin = copy.deepcopy(model)
     _unsettle_norms(twin)
-    tensors = {name: getattr(*place) for name, place in layer_tensors(twin)}
-    found: list[Block] = []
+    tensors = {name: getattr(*owner) for name, owner in layer_tensors(twin)}
+    blocks: list[RemovableBlock] = []
     with torch.no_grad(), evaluated(twin):
         # Innermost first: a stage of removable blocks is not one layer.
         by_depth = sorted(twin.named_modules(), key=lambda item: -item[0].count("."))
         for name, module in by_depth:
-            inside = {each for each in tensors if each.startswith(f"{name}.")}
+            inside = {tensor for tensor in tensors if tensor.startswith(f"{name}.")}
             if not name or not list(module.children()) or not inside:
                 continue
-            if any(block.name.startswith(f"{name}.") for block in found):
+            if any(block.name.startswith(f"{name}.") for block in blocks):
                 continue
-            for last in _endings(twin, plan, inside):
-                if _is_identity_without(
-                    twin, module, [tensors[each] for each in last], example_inputs
-                ):
-                    found.append(Block(name, model.get_submodule(name), last))
+            for last in _endings(plan, inside):
+                written = [tensors[tensor] for tensor in last]
+                if _is_identity_without(twin, module, written, example_inputs):
+                    blocks.append(RemovableBlock(name, model.get_submodule(name), last))
                     break
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
-    return tuple(sorted(found, key=lambda block: order[block.name]))
+    return tuple(sorted(blocks, key=lambda block: order[block.name]))
 
 
-def replace_block(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts another module in the place of a block, in its old position.
-
-    Args:
-        model: what holds the block.
-        name: qualified name of the block.
-        module: what to put there.
-    """
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module
-
-
-def _endings(model: nn.Module, plan: ChannelPlan, inside: set[str]) -> Iterator[tuple[str, ...]]:
+def _endings(plan: ChannelPlan, inside: set[str]) -> Iterator[tuple[str, ...]]:
     """What may write last onto a stream that passes through the block: its norms, or its layers."""
     for group in plan:
         names = {member.tensor for member in group.members}
         if not names - inside or not names & inside:
             continue
-        makers = {each.tensor for each in group.having("producer")} & inside
+        makers = {member.tensor for member in group.having("producer")} & inside
         if not makers:
             continue
-        beside = {each.tensor for each in group.having("per_channel")} & inside
-        owners = {each.rpartition(".")[0] for each in makers}
+        vectors = {member.tensor for member in group.having("per_channel")} & inside
+        layers = {_layer(tensor) for tensor in makers}
         norms = {
-            each
-            for each in beside
-            if each.endswith((".weight", ".bias")) and each.rpartition(".")[0] not in owners
+            tensor
+            for tensor in vectors
+            if tensor.endswith((".weight", ".bias")) and _layer(tensor) not in layers
         }
-        biases = {each for each in beside if each.rpartition(".")[0] in owners}
+        biases = {tensor for tensor in vectors if _layer(tensor) in layers}
         if norms:
             yield tuple(sorted(norms))
         yield tuple(sorted(makers | biases))
+
+
+def _layer(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
 
 
 def _is_identity_without(

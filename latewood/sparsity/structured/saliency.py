@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from latewood.sparsity.structured.gates import Gate
-from latewood.sparsity.structured.structure_spec import Axis, Skeleton
+from latewood.sparsity.structured.structure_spec import OwnedAxis, StructureSpec
 
 __all__ = ["saliencies"]
 
 
 def saliencies(
-    skeleton: Skeleton, gates: Sequence[Gate], present: Sequence[Tensor]
+    spec: StructureSpec, gates: Sequence[Gate], present: Sequence[Tensor]
 ) -> list[Tensor]:
     """Squared norms of all that makes and reads a channel, over their mean in its group.
 
@@ -22,7 +22,7 @@ def saliencies(
     What is absent has no part in it: it comes after all that is there, by its logit.
 
     Args:
-        skeleton: the tensors, as they are now.
+        spec: the tensors, as they are now.
         gates: of the groups.
         present: for each group which channels are there, bool (width,).
 
@@ -30,15 +30,15 @@ def saliencies(
         For each group float32 (width,) on the CPU: 0 or more for what is there, below 0 for what is
         not.
     """
-    totals = [torch.zeros(len(each)) for each in present]
+    totals = [torch.zeros(len(channels)) for channels in present]
     factors = [gate.factors().detach().float().cpu() for gate in gates]
-    for held in skeleton.tensors.values():
-        if not held.is_parameter or len(held.shape) < 2:
+    for tensor in spec.tensors.values():
+        if not tensor.is_parameter or len(tensor.shape) < 2:
             continue
-        squares = held.stored.detach().float().square()
-        for axis in held.axes:
-            for group, found in _shared_out(squares, axis, present):
-                totals[group] += found * factors[group] ** 2 if axis.reads else found
+        squares = tensor.stored.detach().float().square()
+        for axis in tensor.axes:
+            for group, sums in _sums_by_channel(squares, axis, present):
+                totals[group] += sums * factors[group] ** 2 if axis.reads else sums
     scores = []
     for gate, total, there in zip(gates, totals, present, strict=True):
         mean = total[there].mean().clamp_min(torch.finfo(total.dtype).tiny)
@@ -47,9 +47,11 @@ def saliencies(
     return scores
 
 
-def _shared_out(squares: Tensor, axis: Axis, present: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+def _sums_by_channel(
+    squares: Tensor, axis: OwnedAxis, present: Sequence[Tensor]
+) -> list[tuple[int, Tensor]]:
     """The sums over all other axes, by group and channel; 0 for what is absent."""
-    others = [each for each in range(squares.ndim) if each != axis.axis]
+    others = [other for other in range(squares.ndim) if other != axis.axis]
     sums = torch.zeros(axis.size)
     sums[axis.positions(present)] = squares.sum(others).cpu()
     return [(group, sums[indices].sum(1)) for group, indices in axis.owners]

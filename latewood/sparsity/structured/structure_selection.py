@@ -60,12 +60,12 @@ def capped(
     for block in block_scores.argsort(stable=True).tolist():
         if cost.at([1] * len(present), there) > limit:
             there[block] = False
-    chosen = [each.clone() for each in present]
-    widths = [int(each.sum()) for each in chosen]
+    chosen = [channels.clone() for channels in present]
+    widths = [int(channels.sum()) for channels in chosen]
     ranked = sorted(
         (float(scores[group][channel]), group, channel)
-        for group, each in enumerate(chosen)
-        for channel in each.nonzero().flatten().tolist()
+        for group, channels in enumerate(chosen)
+        for channel in channels.nonzero().flatten().tolist()
     )
     for _, group, channel in ranked:
         if cost.at(widths, there) <= limit:
@@ -106,7 +106,7 @@ def largest_within(
         RequestError: not even the narrowest network without blocks fits.
     """
     narrowest = [1] * len(scores)
-    widest = [len(each) for each in scores]
+    widest = [len(channels) for channels in scores]
     order = block_scores.argsort(descending=True, stable=True).tolist()
     count = int((block_scores > 0).sum())
     while count and cost.at(narrowest, _first(order, count)) > limit:
@@ -119,7 +119,7 @@ def largest_within(
     smallest = cost.at(narrowest, blocks)
     if smallest > limit:
         raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
-    ranks = [each.argsort(descending=True, stable=True) for each in scores]
+    ranks = [channels.argsort(descending=True, stable=True) for channels in scores]
     least = _floors(widest, blocks, cost, limit, floor)
     widths = list(least)
     ranked = sorted(
@@ -134,9 +134,9 @@ def largest_within(
     widths = _traded(widths, least, widest, blocks, cost, limit)
     chosen = []
     for width, rank in zip(widths, ranks, strict=True):
-        kept = torch.zeros(len(rank), dtype=torch.bool)
-        kept[rank[:width]] = True
-        chosen.append(kept)
+        channels = torch.zeros(len(rank), dtype=torch.bool)
+        channels[rank[:width]] = True
+        chosen.append(channels)
     return chosen, torch.tensor(blocks, dtype=torch.bool)
 
 
@@ -145,8 +145,8 @@ def _floors(
 ) -> list[int]:
     """The least width of each group, at least 1, below that of groups narrowed alike."""
 
-    def narrowed(share: float) -> list[int]:
-        return [max(1, int(share * width)) for width in widest]
+    def narrowed(fraction: float) -> list[int]:
+        return [max(1, int(fraction * width)) for width in widest]
 
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):

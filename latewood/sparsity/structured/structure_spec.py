@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channe
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.parameter_uses import parameter_uses
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.structured.removable_blocks import Block, removable_blocks
+from latewood.sparsity.structured.removable_blocks import RemovableBlock, removable_blocks
 
-__all__ = ["Axis", "Held", "Skeleton"]
+__all__ = ["ChannelCount", "OwnedAxis", "StructureSpec", "TensorSpec"]
 
 
 @dataclass(frozen=True)
-class Axis:
+class OwnedAxis:
     """An axis whose size follows channels.
 
     Args:
@@ -55,7 +55,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Held:
+class TensorSpec:
     """One tensor of the full model.
 
     Args:
@@ -73,7 +73,7 @@ class Held:
     module: nn.Module
     attribute: str
     shape: tuple[int, ...]
-    axes: tuple[Axis, ...]
+    axes: tuple[OwnedAxis, ...]
     block: int | None
     is_parameter: bool
     deviation: float
@@ -81,18 +81,37 @@ class Held:
     @property
     def stored(self) -> Tensor:
         """The tensor as it is now, without transformations."""
-        found = stored_tensor(self.module, self.attribute) if self.is_parameter else None
-        return getattr(self.module, self.attribute) if found is None else found
+        if self.is_parameter:
+            return stored_tensor(self.module, self.attribute)
+        buffer: Tensor = getattr(self.module, self.attribute)
+        return buffer
 
     def positions(self, present: Sequence[Tensor]) -> list[Tensor]:
         """For each axis, the positions of the full tensor that are there, ascending."""
-        found = [torch.arange(size) for size in self.shape]
+        positions = [torch.arange(size) for size in self.shape]
         for axis in self.axes:
-            found[axis.axis] = axis.positions(present)
-        return found
+            positions[axis.axis] = axis.positions(present)
+        return positions
 
 
-class Skeleton:
+@dataclass(frozen=True)
+class ChannelCount:
+    """An attribute of a module that counts channels, beside what torch's layers keep of shapes.
+
+    Args:
+        module: that has the attribute.
+        attribute: its name.
+        group: number of the group that is counted.
+        per_channel: how much a channel adds.
+    """
+
+    module: nn.Module
+    attribute: str
+    group: int
+    per_channel: int
+
+
+class StructureSpec:
     """The structures of a full model.
 
     Args:
@@ -106,48 +125,58 @@ class Skeleton:
             transformations.
     """
 
+    plan: ChannelPlan
+    """All coupled channels of the model, those that cannot go included."""
+    groups: tuple[ChannelGroup, ...]
+    """The groups whose channels come and go."""
+    blocks: tuple[RemovableBlock, ...]
+    """The residual blocks that come and go."""
+    tensors: dict[str, TensorSpec]
+    """All parameters and buffers of the layers, by name."""
+    block_of: tuple[int | None, ...]
+    """For each group the block that it lives in and vanishes with, if there is one."""
+    counts: tuple[ChannelCount, ...]
+    """Attributes that count channels of the groups."""
+
     def __init__(
         self, model: nn.Module, example_inputs: Any, *, exclude: Sequence[str], layers: bool
     ) -> None:
-        found = dict(layer_tensors(model))
-        for name, place in found.items():
-            if transformations(*place):
+        owners = dict(layer_tensors(model))
+        for name, owner in owners.items():
+            if transformations(*owner):
                 raise RequestError(
                     f"model: {name} carries a transformation, whose shape would not follow; build "
                     "StructuredSparsification before other methods, or finalize them first"
                 )
-        self.plan: ChannelPlan = trace_channels(model, example_inputs)
+        self.plan = trace_channels(model, example_inputs)
         blocks = removable_blocks(model, self.plan, example_inputs) if layers else ()
-        readers = _Readers(model, found)
-        groups = [group for group in self.plan.free if group.width > 1 and readers.allow(group)]
+        groups = _scalable_groups(model, self.plan.free, owners)
         names = [*(group.name for group in groups), *(block.name for block in blocks)]
-        for pattern in exclude:
-            if not fnmatch.filter(names, pattern):
-                raise invalid("exclude", pattern, f"a pattern on one of {', '.join(names)}")
-        spared = {name for pattern in exclude for name in fnmatch.filter(names, pattern)}
-        self.groups: tuple[ChannelGroup, ...] = tuple(g for g in groups if g.name not in spared)
-        self.blocks: tuple[Block, ...] = tuple(b for b in blocks if b.name not in spared)
+        spared = _matching(exclude, names)
+        self.groups = tuple(group for group in groups if group.name not in spared)
+        self.blocks = tuple(block for block in blocks if block.name not in spared)
         if not self.groups:
             raise invalid(
                 "model", type(model).__name__, "a model with channels that can be removed"
             )
         parameters = {id(parameter) for parameter in model.parameters()}
-        self.tensors: dict[str, Held] = {}
-        for name, (module, attribute) in found.items():
+        self.tensors = {}
+        for name, (module, attribute) in owners.items():
             tensor = getattr(module, attribute)
-            self.tensors[name] = Held(
+            self.tensors[name] = TensorSpec(
                 name,
                 module,
                 attribute,
                 tuple(tensor.shape),
                 self._axes(name, tuple(tensor.shape)),
-                self._block_of(name),
+                self._block_with(name),
                 id(tensor) in parameters,
                 float(tensor.detach().double().std()) if tensor.ndim > 1 else 0.0,
             )
-        self.home: tuple[int | None, ...] = tuple(self._home(group) for group in self.groups)
+        self.block_of = tuple(self._block_around(group) for group in self.groups)
+        self.counts = tuple(self._counts(model))
 
-    def _axes(self, name: str, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    def _axes(self, name: str, shape: tuple[int, ...]) -> tuple[OwnedAxis, ...]:
         axes: dict[int, dict[int, Tensor]] = {}
         reads: set[int] = set()
         for number, group in enumerate(self.groups):
@@ -157,34 +186,51 @@ class Skeleton:
                     if member.role == "consumer":
                         reads.add(member.axis)
         return tuple(
-            Axis(axis, shape[axis], tuple(owners.items()), axis in reads)
+            OwnedAxis(axis, shape[axis], tuple(owners.items()), axis in reads)
             for axis, owners in sorted(axes.items())
         )
 
-    def _block_of(self, name: str) -> int | None:
+    def _block_with(self, tensor: str) -> int | None:
         for number, block in enumerate(self.blocks):
-            if name.startswith(f"{block.name}."):
+            if tensor.startswith(f"{block.name}."):
                 return number
         return None
 
-    def _home(self, group: ChannelGroup) -> int | None:
-        """The block that a group lives in and vanishes with; None if any of it is elsewhere."""
+    def _block_around(self, group: ChannelGroup) -> int | None:
+        """The block that holds all of a group; None if any of it is elsewhere."""
         blocks = {self.tensors[member.tensor].block for member in group.members}
         return blocks.pop() if len(blocks) == 1 else None
 
+    def _counts(self, model: nn.Module) -> Iterable[ChannelCount]:
+        for number, group in enumerate(self.groups):
+            for resized in group.resized:
+                module = model.get_submodule(resized.module)
+                count = getattr(module, resized.attribute)
+                yield ChannelCount(module, resized.attribute, number, count // group.width)
 
-class _Readers:
-    """Which groups' readers can be scaled: they do nothing else, and are not tied."""
 
-    def __init__(self, model: nn.Module, found: Mapping[str, tuple[nn.Module, str]]) -> None:
-        used = parameter_uses(model)
-        self._tied = {
-            name for name, place in found.items() if len(used.get(id(getattr(*place)), ())) > 1
-        }
+def _scalable_groups(
+    model: nn.Module, groups: Iterable[ChannelGroup], owners: Mapping[str, tuple[nn.Module, str]]
+) -> list[ChannelGroup]:
+    """The groups of several channels whose readers can be scaled: they only read, and untied."""
+    uses = parameter_uses(model)
+    tied = {name for name, owner in owners.items() if len(uses.get(id(getattr(*owner)), ())) > 1}
+    scalable = []
+    for group in groups:
+        readers = {(member.tensor, member.axis) for member in group.having("consumer")}
+        others = {(m.tensor, m.axis) for m in group.members if m.role != "consumer"}
+        is_tied = any(name in tied for name, _ in readers)
+        if group.width > 1 and readers and not readers & others and not is_tied:
+            scalable.append(group)
+    return scalable
 
-    def allow(self, group: ChannelGroup) -> bool:
-        """Whether all readers of a group's channels can be scaled, and there are any."""
-        readers = {(each.tensor, each.axis) for each in group.having("consumer")}
-        others = {(each.tensor, each.axis) for each in group.members if each.role != "consumer"}
-        tied = any(name in self._tied for name, _ in readers)
-        return bool(readers) and not readers & others and not tied
+
+def _matching(exclude: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The names that any of the patterns matches; each must match one."""
+    matched: set[str] = set()
+    for pattern in exclude:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise invalid("exclude", pattern, f"a pattern on one of {', '.join(names)}")
+        matched.update(matches)
+    return matched

@@ -15,25 +15,20 @@ from latewood.errors import RequestError, invalid
 from latewood.slim.edits import remember
 from latewood.sparsity.soft_mask import DECIDED
 from latewood.sparsity.structured.budget import Budget
-from latewood.sparsity.structured.controller import Controller
-from latewood.sparsity.structured.cost_meter import Meter
+from latewood.sparsity.structured.cost_meter import CostMeter
 from latewood.sparsity.structured.costs import multiply_accumulates
-from latewood.sparsity.structured.gates import Estimator, Gate
-from latewood.sparsity.structured.live_structure import Anatomy
+from latewood.sparsity.structured.gates import Estimator
+from latewood.sparsity.structured.live_structure import LiveStructure
 from latewood.sparsity.structured.logit_dynamics import growth_ratio
-from latewood.sparsity.structured.logit_rates import (
-    ADAPTIVE_LR,
-    PLAIN_LR,
-    is_adaptive,
-    logit_group,
-    starting_logits,
-)
-from latewood.sparsity.structured.new_weight_init import Birth
-from latewood.sparsity.structured.presets import Ranking, checked, preset_having
-from latewood.sparsity.structured.saliency import saliencies
-from latewood.sparsity.structured.structure_age import Clocks
-from latewood.sparsity.structured.structure_selection import capped, floored, largest_within
-from latewood.sparsity.structured.structure_spec import Skeleton
+from latewood.sparsity.structured.logit_rates import PLAIN_LR
+from latewood.sparsity.structured.new_weight_init import NewWeightScale
+from latewood.sparsity.structured.penalty_controller import PenaltyController
+from latewood.sparsity.structured.presets import PresetName, settings_of
+from latewood.sparsity.structured.structure_age import StructureAges
+from latewood.sparsity.structured.structure_sampler import StructureSampler
+from latewood.sparsity.structured.structure_spec import StructureSpec
+from latewood.sparsity.structured.structured_settings import Ranking
+from latewood.sparsity.temperature_schedule import require_count
 
 __all__ = ["StructuredSparsification"]
 
@@ -48,10 +43,10 @@ class StructuredSparsification(EndsOnce):
     ``lambda1 sum sigmoid(beta s of channels) + lambda2 sum sigmoid(beta s of blocks)``
 
     whose weight is negative while the network is smaller than it shall become and positive while it
-    is larger (``growth.penalty_weight``). The temperature beta = gamma ** t of a structure rises
-    with the epochs t in which it was there. At the freeze the blocks of the largest logits and the
-    channels of the largest weights that fit the budget are fixed, the factors are folded into the
-    weights, and the weights alone train on.
+    is larger (``logit_dynamics.penalty_weight``). The temperature beta = gamma ** t of a structure
+    rises with the epochs t in which it was there. At the freeze the blocks of the largest logits
+    and the channels of the largest weights that fit the budget are fixed, the factors are folded
+    into the weights, and the weights alone train on.
 
     What is absent is cut out of the parameters, the buffers and the optimizer's state at the start
     of an epoch, so it costs no computation; channels are remembered on the CPU and cost none of the
@@ -67,33 +62,25 @@ class StructuredSparsification(EndsOnce):
             layer by layer, and interpolated: it holds by that table, on this machine.
         total_steps: optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch, between two samples of the structures.
-        preset: defaults of what follows: "recommended", ours, or "paper", the plain algorithm.
-        estimator: "soft" scales what is present by sigmoid(beta s); "ste" does not, and passes the
-            gradient on.
-        temperature: "per_structure", or "global": beta = gamma ** epoch for all.
+        preset: "recommended", ours, or "paper", the plain algorithm: decides what is None below.
+        estimator: "soft" or "ste", of the factors (``GateSettings``).
+        temperature: "per_structure" or "global".
         final_temperature: beta of a structure that is there in all epochs.
-        penalty: (lambda_base) of channels.
+        penalty: (lambda_base) of channels (``PenaltySettings``).
         layer_penalty: (lambda_base) of blocks; None takes ``penalty``.
-        normalised: divide lambda by 1 - u, the budget's share.
-        seed_width: channels of each group that are there at the start.
+        normalised: divide lambda by the budget's share of the full model.
+        seed_width: channels of each group at the start (``GrowthSettings``).
         seed_logit: of those.
-        growth_logit: of all others; None is the logit from which the penalty alone reaches 0 within
-            ``growth_time`` (``growth.growth_logit``).
-        growth_time: as a share of the run.
-        freeze: share of the run after which the structures are fixed; 1 leaves it to ``finalize``.
-        ranking: what channels are chosen by at the freeze: "norms" of all weights that make and
-            read them (``saliency.saliencies``), or "logits".
-        floor: least width of a group at the freeze, as a share of its width in a network of the
-            budget whose groups are all narrowed alike; the rest goes by the ranking.
-        overshoot: how many times the budget the network grows to before the freeze, up to the full
-            one; 1 grows to the budget, so that the freeze has little to choose from, and is the
-            default where ``freeze`` is 1.
-        capped: keep also the samples before the freeze within the budget times ``overshoot``.
-        logit_lr: learning rate of the logits; None is 0.1 for optimizers with momentum alone, and
-            0.01 for those like Adam, whose steps are of the size of the learning rate.
-        logit_decay: weight decay of the logits, which drags them towards 0, undecided.
-        birth: scale of newly born weights: "initial" is the deviation of the full model's initial
-            values, "kaiming" that of Kaiming's initialisation with the full layer's fan-in.
+        growth_logit: of all others; None follows ``growth_time``.
+        growth_time: share of the run in which the penalty alone brings them to 0.
+        freeze: share of the run after which the structures are fixed (``FreezeSettings``).
+        ranking: "norms" or "logits", by which channels are chosen then.
+        floor: least width of a group then, as a share of groups narrowed alike.
+        overshoot: how many times the budget the network grows to before.
+        capped: keep also the samples within that.
+        logit_lr: learning rate of the logits; None follows the optimizer (``LogitSettings``).
+        logit_decay: weight decay of the logits.
+        birth: scale of new weights, "initial" or "kaiming".
         layers: whether residual blocks may be removed as well.
         exclude: patterns on names of groups and blocks that stay whole.
         seed: of the samples and the newly born values, the same on all processes.
@@ -118,7 +105,7 @@ class StructuredSparsification(EndsOnce):
         budget: Mapping[str, float],
         total_steps: int,
         steps_per_epoch: int,
-        preset: Literal["recommended", "paper"] = "recommended",
+        preset: PresetName = "recommended",
         estimator: Estimator = "soft",
         temperature: Literal["per_structure", "global"] = "per_structure",
         final_temperature: float = 100.0,
@@ -136,14 +123,23 @@ class StructuredSparsification(EndsOnce):
         capped: bool | None = None,
         logit_lr: float | None = None,
         logit_decay: float | None = None,
-        birth: Birth | None = None,
+        birth: NewWeightScale | None = None,
         layers: bool = True,
         exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        settings = preset_having(
+        require_count("total_steps", total_steps)
+        require_count("steps_per_epoch", steps_per_epoch)
+        self.settings = settings = settings_of(
             preset,
+            estimator=estimator,
+            temperature=temperature,
+            final_temperature=final_temperature,
+            penalty=penalty,
+            layer_penalty=layer_penalty,
             normalised=normalised,
+            seed_width=seed_width,
+            seed_logit=seed_logit,
             growth_logit=growth_logit,
             growth_time=growth_time,
             freeze=freeze,
@@ -151,61 +147,43 @@ class StructuredSparsification(EndsOnce):
             floor=floor,
             overshoot=overshoot,
             capped=capped,
+            logit_lr=logit_lr,
             logit_decay=logit_decay,
             birth=birth,
         )
-        checked(
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            seed_width=seed_width,
-            seed_logit=seed_logit,
-            estimator=estimator,
-            temperature=temperature,
-            final_temperature=final_temperature,
-            penalty=penalty,
-            layer_penalty=layer_penalty,
-            logit_lr=logit_lr,
-        )
-        self.total_steps = total_steps
+        """The arguments in groups, with the preset's values for those that were None."""
         self.steps_per_epoch = steps_per_epoch
         self.epochs = math.ceil(total_steps / steps_per_epoch)
-        self.settings = settings
-        self.logit_lr = logit_lr
-        self._seed_width, self._seed_logit = seed_width, seed_logit
         self._model = model
         self._examples = _as_sequence(example_inputs)
-        skeleton = Skeleton(model, self._examples, exclude=exclude, layers=layers)
-        macs = multiply_accumulates(model, skeleton, self._examples)
-        self.budget = Budget.of(budget, model, skeleton, macs, self._examples)
+        spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
+        macs = multiply_accumulates(model, spec, self._examples)
+        self.budget = Budget.of(budget, model, spec, macs, self._examples)
         self._generator = torch.Generator().manual_seed(seed)
-        self._anatomy = Anatomy(
+        self._structure = LiveStructure(
             model,
-            skeleton,
-            estimator=estimator,
-            birth=settings.birth,
+            spec,
+            estimator=settings.gates.estimator,
+            birth=settings.growth.birth,
             generator=self._generator,
         )
-        self._meter = Meter(macs, self._anatomy)
-        self._clocks = Clocks(
-            self._gates,
-            ratio=growth_ratio(final_temperature, self.epochs),
-            shared=temperature == "global",
+        self._ages = StructureAges(
+            self._structure.all_gates,
+            ratio=growth_ratio(settings.gates.final_temperature, self.epochs),
+            shared=settings.gates.temperature == "global",
         )
-        self._controller = Controller(
-            (penalty, penalty if layer_penalty is None else layer_penalty),
-            normalised=settings.normalised,
+        self._controller = PenaltyController(settings.penalty)
+        self._sampler = StructureSampler(
+            self._structure,
+            self._ages,
+            self._controller,
+            settings,
+            total_steps=total_steps,
+            generator=self._generator,
         )
+        self._meter = CostMeter(macs, self._structure)
         self._step = 0
         self._ready = -1
-
-    @property
-    def _gates(self) -> list[Gate]:
-        layer_gate = self._anatomy.layer_gate
-        return [*self._anatomy.gates, *([layer_gate] if layer_gate is not None else [])]
-
-    @property
-    def _growing(self) -> Budget:
-        return self.budget.times(self.settings.overshoot)
 
     @property
     def epoch(self) -> int:
@@ -215,7 +193,7 @@ class StructuredSparsification(EndsOnce):
     @property
     def frozen(self) -> bool:
         """Whether the structures are fixed."""
-        return self._anatomy.folded
+        return self._structure.folded
 
     @property
     def freeze_epoch(self) -> int:
@@ -223,7 +201,7 @@ class StructuredSparsification(EndsOnce):
 
         That after the last if ``finalize`` does.
         """
-        return max(2, math.ceil(self.settings.freeze * self.epochs))
+        return max(2, math.ceil(self.settings.freeze.freeze * self.epochs))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The logits of all structures in one group.
@@ -232,11 +210,12 @@ class StructuredSparsification(EndsOnce):
             RequestError: after ``finalize``.
         """
         self.require_active("parameter_groups")
+        logits = self.settings.logits
         return [
             {
-                "params": [gate.logits for gate in self._gates],
-                "lr": PLAIN_LR if self.logit_lr is None else self.logit_lr,
-                "weight_decay": self.settings.logit_decay,
+                "params": [gate.logits for gate in self._structure.all_gates],
+                "lr": PLAIN_LR if logits.logit_lr is None else logits.logit_lr,
+                "weight_decay": logits.logit_decay,
             }
         ]
 
@@ -252,7 +231,7 @@ class StructuredSparsification(EndsOnce):
             RequestError: after ``finalize``.
         """
         self.require_active("penalty")
-        return self._controller.penalty(self._anatomy)
+        return self._controller.penalty(self._structure)
 
     def restructure(self, optimizer: Optimizer) -> bool:
         """Makes the network of the coming epoch; call it before the first step of each.
@@ -281,13 +260,16 @@ class StructuredSparsification(EndsOnce):
         first, self._ready = self._ready < 0, self.epoch
         if self.frozen:
             return False
-        if self.epoch >= self.freeze_epoch and not first:
-            self._freeze(optimizer)
-            changed = True
+        if first:
+            changed = self._sampler.plant(optimizer, self.budget)
+        elif self.epoch < self.freeze_epoch:
+            changed = self._sampler.sample(optimizer, self.budget)
         else:
-            changed = self._plant(optimizer) if first else self._sample(optimizer)
-            self._clocks.show(self.epoch)
-        self._meter.look()
+            self._sampler.freeze(optimizer, self.budget)
+            changed = True
+        if not self.frozen:
+            self._ages.set_temperatures(self.epoch)
+        self._meter.refresh()
         return changed
 
     def step(self) -> None:
@@ -301,7 +283,7 @@ class StructuredSparsification(EndsOnce):
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
             )
-        self._meter.count()
+        self._meter.count_step()
         self._step += 1
 
     def finalize(self) -> nn.Module:
@@ -318,9 +300,9 @@ class StructuredSparsification(EndsOnce):
         """
         self.require_active("finalize")
         if not self.frozen:
-            self._freeze(None)
+            self._sampler.freeze(None, self.budget)
         self.finalized = True
-        remember(self._model, self._anatomy.edits(), self._examples)
+        remember(self._model, self._structure.edits(), self._examples)
         return self._model
 
     def metrics(self) -> dict[str, float]:
@@ -341,16 +323,17 @@ class StructuredSparsification(EndsOnce):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What the model's own state does not hold: structures, clocks, what is detached."""
+        """What the model's own state does not hold: structures, their ages, what is detached."""
+        # The keys are those of checkpoints that are there already.
         return {
             "step": self._step,
             "ready": self._ready,
             "spent": self._meter.spent,
             "budget": self.budget.table(),
             "weights": self._controller.weights,
-            "clocks": list(self._clocks.ages),
-            "logits": [gate.logits.detach().clone() for gate in self._gates],
-            "anatomy": self._anatomy.state(),
+            "clocks": list(self._ages.epochs),
+            "logits": [gate.logits.detach().clone() for gate in self._structure.all_gates],
+            "anatomy": self._structure.state(),
             "generator": self._generator.get_state(),
         }
 
@@ -364,7 +347,7 @@ class StructuredSparsification(EndsOnce):
         self.require_active("reshape")
         self._check(state)
         if state["ready"] >= 0:
-            self._anatomy.reshape(state["anatomy"])
+            self._structure.reshape(state["anatomy"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
@@ -374,107 +357,37 @@ class StructuredSparsification(EndsOnce):
         """
         self.require_active("load_state_dict")
         self._check(state)
-        self.budget = self.budget.having(state["budget"], self._anatomy.skeleton)
+        self.budget = self.budget.having(state["budget"], self._structure.spec)
         self._step, self._ready = state["step"], state["ready"]
         self._meter.spent, self._controller.weights = state["spent"], tuple(state["weights"])
-        self._clocks.restore(state["clocks"])
-        self._anatomy.load(state["anatomy"])
+        self._ages.restore(state["clocks"])
+        self._structure.load(state["anatomy"])
         with torch.no_grad():
-            for gate, logits in zip(self._gates, state["logits"], strict=True):
+            for gate, logits in zip(self._structure.all_gates, state["logits"], strict=True):
                 gate.logits.copy_(logits)
         self._generator.set_state(state["generator"])
-        self._clocks.show(self.epoch)
-        self._meter.look()
-
-    def _plant(self, optimizer: Optimizer) -> bool:
-        """Cuts the model down to the seed and sets the logits by the optimizer's rate."""
-        present = [torch.zeros_like(each) for each in self._anatomy.present]
-        for each in present:
-            each[: self._seed_width] = True
-        blocks = torch.zeros_like(self._anatomy.blocks)
-        changed = self._anatomy.become(present, blocks, optimizer, remember=False)
-        self._controller.follow(self._growing, present, blocks)
-        off = self._growth_logits(optimizer)
-        with torch.no_grad():
-            for gate, each in zip(self._anatomy.gates, present, strict=True):
-                gate.logits.fill_(off[0])
-                gate.logits[each.to(gate.logits.device)] = self._seed_logit
-            if self._anatomy.layer_gate is not None:
-                self._anatomy.layer_gate.logits.fill_(off[1])
-        return changed
-
-    def _sample(self, optimizer: Optimizer) -> bool:
-        """Draws the structures of an epoch; those drawn grow older."""
-        anatomy = self._anatomy
-        chances = [gate.chances().detach().cpu() for gate in self._gates]
-        drawn = [
-            torch.rand(len(each), generator=self._generator, dtype=torch.float64) < each.double()
-            for each in chances
-        ]
-        blocks = drawn.pop() if anatomy.layer_gate is not None else anatomy.blocks
-        scores, block_scores = self._scores()
-        present = [floored(each, score) for each, score in zip(drawn, scores, strict=True)]
-        # The penalty follows the sample as drawn: behind the cap it would never be too large.
-        self._controller.follow(self._growing, present, blocks)
-        if self.settings.capped:
-            cost, limit = self._growing.cost, self._growing.limit
-            present, blocks = capped(present, scores, blocks, block_scores, cost, limit)
-        changed = anatomy.become(present, blocks, optimizer)
-        for group, there in enumerate(anatomy.present):
-            if anatomy.visible(group):
-                self._clocks.advance(group, there)
-        if anatomy.layer_gate is not None:
-            self._clocks.advance(-1, blocks)
-        return changed
-
-    def _freeze(self, optimizer: Optimizer | None) -> None:
-        """Fixes the structures of the largest scores within the budget; folds the factors."""
-        anatomy = self._anatomy
-        scores, layers = self._scores()
-        if self.settings.ranking == "norms":
-            scores = saliencies(anatomy.skeleton, anatomy.gates, anatomy.present)
-        present, blocks = largest_within(
-            scores, layers, self.budget.cost, self.budget.limit, floor=self.settings.floor
-        )
-        anatomy.become(present, blocks, optimizer)
-        anatomy.fold(optimizer)
-        for gate in self._gates:
-            gate.logits.grad = None
-
-    def _scores(self) -> tuple[list[Tensor], Tensor]:
-        """The logits on the CPU: of each group's channels, and of the blocks."""
-        scores = [gate.logits.detach().cpu() for gate in self._anatomy.gates]
-        layer_gate = self._anatomy.layer_gate
-        return scores, torch.zeros(0) if layer_gate is None else layer_gate.logits.detach().cpu()
-
-    def _growth_logits(self, optimizer: Optimizer) -> tuple[float, ...]:
-        group = logit_group(optimizer, self._gates[0].logits)
-        if self.logit_lr is None and is_adaptive(group):
-            group["lr"] = group["initial_lr"] = ADAPTIVE_LR
-        if self.settings.growth_logit is not None:
-            return (self.settings.growth_logit,) * 2
-        return starting_logits(
-            group, self._controller.weights, self.settings.growth_time * self.total_steps
-        )
+        self._ages.set_temperatures(self.epoch)
+        self._meter.refresh()
 
     def _undecided(self) -> float:
         if self.frozen:
             return 0.0
-        far = [gate.temperature * gate.logits.detach() for gate in self._gates]
-        return float(torch.cat(far).abs().lt(DECIDED).double().mean())
+        gates = self._structure.all_gates
+        scaled = torch.cat([gate.temperature * gate.logits.detach() for gate in gates])
+        return float(scaled.abs().lt(DECIDED).double().mean())
 
     def _check(self, state: dict[str, Any]) -> None:
-        own = self.state_dict()
-        if set(state) != set(own) or [len(each) for each in state["logits"]] != [
-            len(each) for each in own["logits"]
-        ]:
+        expected = self.state_dict()
+        sizes = [len(logits) for logits in expected["logits"]]
+        if state.keys() != expected.keys() or [len(part) for part in state["logits"]] != sizes:
             raise invalid(
                 "state", sorted(state), "what StructuredSparsification.state_dict() returned"
             )
 
 
 def _as_sequence(example_inputs: Any) -> tuple[Tensor, ...]:
-    found = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not found or not all(isinstance(each, Tensor) for each in found):
+    is_tensor = isinstance(example_inputs, Tensor)
+    inputs = (example_inputs,) if is_tensor else tuple(example_inputs)
+    if not inputs or not all(isinstance(part, Tensor) for part in inputs):
         raise invalid("example_inputs", type(example_inputs).__name__, "a tensor or tensors")
-    return found
+    return inputs

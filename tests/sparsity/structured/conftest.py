@@ -106,14 +106,14 @@ class Run:
 
     def masked(self):
         """The full model with the slim one's values, and zeros where nothing is to be read."""
-        anatomy = self.method._anatomy
+        structure = self.method._structure
         generator = torch.Generator().manual_seed(5)
         places = dict(layer_tensors(self.full))
         with torch.no_grad():
-            for name, held in anatomy.skeleton.tensors.items():
+            for name, held in structure.spec.tensors.items():
                 block = held.block
-                if block is not None and not anatomy.blocks[block]:
-                    if name in anatomy.skeleton.blocks[block].last:
+                if block is not None and not structure.blocks[block]:
+                    if name in structure.spec.blocks[block].last:
                         getattr(*places[name]).zero_()
                     continue
                 tensor = places[name][0]._buffers.get(places[name][1])
@@ -123,10 +123,10 @@ class Run:
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
                 for axis in held.axes:
                     if axis.reads:
-                        there = axis.positions(anatomy.present)
+                        there = axis.positions(structure.present)
                         gone = sorted(set(range(axis.size)) - set(there.tolist()))
                         tensor.index_fill_(axis.axis, torch.tensor(gone, dtype=torch.int64), 0)
-                positions = held.positions(anatomy.present)
+                positions = held.positions(structure.present)
                 where = torch.meshgrid(*positions, indexing="ij") if positions else ...
                 tensor[where] = held.stored
         return self.full.eval()

@@ -45,18 +45,18 @@ freeze = 0.7
 SCRIPT = """
 import hashlib, json, os, sys, warnings
 warnings.simplefilter("ignore")
-from latewood.sparsity.structured import anatomy
+from latewood.sparsity.structured.live_structure import LiveStructure
 from latewood.training.loop import train
 seen = []
-become = anatomy.Anatomy.become
+change_to = LiveStructure.change_to
 def watched(self, *args, **named):
-    changed = become(self, *args, **named)
+    changed = change_to(self, *args, **named)
     bits = b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
     logits = [gate.logits.tolist() for gate in self.gates] + [self.layer_gate.logits.tolist()]
     seen.append([[p.tolist() for p in self.present], self.blocks.tolist(), logits,
                  hashlib.sha256(bits).hexdigest()])
     return changed
-anatomy.Anatomy.become = watched
+LiveStructure.change_to = watched
 result = train("recipe.toml", folder="run", show_progress=False)
 bits = b"".join(p.detach().numpy().tobytes() for p in result.model.parameters())
 seen.append(hashlib.sha256(bits).hexdigest())

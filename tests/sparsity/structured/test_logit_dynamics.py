@@ -1,4 +1,4 @@
-"""The penalty's flow, the clocks and the controller against their closed forms."""
+"""The penalty's flow, the temperatures and the controller against their closed forms."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_growth_takes_as_long_as_asked(a, steps):
     assert growth_logit(weight=-0.25, time=flow(a) / 0.25) == pytest.approx(-a, abs=1e-12)
 
 
-def test_the_ratio_of_the_clocks():
+def test_the_ratio_of_the_temperatures():
     assert growth_ratio(100.0, 160) == pytest.approx(1.029200527194, abs=5e-13)
     assert growth_ratio(100.0, 40) == pytest.approx(1.122018454302, abs=5e-13)
 

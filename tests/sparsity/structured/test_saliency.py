@@ -22,15 +22,15 @@ def build(model, **options):
 
 
 def scores(method):
-    anatomy = method._anatomy
-    (found,) = saliencies(anatomy.skeleton, anatomy.gates, anatomy.present)
+    structure = method._structure
+    (found,) = saliencies(structure.spec, structure.gates, structure.present)
     return found
 
 
 def test_a_channels_rows_and_columns_count_the_columns_as_they_are_read():
     model = net()
     method = build(model)
-    (gate,) = method._anatomy.gates
+    (gate,) = method._structure.gates
     with torch.no_grad():
         gate.logits.copy_(torch.randn(6))
     made = model[0].weight.square().sum(1)
@@ -43,7 +43,7 @@ def test_what_is_absent_comes_last_by_its_logit():
     method = build(model, seed_width=2)
     optimizer = torch.optim.SGD(parameter_groups(model, [method]), lr=0.1)
     method.restructure(optimizer)
-    (gate,) = method._anatomy.gates
+    (gate,) = method._structure.gates
     with torch.no_grad():
         gate.logits[2:] = torch.tensor([1.0, -1.0, 2.0, 0.0])
         for parameter in model.parameters():
@@ -60,9 +60,11 @@ def test_every_channel_of_every_kind_of_layer_has_a_score(name, runs):
     run = runs(name, epochs=8)
     for _ in range(2):
         run.epoch()
-    anatomy = run.method._anatomy
+    structure = run.method._structure
     for found, there in zip(
-        saliencies(anatomy.skeleton, anatomy.gates, anatomy.present), anatomy.present, strict=True
+        saliencies(structure.spec, structure.gates, structure.present),
+        structure.present,
+        strict=True,
     ):
         assert (found[there] > 0).all() and (found[~there] < 0).all()
         assert found[there].mean() == pytest.approx(1)
@@ -75,7 +77,7 @@ def test_the_freeze_keeps_the_channels_of_large_weights():
         method = build(model, ranking=ranking)
         with torch.no_grad():
             model[0].weight[[1, 4]] *= 100.0
-            method._anatomy.gates[0].logits.copy_(torch.tensor([3.0, 0.0, 2.0, 1.0, 0.5, 4.0]))
+            method._structure.gates[0].logits.copy_(torch.tensor([3.0, 0.0, 2.0, 1.0, 0.5, 4.0]))
         large = model[0].weight.abs().max()
         kept[ranking] = method.finalize()[0].weight.abs().max() == large
     assert kept == {"norms": True, "logits": False}

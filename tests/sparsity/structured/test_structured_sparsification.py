@@ -56,7 +56,7 @@ def test_before_the_freeze_it_grows_to_so_many_budgets_and_is_pruned_then():
 def test_without_a_freeze_it_stays_within_the_budget():
     assert StructuredSparsification(
         net(), INPUTS[:1], budget={"macs": 0.3}, total_steps=8, steps_per_epoch=4, freeze=1.0
-    ).settings.overshoot == 1.0  # fmt: skip
+    ).settings.growth.overshoot == 1.0  # fmt: skip
 
 
 def test_a_network_grows_from_a_seed_and_ends_within_its_budget():

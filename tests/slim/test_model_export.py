@@ -8,7 +8,7 @@ from torch import nn
 
 from latewood import models
 from latewood.errors import RequestError, WorkError
-from latewood.slim import CsrLinear, compressed_linear, export, load_slim, save_slim
+from latewood.slim import CsrLinear, compressed_linear, export, load_slim, model_export, save_slim
 from latewood.sparsity import FixedMasks
 
 ARGUMENTS = {"in_features": 6, "hidden": [16, 12], "num_classes": 3}
@@ -37,12 +37,12 @@ def clock(monkeypatch):
     def layers(models, inputs):
         found = {}
         for form, model in models.items():
-            for name in export.heavy_layers(model):
+            for name in model_export.heavy_layers(model):
                 found.setdefault(name, {})[form] = table.get(form, 1.0)
         return found
 
-    monkeypatch.setattr(export, "least_times", whole)
-    monkeypatch.setattr(export, "layer_times", layers)
+    monkeypatch.setattr(model_export, "least_times", whole)
+    monkeypatch.setattr(model_export, "layer_times", layers)
     monkeypatch.setattr(compressed_linear, "_times", lambda *_: (1.0, table["csr of a layer"]))
     return table
 

@@ -23,10 +23,9 @@ from latewood.slim.idle_channels import Limits
 from latewood.slim.layer_times import heavy_layers, layer_times
 from latewood.slim.removal import slimmed
 
-__all__ = ["ExportReport", "Form", "LayerChoice", "Mode", "export"]
+__all__ = ["ExportForm", "ExportReport", "LayerChoice", "export"]
 
-Mode = Literal["auto", "dense", "masked", "csr", "slim"]
-Form = Literal["auto", "dense", "masked", "csr", "slim"]
+ExportForm = Literal["auto", "dense", "masked", "csr", "slim"]
 
 _MULTIPLES: Final = (8, 16)
 """Numbers of channels that kernels like; measured beside the exact ones."""
@@ -34,7 +33,7 @@ _TOLERATED: Final = 1.02
 """Forms this close to the fastest count as equally fast, and the order below decides."""
 _WHOLE: Final[dict[str, Any]] = {"steady": 25, "seconds": 5.0}
 """How patiently the forms of the whole are timed, since that decides."""
-_PREFERRED: Final[tuple[Form, ...]] = ("auto", "slim", "csr", "dense")
+_PREFERRED: Final[tuple[ExportForm, ...]] = ("auto", "slim", "csr", "dense")
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,15 @@ class ExportReport:
             output.
     """
 
-    mode: Mode
-    form: Form
+    mode: ExportForm
+    form: ExportForm
     layers: tuple[LayerChoice, ...]
     us: dict[str, float]
     difference: float
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Exported:
     """One form of the model, and the edits that make it of the dense one."""
 
     model: nn.Module
@@ -89,7 +88,7 @@ def export(
     model: nn.Module,
     example_inputs: Examples,
     *,
-    mode: Mode = "auto",
+    mode: ExportForm = "auto",
     tolerance: float | None = None,
 ) -> tuple[nn.Module, ExportReport]:
     """Exports a masked model in a form for inference, by default in the one that runs fastest.
@@ -117,92 +116,94 @@ def export(
         RequestError: another mode.
         WorkError: the exported module differs from the model.
     """
-    if mode not in get_args(Mode):
-        raise invalid("mode", mode, f"one of {', '.join(get_args(Mode))}")
+    if mode not in get_args(ExportForm):
+        raise invalid("mode", mode, f"one of {', '.join(get_args(ExportForm))}")
     dense = copy.deepcopy(model).eval()
     if mode == "masked":
         difference = compare(model, dense, example_inputs, tolerance)
         return dense, ExportReport(mode, "masked", (), {}, difference)
     bake_masks(dense)
-    form: Form = mode
+    form: ExportForm = mode
     times: dict[str, dict[str, float]] = {}
     whole: dict[str, float] = {}
     if mode == "auto":
         forms, times = _forms(dense, example_inputs)
         whole = _whole_times(forms, example_inputs)
         form = _fastest(whole)
-        made = forms[form]
+        exported = forms[form]
     else:
-        made = _plain(dense, example_inputs, mode)
-    difference = compare(model, made.model, example_inputs, tolerance)
-    remember(made.model, made.edits, example_inputs)
-    layers = _choices(dense, made.model, times)
-    return made.model, ExportReport(mode, form, layers, whole, difference)
+        exported = _plain(dense, example_inputs, mode)
+    difference = compare(model, exported.model, example_inputs, tolerance)
+    remember(exported.model, exported.edits, example_inputs)
+    layers = _choices(dense, exported.model, times)
+    return exported.model, ExportReport(mode, form, layers, whole, difference)
 
 
-def _plain(dense: nn.Module, example_inputs: Examples, mode: Mode) -> _Made:
+def _plain(dense: nn.Module, example_inputs: Examples, mode: ExportForm) -> _Exported:
     if mode == "slim":
-        return _Made(*slimmed(dense, example_inputs, Limits()))
+        return _Exported(*slimmed(dense, example_inputs, Limits()))
     if mode == "csr":
-        return _compressed(_Made(dense, []), example_inputs, "csr")[0]
-    return _Made(copy.deepcopy(dense), [])
+        return _compressed(_Exported(dense, []), example_inputs, "csr")[0]
+    return _Exported(copy.deepcopy(dense), [])
 
 
 def _compressed(
-    made: _Made, example_inputs: Examples, mode: Literal["auto", "csr"]
-) -> tuple[_Made, list[LinearChoice]]:
-    twin, report = compress(copy.deepcopy(made.model), example_inputs, mode)
+    exported: _Exported, example_inputs: Examples, mode: Literal["auto", "csr"]
+) -> tuple[_Exported, list[LinearChoice]]:
+    twin, report = compress(copy.deepcopy(exported.model), example_inputs, mode)
     edit = compression(report)
-    return _Made(twin, [*made.edits, edit] if edit.layers else made.edits), report
+    return _Exported(twin, [*exported.edits, edit] if edit.layers else exported.edits), report
 
 
 def _forms(
     dense: nn.Module, example_inputs: Examples
-) -> tuple[dict[Form, _Made], dict[str, dict[str, float]]]:
+) -> tuple[dict[ExportForm, _Exported], dict[str, dict[str, float]]]:
     """The forms to choose from, and the times of the layers in them."""
-    forms: dict[Form, _Made] = {"dense": _Made(copy.deepcopy(dense), [])}
+    forms: dict[ExportForm, _Exported] = {"dense": _Exported(copy.deepcopy(dense), [])}
     best = forms["dense"]
-    exact = _Made(*slimmed(dense, example_inputs, Limits()))
+    exact = _Exported(*slimmed(dense, example_inputs, Limits()))
     if _size(exact.model) < _size(dense):
         forms["slim"] = exact
-        best = _Made(
+        best = _Exported(
             *slimmed(
                 dense, example_inputs, Limits(by_group=_multiples(dense, exact, example_inputs))
             )
         )
     mixed, report = _compressed(best, example_inputs, "auto")
-    if any(each.chosen == "csr" for each in report):
+    if any(choice.chosen == "csr" for choice in report):
         forms["csr"] = _plain(dense, example_inputs, "csr")
     if len(forms) > 1:
         forms["auto"] = mixed
     times = layer_times({"chosen": mixed.model} | _others(forms), example_inputs)
-    for each in report:
+    for choice in report:
         # Compressed rows that were not taken have been timed as well.
-        if each.csr_ms is not None and each.layer in times:
-            times[each.layer].setdefault("csr", 1e3 * each.csr_ms)
+        if choice.csr_ms is not None and choice.layer in times:
+            times[choice.layer].setdefault("csr", 1e3 * choice.csr_ms)
     return forms, times
 
 
-def _others(forms: Mapping[Form, _Made]) -> dict[str, nn.Module]:
-    return {form: made.model for form, made in forms.items() if form in ("dense", "slim", "csr")}
+def _others(forms: Mapping[ExportForm, _Exported]) -> dict[str, nn.Module]:
+    return {
+        form: exported.model for form, exported in forms.items() if form in ("dense", "slim", "csr")
+    }
 
 
-def _multiples(dense: nn.Module, exact: _Made, example_inputs: Examples) -> dict[str, int]:
+def _multiples(dense: nn.Module, exact: _Exported, example_inputs: Examples) -> dict[str, int]:
     """For each group that lost channels, the multiple of channels whose layers take least time."""
     full = copy.deepcopy(dense)
-    kept: dict[str, list[int]] = {}
+    keep: dict[str, list[int]] = {}
     for edit in exact.edits:
         if isinstance(edit, Channels):
-            kept = edit.keep
+            keep = edit.keep
             break
         full = apply_edit(full, edit, example_inputs).eval()
-    groups = [group for group in trace_channels(full, example_inputs) if group.name in kept]
+    groups = [group for group in trace_channels(full, example_inputs) if group.name in keep]
     candidates = {"1": exact.model, "full": full}
     for multiple in _MULTIPLES:
         # Where all widths are multiples already there is nothing to try.
-        if any(len(kept[group.name]) % multiple for group in groups):
-            made = slimmed(dense, example_inputs, Limits(round_to=multiple))[0]
-            candidates[str(multiple)] = made
+        if any(len(keep[group.name]) % multiple for group in groups):
+            exported = slimmed(dense, example_inputs, Limits(round_to=multiple))[0]
+            candidates[str(multiple)] = exported
     times = layer_times(candidates, example_inputs)
     chosen: dict[str, int] = {}
     for group in groups:
@@ -219,32 +220,35 @@ def _multiples(dense: nn.Module, exact: _Made, example_inputs: Examples) -> dict
     return chosen
 
 
-def _whole_times(forms: Mapping[Form, _Made], example_inputs: Examples) -> dict[str, float]:
+def _whole_times(
+    forms: Mapping[ExportForm, _Exported], example_inputs: Examples
+) -> dict[str, float]:
     device = next(
-        (each.device for made in forms.values() for each in made.model.parameters()),
+        (weight.device for exported in forms.values() for weight in exported.model.parameters()),
         torch.device("cpu"),
     )
     calls: dict[str, Callable[[], object]] = {
-        form: partial(run_model, made.model.eval(), example_inputs) for form, made in forms.items()
+        form: partial(run_model, exported.model.eval(), example_inputs)
+        for form, exported in forms.items()
     }
     return least_times(calls, device, **_WHOLE)
 
 
-def _fastest(times: Mapping[str, float]) -> Form:
+def _fastest(times: Mapping[str, float]) -> ExportForm:
     """The fastest form; of those that are as fast, the first in a fixed order."""
     best = min(times.values())
     return next(form for form in _PREFERRED if times.get(form, 2 * best) <= _TOLERATED * best)
 
 
 def _choices(
-    dense: nn.Module, made: nn.Module, times: Mapping[str, dict[str, float]]
+    dense: nn.Module, exported: nn.Module, times: Mapping[str, dict[str, float]]
 ) -> tuple[LayerChoice, ...]:
-    after = dict(made.named_modules())
+    after = dict(exported.named_modules())
     choices = []
     for name, layer in heavy_layers(dense).items():
-        weights = [each for each in layer.parameters() if each.ndim > 1]
-        total = sum(each.numel() for each in weights)
-        nonzero = sum(int(each.count_nonzero()) for each in weights)
+        weights = [weight for weight in layer.parameters() if weight.ndim > 1]
+        total = sum(weight.numel() for weight in weights)
+        nonzero = sum(int(weight.count_nonzero()) for weight in weights)
         choice = _choice(layer, after.get(name))
         choices.append(LayerChoice(name, choice, nonzero / max(1, total), times.get(name, {})))
     return tuple(choices)
@@ -261,4 +265,4 @@ def _choice(
 
 
 def _size(model: nn.Module) -> int:
-    return sum(each.numel() for each in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
