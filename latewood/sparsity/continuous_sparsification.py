@@ -177,7 +177,7 @@ class ContinuousSparsification(EndsOnce):
     @property
     def hardened(self) -> bool:
         """Whether the masks are fixed."""
-        return all(mask.hard_mask is not None for mask in self._masks.values())
+        return all(mask.frozen for mask in self._masks.values())
 
     def mask_parameters(self) -> list[nn.Parameter]:
         """The logits, in the model's order.

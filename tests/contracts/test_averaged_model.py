@@ -49,25 +49,6 @@ def test_an_averaged_copy_is_its_own_network(component, network, start, tmp_path
     average.module.train()(inputs).sum().backward()
 
 
-def test_a_copy_made_before_hardening_ends_like_one_made_after(method, network):
-    """Averaged over nothing but the last values, both compute what the hardened model does."""
-    early = Training(method, network).run(1)
-    last_value = {"multi_avg_fn": get_ema_multi_avg_fn(0.0)}
-    if isinstance(early.method, Restructuring):
-        early.run(7)  # the shapes are those of the end
-    average = AveragedModel(early.model, **last_value)
-    shapes = [p.shape for p in early.model.parameters()]
-    average.update_parameters(early.model)
-    early.run()
-    if shapes != [p.shape for p in early.model.parameters()]:
-        return
-    average.update_parameters(early.model)
-    inputs, _ = batch(network, 99)
-    early.model.eval()
-    average.eval()
-    assert torch.equal(average(inputs), early.model(inputs))
-
-
 def test_a_fresh_model_takes_the_finalized_average(method, network):
     """A model of plain layers can be averaged on, as any other."""
     training = Training(method, network).run()
