@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from latewood.core import Restructuring, finalize, parameter_groups
 from latewood.models import lstm_classifier
+from latewood.training.checkpoints import load_into
 from latewood.training.components import build
 
 TOTAL_STEPS = 12
@@ -211,7 +212,7 @@ class Training:
         for method, own in zip(self.methods, state["methods"], strict=True):
             if isinstance(method, Restructuring):
                 method.reshape(own)
-        self.model.load_state_dict(state["model"])
+        load_into(self.model, state["model"], "state")
         self.optimizer.load_state_dict(state["optimizer"])
         for method, own in zip(self.methods, state["methods"], strict=True):
             method.load_state_dict(own)
