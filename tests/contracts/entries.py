@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,9 +74,11 @@ class Case:
         return str(self.factory.__module__).startswith("latewood.")
 
 
-def cases(*kinds: Kind) -> Iterator[Case]:
+def cases(*kinds: Kind) -> list[Case]:
     """Every registered entry with every set of arguments that the table has for it."""
-    for kind in kinds:
-        for name in REGISTRIES[kind]:
-            for number in range(len(ARGUMENTS[kind].get(name, [{}]))):
-                yield Case(kind, name, number)
+    return [
+        Case(kind, name, number)
+        for kind in kinds
+        for name in REGISTRIES[kind]
+        for number in range(len(ARGUMENTS[kind].get(name, [{}])))
+    ]

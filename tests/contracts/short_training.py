@@ -69,6 +69,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """By name: what makes the network, and the shape of one sample."""
 
 
+def networks_of(case: Case) -> list[str]:
+    """The networks to train an entry on: an optimizer sees tensors, whatever layers they are of."""
+    return ["mlp", "convnet"] if case.kind == "optimizer" else list(NETWORKS)
+
+
 def network_of(name: str, *, seed: int = 0) -> nn.Module:
     """A network with the initial weights of a seed; leaves torch's generator alone."""
     with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from entries import cases
-from short_training import NETWORKS, STEPS_PER_EPOCH, TOTAL_STEPS, Training, batch
+from short_training import STEPS_PER_EPOCH, TOTAL_STEPS, Training, batch, networks_of
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,11 +22,6 @@ class OwnSamples(Training):
 
     def samples(self):
         return batch(self.network, 100 * dist.get_rank() + self.steps)
-
-
-def networks_of(case):
-    """Optimizers and probes see tensors only; what methods do depends on the layers."""
-    return list(NETWORKS) if case.kind == "method" else ["mlp"]
 
 
 def distributed(model):
@@ -65,8 +60,7 @@ def agree(what, where):
 
 def train(case, network, folder):
     where = f"{case} {network}"
-    # Other initial weights in each process: what nobody sends around would show.
-    training = OwnSamples(case, network, seed=dist.get_rank(), folder=folder, wrap=distributed)
+    training = OwnSamples(case, network, folder=folder, wrap=distributed)
     while training.steps < TOTAL_STEPS:
         training.run(training.steps + STEPS_PER_EPOCH)
         agree(training.state(), f"{where} after step {training.steps}")
