@@ -64,12 +64,12 @@ def _print_snapshot(name: str, model: nn.Module, folder: Path, rounds: int) -> N
     weights = [w.flatten(1) for w in weight_matrices(model, skip_last=False).values()]
     values = SpectralProbe(model, every=1)
     vectors = SpectralProbe(model, every=1, folder=folder)
-    followed = SpectralProbe(model, every=1, folder=folder / "followed", full_every=10**9)
-    followed.observe(0)
+    tracking = SpectralProbe(model, every=1, folder=folder / "tracked", full_every=10**9)
+    tracking.observe(0)
     candidates: dict[str, Callable[[], object]] = {
         "Latewood, all singular values": lambda: values.observe(0),
         "Latewood, values and 16 vectors, written": lambda: vectors.observe(0),
-        "Latewood, 16 values and vectors followed, written": lambda: followed.observe(1),
+        "Latewood, 16 values and vectors tracked, written": lambda: tracking.observe(1),
         STORED: lambda: [torch.linalg.svdvals(weight) for weight in weights],
     }
     if peer := _weightwatcher(model):
@@ -167,7 +167,7 @@ def _print_size(model: nn.Module, folder: Path) -> None:
 
 
 def _print_parts(model: nn.Module, rounds: int) -> None:
-    """The longest that one step waits where looks take turns with the matrices."""
+    """The longest that one step waits where observations take turns with the matrices."""
     rows = []
     for parts in (1, 2, 4, 8):
         probe = SpectralProbe(model, every=1, parts=parts)
@@ -177,7 +177,9 @@ def _print_parts(model: nn.Module, rounds: int) -> None:
         }
         best = _least_cpu_seconds(turns, rounds)
         rows.append([str(parts), f"{1e3 * max(best.values()):.0f}"])
-    print_table("The dearest look at VGG-16, in the loop", ["parts", "CPU milliseconds"], rows)
+    print_table(
+        "The dearest observation of VGG-16, in the loop", ["parts", "CPU milliseconds"], rows
+    )
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _trainings() -> dict[str, _Training]:
 
 
 def _print_epochs(folder: Path) -> None:
-    """The share of an epoch that one look at its end takes, by the least times of both."""
+    """The fraction of an epoch that an observation at its end takes, by the least times of both."""
     rows = []
     for name, training in _trainings().items():
         model, optimizer = training.model, torch.optim.SGD(training.model.parameters(), lr=0.01)
@@ -228,23 +230,24 @@ def _print_epochs(folder: Path) -> None:
             SpectralProbe(model, every=1, folder=folder / f"epochs {name} {worker}", worker=worker)
             for worker in (False, True)
         ]
-        step, looks = float("inf"), [float("inf")] * len(probes)
+        step, observations = float("inf"), [float("inf")] * len(probes)
         for turn in range(6):
             for _ in range(4):
                 start = time.perf_counter()
                 _take_step(training, optimizer)
                 step = min(step, time.perf_counter() - start)
-            for place, probe in enumerate(probes):
+            for index, probe in enumerate(probes):
                 start = time.perf_counter()
                 probe.observe(turn)
-                looks[place] = min(looks[place], time.perf_counter() - start)
+                observations[index] = min(observations[index], time.perf_counter() - start)
                 probe.finish()
         epoch = training.steps * step
-        shares = [f"{100 * look / epoch:.3f} %" for look in looks]
-        rows.append([name, str(training.steps), f"{epoch:.2f}", f"{1e3 * looks[0]:.1f}", *shares])
+        fractions = [f"{100 * seconds / epoch:.3f} %" for seconds in observations]
+        in_loop = f"{1e3 * observations[0]:.1f}"
+        rows.append([name, str(training.steps), f"{epoch:.2f}", in_loop, *fractions])
     print_table(
-        "A look at the end of every epoch: the share of its time that training waits",
-        ["training", "steps an epoch", "seconds", "look, ms", "in the loop", "in a worker"],
+        "An observation at the end of every epoch: the fraction of its time that training waits",
+        ["training", "steps an epoch", "seconds", "observation, ms", "in the loop", "in a worker"],
         rows,
     )
 
@@ -256,7 +259,7 @@ def _take_step(training: _Training, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _print_tracking(folder: Path, seconds: float) -> None:
-    """The share of the wall-clock time that a probe at "auto" takes in four trainings."""
+    """The fraction of the wall-clock time that a probe at "auto" takes in four trainings."""
     trainings = _trainings()
     rows = []
     for name, training in trainings.items():
@@ -277,14 +280,14 @@ def _print_tracking(folder: Path, seconds: float) -> None:
                     second = f"{100 * spent / now:.2f} %"
             total = time.perf_counter() - start
             probe.finish()
-            shares = [f"{100 * share:.2f} %" for share in (spent / total, probe.overhead)]
+            fractions = [f"{100 * part:.2f} %" for part in (spent / total, probe.overhead)]
             where = "in a worker" if worker else "in the loop"
-            looks = str(len(snapshot_paths(place)))
-            rows.append([name, where, str(step), looks, second, *shares])
+            snapshots = str(len(snapshot_paths(place)))
+            rows.append([name, where, str(step), snapshots, second, *fractions])
     print_table(
         f'Tracking at every="auto" with a budget of 3 %, {seconds:.0f} s of training each',
         [
-            *("training", "looks", "steps", "snapshots", "in observe, first second"),
+            *("training", "observations", "steps", "snapshots", "in observe, first second"),
             *("in observe", "with the worker's time"),
         ],
         rows,

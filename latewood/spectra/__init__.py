@@ -34,7 +34,7 @@ from latewood.spectra.interventions import (
     truncation_scores,
     weight_matrices,
 )
-from latewood.spectra.layer_pairs import Pair, infer_pairs, model_alignment
+from latewood.spectra.layer_pairs import LayerPair
 from latewood.spectra.matrices.convolution_operator import convolution_values
 from latewood.spectra.matrices.matrix_views import (
     as_matrix,
@@ -52,18 +52,22 @@ from latewood.spectra.measures import (
     singular_values,
     stable_rank,
 )
+from latewood.spectra.model_alignment import model_alignment
+from latewood.spectra.pair_inference import infer_pairs
 from latewood.spectra.solvers.leading_vectors import Factors, factors
 from latewood.spectra.tracking.agreement_over_time import AgreementOverTime, agreement_over_time
+from latewood.spectra.tracking.observation_schedule import ObservationSettings
 from latewood.spectra.tracking.probe import SpectralProbe
+from latewood.spectra.tracking.snapshot_measurement import SnapshotSettings
 from latewood.spectra.tracking.snapshots import (
-    PairAlignment,
-    Spectrum,
     read_alignments,
     read_snapshot,
     snapshot_path,
     snapshot_paths,
     write_snapshot,
 )
+from latewood.spectra.tracking.spectrum import PairAlignment, Spectrum
+from latewood.spectra.tracking.worker import WorkerSettings
 from latewood.spectra.weight_masking import (
     apply_masks_,
     magnitude_masks,
@@ -78,14 +82,17 @@ __all__ = [
     "ChannelSymmetries",
     "Connection",
     "Factors",
+    "LayerPair",
     "MatrixView",
     "Matching",
-    "Pair",
+    "ObservationSettings",
     "PairAlignment",
     "RankKind",
+    "SnapshotSettings",
     "SpectralProbe",
     "Spectrum",
     "Views",
+    "WorkerSettings",
     "agreement",
     "agreement_over_time",
     "alignment",

@@ -164,14 +164,16 @@ def attention_projections(
         raise invalid("heads", heads, "an integer of at least 1, or None")
     if kv_heads is not None and (heads is None or kv_heads < 1 or heads % kv_heads):
         raise invalid("kv_heads", kv_heads, f"a divisor of heads ({heads}), or None")
-    own, shared = heads or 1, kv_heads or heads or 1
-    if in_proj.shape[0] % (own + 2 * shared):
-        raise invalid("in_proj", tuple(in_proj.shape), f"{own + 2 * shared} x an integer rows")
-    size = in_proj.shape[0] // (own + 2 * shared)
-    query, key, value = in_proj.split([own * size, shared * size, shared * size])
+    query_heads, key_heads = heads or 1, kv_heads or heads or 1
+    blocks = query_heads + 2 * key_heads
+    if in_proj.shape[0] % blocks:
+        raise invalid("in_proj", tuple(in_proj.shape), f"{blocks} x an integer rows")
+    size = in_proj.shape[0] // blocks
+    query, key, value = in_proj.split([query_heads * size, key_heads * size, key_heads * size])
     if heads is None:
         return query, key, value
-    return query.unflatten(0, (own, -1)), *(x.unflatten(0, (shared, -1)) for x in (key, value))
+    key, value = (rows.unflatten(0, (key_heads, -1)) for rows in (key, value))
+    return query.unflatten(0, (query_heads, -1)), key, value
 
 
 def query_key_alignment(
@@ -182,7 +184,7 @@ def query_key_alignment(
     k: int | None = 100,
     top: int = 10,
 ) -> Alignment:
-    """Whether the queries and keys of each head look at the same directions.
+    """Whether the queries and keys of each head have the same directions.
 
     Their output sides are contracted with each other, as attention does.
 

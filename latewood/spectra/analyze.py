@@ -86,21 +86,21 @@ def matrix_row(name: str, matrix: Tensor, dtype: torch.dtype) -> dict[str, objec
         decomposition, in float64; "dtype" of the stored weights, whose rounding is part of their
         spectrum. nan where the matrix has nan or inf.
     """
-    found = factors(matrix, 0)
-    assert found.errors is not None
-    values = found.values
+    spectrum = factors(matrix, 0)
+    assert spectrum.errors is not None
+    values = spectrum.values
     return {
         "name": name,
         "shape": "x".join(map(str, matrix.shape)),
         "rank": values.shape[-1],
         "effective rank": float(effective_rank(values).mean()),
         "of random": random_effective_rank(*matrix.shape[-2:]),
-        "error": float(rank_error(values, found.errors).max()),
+        "error": float(rank_error(values, spectrum.errors).max()),
         "stable rank": float(stable_rank(values).mean()),
         "largest": float(values[..., 0].max()),
         "smallest": float(values[..., -1].min()),
         "density": float((matrix.double() != 0).sum()) / matrix.numel(),
-        "method": found.method,
+        "method": spectrum.method,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -119,7 +119,7 @@ def state_views(tensors: Mapping[str, Tensor], views: Views) -> list[MatrixView]
         RequestError: "heads" or "merged", which need the model.
     """
     views.require_no_model()
-    found: list[MatrixView] = []
+    matrices: list[MatrixView] = []
     seen: set[tuple[object, ...]] = set()
     for name, tensor in tensors.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
@@ -129,10 +129,10 @@ def state_views(tensors: Mapping[str, Tensor], views: Views) -> list[MatrixView]
         if views.lora == "product" and (pair := _low_rank_pair(name, tensors)) is not None:
             if "lora_A" in name:
                 product = low_rank_product(*pair)
-                found.append(_fixed(name.replace("lora_A", "lora"), product, tensor.dtype))
+                matrices.append(_fixed(name.replace("lora_A", "lora"), product, tensor.dtype))
             continue
-        found += _of_tensor(name, tensor, views)
-    return found
+        matrices += _of_tensor(name, tensor, views)
+    return matrices
 
 
 def _of_tensor(name: str, tensor: Tensor, views: Views) -> Iterator[MatrixView]:

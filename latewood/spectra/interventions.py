@@ -21,7 +21,7 @@ from latewood.spectra.solvers.leading_vectors import factors
 __all__ = [
     "Batches",
     "Forward",
-    "Kept",
+    "SpectrumPart",
     "chosen_weights",
     "perturb_",
     "perturbed",
@@ -34,12 +34,12 @@ __all__ = [
     "weight_matrices",
 ]
 
-Kept = Literal["top", "bottom"]
+SpectrumPart = Literal["top", "bottom"]
 Batches = Iterable[tuple[Tensor, ...]]
 Forward = Callable[[nn.Module, tuple[Tensor, ...]], object]
 
 
-def truncated(matrix: Tensor, *, keep: Kept = "top", fraction: float = 0.5) -> Tensor:
+def truncated(matrix: Tensor, *, keep: SpectrumPart = "top", fraction: float = 0.5) -> Tensor:
     r"""A matrix with only the first, or only the other, part of its singular components.
 
     .. math:: q = \lceil f R \rceil, \quad W_\text{top} = \sum_{i \le q} \sigma_i u_i v_i^T,
@@ -67,9 +67,9 @@ def truncated(matrix: Tensor, *, keep: Kept = "top", fraction: float = 0.5) -> T
     whole = matrix.detach().double()
     top = torch.zeros_like(whole)
     if count:
-        found = factors(matrix, count)
-        scaled = found.left.double() * found.values[..., None, : found.count].double()
-        top = scaled @ found.right.double().mT
+        leading = factors(matrix, count)
+        scaled = leading.left.double() * leading.values[..., None, : leading.count].double()
+        top = scaled @ leading.right.double().mT
     part: Tensor = top if keep == "top" else whole - top
     return part.to(matrix.dtype)
 
@@ -131,13 +131,13 @@ def weight_matrices(
         RequestError: a glob that matches nothing, or a weight under a transformation.
     """
     chosen = chosen_weights(model, include, exclude, skip_last)
-    return {each.name: each.stored.detach() for each in chosen}
+    return {weight.name: weight.stored.detach() for weight in chosen}
 
 
 def truncate_(
     model: nn.Module,
     *,
-    keep: Kept = "top",
+    keep: SpectrumPart = "top",
     fraction: float = 0.5,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -173,7 +173,7 @@ def truncate_(
         return matrix_parameter(module, name, part, weight.shape)
 
     chosen = chosen_weights(model, include, exclude, skip_last)
-    return replace_weights(model, {each: cut(each) for each in chosen}, batches, forward)
+    return replace_weights(model, {weight: cut(weight) for weight in chosen}, batches, forward)
 
 
 def truncation_scores(
@@ -211,7 +211,7 @@ def truncation_scores(
     Source: arXiv 2408.11804, figures 4 and 14.
     """
     require_readable_twice(batches)
-    parts: tuple[Kept, Kept] = ("top", "bottom")
+    parts: tuple[SpectrumPart, SpectrumPart] = ("top", "bottom")
     full = model if batches is None else copy.deepcopy(model)
     remeasure(full, batches, forward)
     scores = {"full": dict(evaluate(full))}
@@ -267,8 +267,8 @@ def perturb_(
     generator = torch.Generator().manual_seed(seed)
     chosen = chosen_weights(model, include, exclude, skip_last)
     changed = {
-        each: perturbed(each.stored, strength, generator=generator, preserve_norm=preserve_norm)
-        for each in chosen
+        weight: perturbed(weight.stored, strength, generator=generator, preserve_norm=preserve_norm)
+        for weight in chosen
     }
     return replace_weights(model, changed, batches, forward)
 
@@ -300,11 +300,11 @@ def chosen_weights(
     chosen = spectral_parameters(model, include=include, exclude=exclude)
     if skip_last:
         last = spectral_parameters(model)[-1].name
-        chosen = [each for each in chosen if each.name != last]
-    for each in chosen:
-        if parametrize.is_parametrized(each.module, each.parameter_name):
+        chosen = [weight for weight in chosen if weight.name != last]
+    for weight in chosen:
+        if parametrize.is_parametrized(weight.module, weight.parameter_name):
             raise RequestError(
-                f"model: {each.name} is under a transformation; expected plain weights: finalize "
+                f"model: {weight.name} is under a transformation; expected plain weights: finalize "
                 "the method that put it there first"
             )
     return chosen

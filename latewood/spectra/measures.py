@@ -69,7 +69,7 @@ def effective_rank(
 
 
 def count90(singular_values: Tensor) -> Tensor:
-    """The share of the singular values that is needed for more than 90 % of their sum.
+    """The fraction of the singular values that is needed for more than 90 % of their sum.
 
     Args:
         singular_values: (..., R) in descending order.
@@ -82,8 +82,8 @@ def count90(singular_values: Tensor) -> Tensor:
     shares = _shares(singular_values)
     total = shares.sum(-1)
     needed = (shares.cumsum(-1) <= 0.9).sum(-1) + 1.0
-    share = needed.clamp_max(shares.shape[-1]).double() / max(1, shares.shape[-1])
-    return torch.where(total == 0, 0.0, torch.where(total.isnan(), torch.nan, share))
+    fraction = needed.clamp_max(shares.shape[-1]).double() / max(1, shares.shape[-1])
+    return torch.where(total == 0, 0.0, torch.where(total.isnan(), torch.nan, fraction))
 
 
 def stable_rank(singular_values: Tensor, *, normalize: bool = True) -> Tensor:

@@ -11,70 +11,38 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.spectra.alignment import Alignment, alignment, gate_directions, tap_directions
-from latewood.spectra.matrices.attention import Heads, fused_heads, own_heads, projection
+from latewood.spectra.layer_pairs import LayerPair, PairPart
+from latewood.spectra.matrices.attention import Heads, fused_heads, projection, surrounding_heads
+from latewood.spectra.matrices.matrix_views import CONVOLUTIONS
 from latewood.spectra.matrices.named_matrices import MatrixView
 from latewood.spectra.matrices.weights import current_matrix, stored_dtype
 from latewood.spectra.solvers.leading_vectors import Factors
 
-__all__ = ["Pair", "Part", "Side", "fits", "owner_of", "pair_sides", "sides_alignment"]
-
-Part = Literal["", "query-key", "value", "forward", "backward"]
-
-_CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+__all__ = ["Operands", "PairOperand", "fits", "operands_alignment", "pair_operands"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two weights of which the second reads what the first writes.
-
-    Args:
-        outputs: full name of the parameter that writes.
-        inputs: full name of the parameter that reads.
-        part: "query-key" compares the two inside ``outputs``, a fused projection of attention, or
-            the queries of ``outputs`` with the keys of ``inputs``; "value" takes the values of a
-            fused projection; "forward" and "backward" take that half of the columns of ``inputs``,
-            which reads both directions of a bidirectional layer.
-    """
-
-    outputs: str
-    inputs: str
-    part: Part = ""
-
-    @property
-    def name(self) -> str:
-        """The pair in one word, for tables and plots."""
-        if self.part == "query-key" and self.outputs == self.inputs:
-            return f"{self.outputs}[query->key]"
-        first = f"{self.outputs}[value]" if self.part == "value" else self.outputs
-        half = f"[{self.part}]" if self.part in ("forward", "backward") else ""
-        return f"{first}->{self.inputs}{half}"
-
-
-@dataclass(frozen=True)
-class Side:
+class PairOperand:
     """What one layer of a pair contributes.
 
     Args:
         view: the matrix, or batch of matrices, to decompose.
-        directions: picks the directions that meet the other side's from the decomposition, (..., d,
-            k).
+        directions: picks the directions that meet the other operand's from the decomposition,
+            (..., d, k).
     """
 
     view: MatrixView
     directions: Callable[[Factors], Tensor]
 
 
-def pair_sides(
-    model: nn.Module, pair: Pair, *, gate: int = 2, per_head: bool = False
-) -> tuple[Side, Side]:
-    """The side that writes and the side that reads.
+Operands = tuple[PairOperand, PairOperand]
+"""The one that writes, and the one that reads."""
+
+
+def pair_operands(
+    model: nn.Module, pair: LayerPair, *, gate: int = 2, per_head: bool = False
+) -> Operands:
+    """The operand that writes and the operand that reads.
 
     Args:
         model: the model of both.
@@ -90,30 +58,30 @@ def pair_sides(
         return _query_key(model, pair)
     if pair.part == "value":
         return _value_output(model, pair, per_head=per_head)
-    return _plain(model, pair.outputs, "", gate)[0], _plain(model, pair.inputs, pair.part, gate)[1]
+    return _layer(model, pair.outputs, "", gate)[0], _layer(model, pair.inputs, pair.part, gate)[1]
 
 
-def sides_alignment(
-    sides: tuple[Side, Side], found: Mapping[str, Factors], *, top: int = 10
+def operands_alignment(
+    operands: Operands, decomposed: Mapping[str, Factors], *, top: int = 10
 ) -> Alignment:
-    """The alignment of two sides whose matrices are decomposed, averaged over heads.
+    """The alignment of two operands whose matrices are decomposed, averaged over heads.
 
     Args:
-        sides: as ``pair_sides`` gives them.
-        found: factors by the name of the view.
+        operands: as ``pair_operands`` gives them.
+        decomposed: factors by the name of the view.
         top: entries of the diagonal that the score averages.
 
     Raises:
         RequestError: layers that do not fit each other.
     """
-    outputs, inputs = (side.directions(found[side.view.name]) for side in sides)
+    outputs, inputs = (operand.directions(decomposed[operand.view.name]) for operand in operands)
     return alignment(outputs, inputs, top=top).mean()
 
 
-def fits(model: nn.Module, pair: Pair) -> bool:
+def fits(model: nn.Module, pair: LayerPair) -> bool:
     """Whether the layers of a pair can be compared: sizes that match, no groups."""
-    writer, written = owner_of(model, pair.outputs)
-    reader, read = owner_of(model, pair.inputs)
+    writer, written = _owner_of(model, pair.outputs)
+    reader, read = _owner_of(model, pair.inputs)
     first, second = current_matrix(writer, written), current_matrix(reader, read)
     if first.ndim > 2 or second.ndim > 2:
         return False
@@ -125,18 +93,18 @@ def fits(model: nn.Module, pair: Pair) -> bool:
         if heads is None:
             return False
         if pair.outputs != pair.inputs and pair.part == "query-key":
-            whole = len(first) % heads.own == 0 and len(second) % heads.shared == 0
-            return whole and len(first) // heads.own == len(second) // heads.shared
+            whole = len(first) % heads.query == 0 and len(second) % heads.key_value == 0
+            return whole and len(first) // heads.query == len(second) // heads.key_value
         if not heads.fit(outputs):
             return False
         if pair.part == "query-key":
             return True
-        outputs = outputs // (heads.own + 2 * heads.shared) * heads.own
-    inputs = reader.in_channels if isinstance(reader, _CONVOLUTIONS) else second.shape[1]
+        outputs = outputs // (heads.query + 2 * heads.key_value) * heads.query
+    inputs = reader.in_channels if isinstance(reader, CONVOLUTIONS) else second.shape[1]
     return outputs == (inputs // 2 if pair.part in ("forward", "backward") else inputs)
 
 
-def owner_of(model: nn.Module, full_name: str) -> tuple[nn.Module, str]:
+def _owner_of(model: nn.Module, full_name: str) -> tuple[nn.Module, str]:
     """The layer that owns a weight, and the weight's name there.
 
     Raises:
@@ -154,96 +122,96 @@ def owner_of(model: nn.Module, full_name: str) -> tuple[nn.Module, str]:
 
 
 def _view(model: nn.Module, full_name: str, part: str, read: Callable[[], Tensor]) -> MatrixView:
-    module, name = owner_of(model, full_name)
+    module, name = _owner_of(model, full_name)
     return MatrixView(
         f"{full_name}[{part}]" if part else full_name, stored_dtype(module, name), read
     )
 
 
-def _query_key(model: nn.Module, pair: Pair) -> tuple[Side, Side]:
+def _query_key(model: nn.Module, pair: LayerPair) -> Operands:
     heads = _required_heads(model, pair)
     query = partial(_head_rows, model, pair.outputs, heads, "query", pair.outputs == pair.inputs)
     key = partial(_head_rows, model, pair.inputs, heads, "key", pair.outputs == pair.inputs)
 
-    def repeated(found: Factors) -> Tensor:
-        return found.left.repeat_interleave(heads.own // heads.shared, dim=0)
+    def repeated(decomposed: Factors) -> Tensor:
+        return decomposed.left.repeat_interleave(heads.query // heads.key_value, dim=0)
 
     return (
-        Side(_view(model, pair.outputs, "query heads", query), lambda found: found.left),
-        Side(_view(model, pair.inputs, "key heads", key), repeated),
+        PairOperand(_view(model, pair.outputs, "query heads", query), _left),
+        PairOperand(_view(model, pair.inputs, "key heads", key), repeated),
     )
 
 
 def _head_rows(
     model: nn.Module, full_name: str, heads: Heads, part: Literal["query", "key"], fused: bool
 ) -> Tensor:
-    matrix = current_matrix(*owner_of(model, full_name))
+    matrix = current_matrix(*_owner_of(model, full_name))
     if fused:
         return projection(matrix, heads, part, per_head=True)
-    split: Tensor = matrix.unflatten(0, (heads.own if part == "query" else heads.shared, -1))
+    split: Tensor = matrix.unflatten(0, (heads.query if part == "query" else heads.key_value, -1))
     return split
 
 
-def _value_output(model: nn.Module, pair: Pair, *, per_head: bool) -> tuple[Side, Side]:
+def _value_output(model: nn.Module, pair: LayerPair, *, per_head: bool) -> Operands:
     heads = _required_heads(model, pair)
 
     def values() -> Tensor:
-        matrix = current_matrix(*owner_of(model, pair.outputs))
-        own = projection(matrix, heads, "value", per_head=True)
+        matrix = current_matrix(*_owner_of(model, pair.outputs))
+        values_of_heads = projection(matrix, heads, "value", per_head=True)
         # What the output projection reads: each shared head as often as it is used.
-        used = own.repeat_interleave(heads.own // heads.shared, dim=0)
+        used = values_of_heads.repeat_interleave(heads.query // heads.key_value, dim=0)
         return used if per_head else used.flatten(0, 1)
 
     def output() -> Tensor:
-        matrix = current_matrix(*owner_of(model, pair.inputs))
-        return matrix.unflatten(1, (heads.own, -1)).transpose(0, 1) if per_head else matrix
+        matrix = current_matrix(*_owner_of(model, pair.inputs))
+        return matrix.unflatten(1, (heads.query, -1)).transpose(0, 1) if per_head else matrix
 
     kinds = ("value heads", "read heads") if per_head else ("value", "")
     return (
-        Side(_view(model, pair.outputs, kinds[0], values), lambda found: found.left),
-        Side(_view(model, pair.inputs, kinds[1], output), lambda found: found.right),
+        PairOperand(_view(model, pair.outputs, kinds[0], values), _left),
+        PairOperand(_view(model, pair.inputs, kinds[1], output), _right),
     )
 
 
-def _plain(model: nn.Module, full_name: str, part: Part, gate: int) -> tuple[Side, Side]:
+def _layer(model: nn.Module, full_name: str, part: PairPart, gate: int) -> Operands:
     """A layer as one that writes and as one that reads."""
-    module, name = owner_of(model, full_name)
+    module, name = _owner_of(model, full_name)
     if current_matrix(module, name).ndim > 2:
         raise invalid("pairs", full_name, "layers without groups")
-    if part and isinstance(module, _CONVOLUTIONS):
+    if part and isinstance(module, CONVOLUTIONS):
         raise invalid("pairs", full_name, "a linear or recurrent layer for a direction")
 
     def read() -> Tensor:
-        matrix = current_matrix(*owner_of(model, full_name))
+        matrix = current_matrix(*_owner_of(model, full_name))
         return matrix.chunk(2, dim=1)[part == "backward"] if part else matrix
 
-    def written(found: Factors) -> Tensor:
+    def written_directions(decomposed: Factors) -> Tensor:
         if isinstance(module, nn.Embedding):
-            return found.right
+            return decomposed.right
         if isinstance(module, nn.RNNBase):
             gates = _gate_count(module)
-            return gate_directions(found.left, gate=gate if gates > 1 else 0, gates=gates)
-        return found.left
+            return gate_directions(decomposed.left, gate=gate if gates > 1 else 0, gates=gates)
+        return decomposed.left
 
-    def taken(found: Factors) -> Tensor:
+    def read_directions(decomposed: Factors) -> Tensor:
         if isinstance(module, nn.Embedding):
-            return found.left
-        if isinstance(module, _CONVOLUTIONS):
-            return tap_directions(found.right, module.kernel_size)
-        return found.right
+            return decomposed.left
+        if isinstance(module, CONVOLUTIONS):
+            return tap_directions(decomposed.right, module.kernel_size)
+        return decomposed.right
 
     view = _view(model, full_name, part, read)
-    return Side(view, written), Side(view, taken)
+    return PairOperand(view, written_directions), PairOperand(view, read_directions)
 
 
-def _heads(model: nn.Module, pair: Pair) -> Heads | None:
+def _heads(model: nn.Module, pair: LayerPair) -> Heads | None:
     if pair.part == "query-key" and pair.outputs != pair.inputs:
-        return own_heads(model, pair.outputs)
+        return surrounding_heads(model, pair.outputs)
     return fused_heads(model, pair.outputs)
 
 
-def _required_heads(model: nn.Module, pair: Pair) -> Heads:
-    owner_of(model, pair.outputs)
+def _required_heads(model: nn.Module, pair: LayerPair) -> Heads:
+    _owner_of(model, pair.outputs)
     heads = _heads(model, pair)
     if heads is None:
         raise RequestError(
@@ -251,6 +219,14 @@ def _required_heads(model: nn.Module, pair: Pair) -> Heads:
             "a module that has its number of heads as heads, num_heads, n_head or n_heads"
         )
     return heads
+
+
+def _left(decomposed: Factors) -> Tensor:
+    return decomposed.left
+
+
+def _right(decomposed: Factors) -> Tensor:
+    return decomposed.right
 
 
 def _gate_count(module: nn.RNNBase) -> int:

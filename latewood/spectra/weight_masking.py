@@ -69,7 +69,7 @@ def apply_masks_(
     Raises:
         RequestError: a name that is no matrix of the model, or a mask of another shape.
     """
-    known = {each.name: each for each in spectral_parameters(model)}
+    known = {weight.name: weight for weight in spectral_parameters(model)}
     for name, mask in masks.items():
         if name not in known:
             raise invalid("masks", name, f"one of {', '.join(known)}")
@@ -118,9 +118,9 @@ def reinitialize_(
     """
     generator = torch.Generator().manual_seed(seed)
     values = {}
-    for each in chosen_weights(model, include, exclude, skip_last):
-        shape = each.stored.shape
+    for weight in chosen_weights(model, include, exclude, skip_last):
+        shape = weight.stored.shape
         bound = 1 / math.sqrt(shape[1:].numel())
         drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
-        values[each] = bound * (2 * drawn - 1)
+        values[weight] = bound * (2 * drawn - 1)
     return replace_weights(model, values, batches, forward)

@@ -26,12 +26,12 @@ class Matching:
         permutations: for every group, the second network's channel at each place.
         objective: the inner product of the two networks' weights before the first sweep over the
             groups and after each; it never falls.
-        held: groups that cannot be permuted, and why.
+        fixed_groups: groups that cannot be permuted, and why.
     """
 
     permutations: Permutations
     objective: tuple[float, ...]
-    held: dict[str, str]
+    fixed_groups: dict[str, str]
 
 
 def match_channels(
@@ -79,7 +79,7 @@ def match_channels(
         objective.append(search.objective())
         if not any(moved):
             break
-    return Matching(search.permutations, tuple(objective), dict(symmetries.held))
+    return Matching(search.permutations, tuple(objective), dict(symmetries.fixed_groups))
 
 
 def matched(
@@ -106,8 +106,8 @@ def matched(
         RequestError: see ``ChannelSymmetries`` and ``match_channels``.
     """
     symmetries = ChannelSymmetries(model, example_inputs)
-    found = match_channels(symmetries, first, second, seed=seed)
-    return symmetries.permuted(second, found.permutations), found
+    matching = match_channels(symmetries, first, second, seed=seed)
+    return symmetries.permuted(second, matching.permutations), matching
 
 
 class _Search:
@@ -120,7 +120,7 @@ class _Search:
         self._assign = linear_sum_assignment
         self._symmetries = symmetries
         self._axes = {name: _axes(group, symmetries) for name, group in symmetries.groups.items()}
-        tensors = sorted({each.tensor for axes in self._axes.values() for each in axes})
+        tensors = sorted({axis.tensor for axes in self._axes.values() for axis in axes})
         self._first = {name: _values(name, first) for name in tensors}
         self._second = {name: _values(name, second) for name in tensors}
         for name, entry in self._first.items():
@@ -139,16 +139,16 @@ class _Search:
     def improve(self, name: str) -> bool:
         """Assigns one group anew; whether that raised the inner product."""
         axes, old = self._axes[name], self.permutations[name]
-        tensors = [each.tensor for each in axes]
+        tensors = [axis.tensor for axis in axes]
         gain = self._gains(axes, len(old))
-        found = torch.from_numpy(self._assign(gain.numpy(), maximize=True)[1])
-        candidate = self.permutations | {name: found}
+        assigned = torch.from_numpy(self._assign(gain.numpy(), maximize=True)[1])
+        candidate = self.permutations | {name: assigned}
         if len(set(tensors)) < len(tensors):
             before = self._product(set(tensors), self.permutations)
             after = self._product(set(tensors), candidate)
         else:
-            places = torch.arange(len(old))
-            before, after = (float(gain[places, order].sum()) for order in (old, found))
+            channels = torch.arange(len(old))
+            before, after = (float(gain[channels, order].sum()) for order in (old, assigned))
         # Within rounding nothing was gained, and going on would never end.
         scale = sum(float(self._first[t].norm() * self._second[t].norm()) for t in tensors)
         if after <= before + 1e-12 * scale:
@@ -158,12 +158,12 @@ class _Search:
 
     def _gains(self, axes: Sequence[Member], width: int) -> Tensor:
         """Entry (c, d): the inner product of the first's channel c with the second's d."""
-        sources = self._symmetries.sources(self.permutations, {each.tensor for each in axes})
+        sources = self._symmetries.sources(self.permutations, {axis.tensor for axis in axes})
         gain = torch.zeros(width, width, dtype=torch.float64)
-        for each in axes:
-            elsewhere = {a: s for a, s in sources[each.tensor].items() if a != each.axis}
-            second = permuted_entry(self._second[each.tensor], elsewhere)
-            gain += _by_channel(self._first[each.tensor], each) @ _by_channel(second, each).mT
+        for axis in axes:
+            others = {a: order for a, order in sources[axis.tensor].items() if a != axis.axis}
+            second = permuted_entry(self._second[axis.tensor], others)
+            gain += _by_channel(self._first[axis.tensor], axis) @ _by_channel(second, axis).mT
         return gain
 
     def _product(self, tensors: Collection[str], permutations: Permutations) -> float:
@@ -176,8 +176,8 @@ class _Search:
 
 def _axes(group: ChannelGroup, symmetries: ChannelSymmetries) -> list[Member]:
     """The axes of weights that a group sits on, each once even if it has several roles."""
-    found = {(member.tensor, member.axis): member for member in group.members}
-    return [member for member in found.values() if member.tensor in symmetries.parameters]
+    members = {(member.tensor, member.axis): member for member in group.members}
+    return [member for member in members.values() if member.tensor in symmetries.parameters]
 
 
 def _by_channel(entry: Tensor, member: Member) -> Tensor:

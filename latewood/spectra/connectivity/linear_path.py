@@ -14,7 +14,7 @@ from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.errors import invalid
 from latewood.spectra.agreement import Agreement, agreement
 from latewood.spectra.connectivity.channel_matching import Matching, matched
-from latewood.spectra.interventions import Kept, require_readable_twice, truncate_
+from latewood.spectra.interventions import SpectrumPart, require_readable_twice, truncate_
 from latewood.spectra.matrices.weights import current_matrix, spectral_parameters
 from latewood.spectra.solvers.leading_vectors import Factors, factors
 
@@ -135,7 +135,7 @@ def connect(
     permute: bool = False,
     example_inputs: Tensor | Sequence[Any] | dict[str, Any] | None = None,
     truncate: float | None = None,
-    keep: Kept = "top",
+    keep: SpectrumPart = "top",
 ) -> Connection:
     """Scores networks on the line between two states of a model.
 
@@ -186,7 +186,7 @@ def connect(
         if batches is not None:
             recalibrate_batch_norm(walker, batches, forward)
         scores.append(evaluate(walker))
-    curves = {name: tuple(float(each[name]) for each in scores) for name in scores[0]}
+    curves = {name: tuple(float(position[name]) for position in scores) for name in scores[0]}
     return Connection(alphas, curves, matching)
 
 
@@ -224,7 +224,7 @@ def endpoint_agreement(
         endpoint_factors(model, state, k=k, include=include, exclude=exclude)
         for state in (first, second)
     )
-    return {name: agreement(found, other[name], top=top) for name, found in one.items()}
+    return {name: agreement(vectors, other[name], top=top) for name, vectors in one.items()}
 
 
 def endpoint_factors(
@@ -268,8 +268,8 @@ def _require_entries_of(given: State, state: State, name: str, origin: str) -> N
         raise invalid(name, unmatched, f"the same entries as in {origin}; these are in one only")
     for entry, tensor in given.items():
         if tensor.shape != state[entry].shape:
-            found = (entry, tuple(state[entry].shape))
-            raise invalid(name, found, f"the shape {tuple(tensor.shape)} of {origin}")
+            entry_shape = (entry, tuple(state[entry].shape))
+            raise invalid(name, entry_shape, f"the shape {tuple(tensor.shape)} of {origin}")
 
 
 def _example(

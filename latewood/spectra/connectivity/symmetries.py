@@ -36,11 +36,11 @@ class ChannelSymmetries:
 
     Attributes:
         groups: the groups that may be permuted, by name.
-        held: why the others may not, by name.
+        fixed_groups: why the others may not, by name.
     """
 
     groups: dict[str, ChannelGroup]
-    held: dict[str, str]
+    fixed_groups: dict[str, str]
 
     def __init__(
         self, model: nn.Module, example_inputs: Tensor | Sequence[Any] | dict[str, Any]
@@ -51,7 +51,7 @@ class ChannelSymmetries:
                     f"model: {name or 'the model'} is under a transformation; expected plain "
                     "weights: finalize the method that put it there first"
                 )
-        self.groups, self.held = {}, {}
+        self.groups, self.fixed_groups = {}, {}
         entries = model.state_dict(keep_vars=True)
         self.parameters = frozenset(name for name, _ in model.named_parameters())
         self._shapes = {name: entry.shape for name, entry in entries.items()}
@@ -60,14 +60,16 @@ class ChannelSymmetries:
             first.setdefault(id(entry), name)
         self._known_as = {name: first[id(entry)] for name, entry in entries.items()}
         for group in trace_channels(model, example_inputs):
-            reasons = [each.reason for each in group.barriers if each.kind not in _HARMLESS]
+            reasons = [
+                barrier.reason for barrier in group.barriers if barrier.kind not in _HARMLESS
+            ]
             reasons += [
                 f"{member.tensor} is not in the state dict"
                 for member in group.members
                 if member.tensor not in entries
             ]
             if reasons:
-                self.held[group.name] = "; ".join(dict.fromkeys(reasons))
+                self.fixed_groups[group.name] = "; ".join(dict.fromkeys(reasons))
             elif group.width > 1:
                 self.groups[group.name] = group
 
@@ -112,21 +114,21 @@ class ChannelSymmetries:
         Raises:
             RequestError: as ``permuted``.
         """
-        found: dict[str, dict[int, Tensor]] = {}
+        sources: dict[str, dict[int, Tensor]] = {}
         for name, order in permutations.items():
             for member in self._group(name, order).members:
                 if tensors is not None and member.tensor not in tensors:
                     continue
-                of_tensor = found.setdefault(member.tensor, {})
+                of_tensor = sources.setdefault(member.tensor, {})
                 if member.axis not in of_tensor:
                     size = self._shapes[member.tensor][member.axis]
                     of_tensor[member.axis] = torch.arange(size)
                 of_tensor[member.axis][member.indices] = member.indices[order]
-        return found
+        return sources
 
     def _group(self, name: str, order: Tensor) -> ChannelGroup:
         if name not in self.groups:
-            why = f" ({self.held[name]})" if name in self.held else ""
+            why = f" ({self.fixed_groups[name]})" if name in self.fixed_groups else ""
             raise invalid("group", name, f"one of {', '.join(self.groups)}{why}")
         group = self.groups[name]
         if not torch.equal(order.sort().values, torch.arange(group.width)):

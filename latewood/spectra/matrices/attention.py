@@ -17,7 +17,7 @@ __all__ = [
     "Projection",
     "fused_heads",
     "fused_layers",
-    "own_heads",
+    "surrounding_heads",
     "projection",
     "separate_layers",
 ]
@@ -27,8 +27,8 @@ Projection = Literal["query", "key", "value"]
 FUSED = ("in_proj", "c_attn", "qkv", "qkv_proj", "Wqkv")
 """Names of linear layers that hold queries, keys and values, one below the other."""
 
-_HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads")
-_SHARED = ("kv_heads", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+_QUERY_HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads")
+_KEY_VALUE_HEADS = ("kv_heads", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
 _ORDER = ("query", "key", "value")
 
 
@@ -37,16 +37,17 @@ class Heads:
     """The heads of one fused projection.
 
     Args:
-        own: heads of queries.
-        shared: heads of keys and of values, each used by ``own / shared`` heads of queries.
+        query: heads of queries.
+        key_value: heads of keys and of values, each used by ``query / key_value`` heads of queries.
     """
 
-    own: int
-    shared: int
+    query: int
+    key_value: int
 
     def fit(self, rows: int) -> bool:
         """Whether a fused projection of so many rows can have these heads."""
-        return self.own % self.shared == 0 and rows % (self.own + 2 * self.shared) == 0
+        whole = rows % (self.query + 2 * self.key_value) == 0
+        return whole and self.query % self.key_value == 0
 
 
 def fused_heads(model: nn.Module, full_name: str) -> Heads | None:
@@ -68,20 +69,22 @@ def fused_heads(model: nn.Module, full_name: str) -> Heads | None:
         count = module.num_heads
         return Heads(count, count) if name == "in_proj_weight" else None
     linear = isinstance(module, nn.Linear) or is_hugging_face_conv1d(module)
-    around, _, own = path.rpartition(".")
-    if name != "weight" or not linear or own not in FUSED:
+    around, _, layer = path.rpartition(".")
+    if name != "weight" or not linear or layer not in FUSED:
         return None
-    return _known_heads(model.get_submodule(around))
+    return _knsurrounding_heads(model.get_submodule(around))
 
 
-def own_heads(model: nn.Module, full_name: str) -> Heads | None:
+def surrounding_heads(model: nn.Module, full_name: str) -> Heads | None:
     """The heads of the module around a separate projection; None if it does not know them."""
-    return _known_heads(model.get_submodule(full_name.rpartition(".")[0].rpartition(".")[0]))
+    return _knsurrounding_heads(
+        model.get_submodule(full_name.rpartition(".")[0].rpartition(".")[0])
+    )
 
 
 def fused_layers(module: nn.Module) -> tuple[str, str] | None:
     """The fused and the output projection among a module's layers, if it has just these."""
-    if _known_heads(module) is None:
+    if _knsurrounding_heads(module) is None:
         return None
     linear = _linear_children(module)
     fused = [name for name in linear if name in FUSED]
@@ -93,7 +96,7 @@ def fused_layers(module: nn.Module) -> tuple[str, str] | None:
 
 def separate_layers(module: nn.Module) -> tuple[str, str, str, str] | None:
     """The query, key, value and output projections among a module's layers, by their names."""
-    if _known_heads(module) is None:
+    if _knsurrounding_heads(module) is None:
         return None
     linear = set(_linear_children(module))
     for output in ("o_proj", "out_proj"):
@@ -119,9 +122,9 @@ def projection(fused: Tensor, heads: Heads, part: Projection, *, per_head: bool)
     """
     if part not in _ORDER:
         raise invalid("part", part, f"one of {', '.join(_ORDER)}")
-    parts = attention_projections(fused, heads.own, kv_heads=heads.shared)
-    found = parts[_ORDER.index(part)]
-    return found if per_head else found.flatten(0, 1)
+    parts = attention_projections(fused, heads.query, kv_heads=heads.key_value)
+    rows = parts[_ORDER.index(part)]
+    return rows if per_head else rows.flatten(0, 1)
 
 
 def _linear_children(module: nn.Module) -> list[str]:
@@ -132,15 +135,15 @@ def _linear_children(module: nn.Module) -> list[str]:
     ]
 
 
-def _known_heads(module: nn.Module) -> Heads | None:
-    count = _integer(module, _HEADS)
-    return None if count is None else Heads(count, _integer(module, _SHARED) or count)
+def _knsurrounding_heads(module: nn.Module) -> Heads | None:
+    count = _integer(module, _QUERY_HEADS)
+    return None if count is None else Heads(count, _integer(module, _KEY_VALUE_HEADS) or count)
 
 
 def _integer(owner: nn.Module, names: tuple[str, ...]) -> int | None:
-    for place in (owner, getattr(owner, "config", None)):
+    for holder in (owner, getattr(owner, "config", None)):
         for name in names:
-            count = getattr(place, name, None)
+            count = getattr(holder, name, None)
             if isinstance(count, int) and not isinstance(count, bool) and count > 0:
                 return count
     return None

@@ -66,10 +66,10 @@ def _on_grid(weight: Tensor, sides: tuple[int, ...], dilations: tuple[int, ...])
     grid = weight.new_zeros(*weight.shape[:2], *sides)
     for tap in itertools.product(*(range(length) for length in weight.shape[2:])):
         place = [t * d % n for t, d, n in zip(tap, dilations, sides, strict=True)]
-        spot, value = grid, weight
-        for at, own in zip(place, tap, strict=True):
-            spot, value = spot[:, :, at], value[:, :, own]
-        spot += value
+        cell, value = grid, weight
+        for position, index in zip(place, tap, strict=True):
+            cell, value = cell[:, :, position], value[:, :, index]
+        cell += value
     return grid
 
 
@@ -80,8 +80,8 @@ def _folded(transformed: Tensor, strides: tuple[int, ...]) -> Tensor:
     for side, step in zip(sides, strides, strict=True):
         split += [step, side // step]
     axes = len(sides)
-    folds, kept = ([2 + 2 * axis + which for axis in range(axes)] for which in (0, 1))
-    blocks = transformed.reshape(out, inputs, *split).permute(*kept, 0, 1, *folds)
+    folds, frequencies = ([2 + 2 * axis + which for axis in range(axes)] for which in (0, 1))
+    blocks = transformed.reshape(out, inputs, *split).permute(*frequencies, 0, 1, *folds)
     folded: Tensor = blocks.reshape(-1, out, inputs * math.prod(strides))
     return folded.div(math.prod(strides) ** 0.5)
 

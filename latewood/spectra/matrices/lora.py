@@ -51,17 +51,17 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
         By the full name of the adapted weight; adapters of other layers than linear ones are left
         out.
     """
-    found: dict[str, Adapter | None] = {}
+    candidates: dict[str, Adapter | None] = {}
     for path, module in model.named_modules():
         down, up = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
         prefix = path + "." if path else ""
         if isinstance(down, nn.ModuleDict) and isinstance(up, nn.ModuleDict):
             base = getattr(module, "base_layer", None)
             if isinstance(getattr(base, "weight", None), Tensor):
-                found[f"{prefix}base_layer.weight"] = _peft(module, down, up, prefix)
+                candidates[f"{prefix}base_layer.weight"] = _peft(module, down, up, prefix)
         elif isinstance(down, nn.Parameter) and isinstance(up, nn.Parameter) and down.ndim == 2:
-            found[f"{prefix}weight"] = _loralib(module, down, up, prefix)
-    return {name: each for name, each in found.items() if each is not None}
+            candidates[f"{prefix}weight"] = _loralib(module, down, up, prefix)
+    return {name: adapter for name, adapter in candidates.items() if adapter is not None}
 
 
 def _peft(module: nn.Module, down: nn.ModuleDict, up: nn.ModuleDict, prefix: str) -> Adapter | None:
@@ -69,14 +69,14 @@ def _peft(module: nn.Module, down: nn.ModuleDict, up: nn.ModuleDict, prefix: str
     if not names:
         return None
     scales = getattr(module, "scaling", {})
-    within = getattr(module, "merged_adapters", [])
+    merged = getattr(module, "merged_adapters", [])
 
     def product(name: str) -> Tensor:
-        lower, upper = (each[name].get_parameter("weight") for each in (down, up))
+        lower, upper = (side[name].get_parameter("weight") for side in (down, up))
         return low_rank_product(lower, upper, float(scales.get(name, 1.0)))
 
     return Adapter(
-        tuple(name for name in names if name not in within),
+        tuple(name for name in names if name not in merged),
         frozenset(f"{prefix}lora_{side}.{name}.weight" for side in "AB" for name in names),
         product,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "CONVOLUTIONS",
     "as_matrix",
     "conv_matrix",
     "conv_transpose_matrix",
@@ -17,8 +18,9 @@ __all__ = [
     "tap_matrices",
 ]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_DIRECT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (*_DIRECT, *_TRANSPOSED)
 _EXPERTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -83,7 +85,7 @@ def parameter_matrix(module: nn.Module, name: str, weight: Tensor) -> Tensor:
 
     Source: arXiv 2408.11804, section 3, and its released code.
     """
-    if name == "weight" and isinstance(module, _CONVOLUTIONS):
+    if name == "weight" and isinstance(module, _DIRECT):
         return conv_matrix(weight, module.groups)
     if name == "weight" and isinstance(module, _TRANSPOSED):
         return conv_transpose_matrix(weight, module.groups)
@@ -109,7 +111,7 @@ def expert_matrices(name: str, weight: Tensor) -> Tensor | None:
 
 def has_taps(module: nn.Module, name: str) -> bool:
     """Whether a parameter is the kernel of a convolution."""
-    return name == "weight" and isinstance(module, _CONVOLUTIONS + _TRANSPOSED)
+    return name == "weight" and isinstance(module, CONVOLUTIONS)
 
 
 def tap_matrices(module: nn.Module, weight: Tensor) -> Tensor:

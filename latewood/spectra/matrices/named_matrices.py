@@ -50,7 +50,7 @@ class MatrixView:
 
 @dataclass(frozen=True)
 class Views:
-    """Which matrices of a model to look at, and how.
+    """Which matrices of a model to see, and how.
 
     Args:
         include: globs on layer or parameter names to cover.
@@ -76,7 +76,7 @@ class Views:
         for name, kinds in (("split", Split), ("conv", Conv), ("lora", Lora)):
             allowed = get_args(kinds)
             if (given := getattr(self, name)) not in allowed:
-                raise invalid(name, given, " or ".join(f'"{each}"' for each in allowed))
+                raise invalid(name, given, " or ".join(f'"{choice}"' for choice in allowed))
 
     def require_no_model(self) -> None:
         """Refuses what a checkpoint without its model cannot tell.
@@ -106,28 +106,28 @@ class Views:
         """Like ``of`` for a model that has changed: what is gone is left out, without an error."""
         bare = unwrapped(model)
         try:
-            found = spectral_parameters(bare)
+            parameters = spectral_parameters(bare)
         except RequestError:
             return []
         included, excluded = (
-            {each.name for each in found if _matches(each, globs)}
+            {selected.name for selected in parameters if _matches(selected, globs)}
             for globs in (self.include, self.exclude)
         )
-        chosen = [each for each in found if each.name in included - excluded]
+        chosen = [selected for selected in parameters if selected.name in included - excluded]
         return self._views(bare, chosen)
 
     def _views(self, model: nn.Module, chosen: Sequence[Selected]) -> list[MatrixView]:
-        found: list[MatrixView] = []
+        views: list[MatrixView] = []
         adapted = adapters(model) if self.lora != "factors" else {}
-        factors = {factor for each in adapted.values() for factor in each.factors}
+        factors = {factor for adapter in adapted.values() for factor in adapter.factors}
         for selected in chosen:
             if selected.name in factors:
                 continue
-            if adapter := adapted.get(selected.name):
-                found += self._adapted(selected, adapter.product, adapter.names)
+            if (adapter := adapted.get(selected.name)) is not None:
+                views += self._adapted(selected, adapter.product, adapter.names)
             else:
-                found += self._plain(model, selected)
-        return found
+                views += self._plain(model, selected)
+        return views
 
     def _adapted(
         self, selected: Selected, product: Callable[[str], Tensor], names: Sequence[str]
@@ -137,13 +137,13 @@ class Views:
         if self.lora == "merged":
 
             def merged() -> Tensor:
-                return sum((product(each) for each in names), start=base())
+                return sum((product(adapter) for adapter in names), start=base())
 
             yield MatrixView(name, dtype, merged)
             return
         yield MatrixView(name, dtype, base)
-        for each in names:
-            yield MatrixView(f"{name}[lora {each}]", dtype, partial(product, each))
+        for adapter in names:
+            yield MatrixView(f"{name}[lora {adapter}]", dtype, partial(product, adapter))
 
     def _plain(self, model: nn.Module, selected: Selected) -> Iterator[MatrixView]:
         module, parameter = selected.module, selected.parameter_name

@@ -46,7 +46,7 @@ def spectral_parameters(
         RequestError: a glob that matches nothing.
     """
     chosen = select_parameters(model, types=(nn.Module,), include=include, exclude=exclude)
-    return [each for each in chosen if not _is_gain_or_bias(each)]
+    return [selected for selected in chosen if not _is_gain_or_bias(selected)]
 
 
 def _is_gain_or_bias(selected: Selected) -> bool:
@@ -91,7 +91,7 @@ def current_matrix(module: nn.Module, name: str) -> Tensor:
 def current_weight(module: nn.Module, name: str) -> Tensor:
     """The value of a layer's parameter as evaluation mode would compute it: masked, quantised.
 
-    Nothing changes by looking: no buffer, no random generator, no cache of parametrizations. A
+    Reading changes nothing: no buffer, no random generator, no cache of parametrizations. A
     weight sharded over processes is gathered, so that all of them must call this.
 
     Args:

@@ -1,1 +1,1 @@
-"""Singular values and vectors, exact or followed, each with how far it can be wrong."""
+"""Singular values and vectors, exact or tracked, each with how far it can be wrong."""

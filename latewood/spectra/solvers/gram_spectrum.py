@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latewood.spectra.solvers.error_bounds import gram_errors, rank_error
-from latewood.spectra.solvers.solution import Solved
+from latewood.spectra.solvers.solution import Solution
 from latewood.spectra.solvers.symmetric_eigen import (
     LapackError,
     add_lower_product,
@@ -34,13 +34,13 @@ TOLERANCE = 1e-7
 """Largest relative error of the effective rank that this way may cause."""
 
 _BLOCK = 128
-# Entries that are in float64 at a time: a cache holds them, and no page is new at every look.
+# Entries that are in float64 at a time: a cache holds them, and no page is new at every call.
 _PANEL = 2**19
 # Below this share of the largest value, the vectors of a Gram matrix lose digits that float32 has.
 _VECTOR_RANGE = 1e-4
 
 
-def by_gram(tall: Tensor, count: int) -> Solved | None:
+def by_gram(tall: Tensor, count: int) -> Solution | None:
     """Singular values and the first vectors of a tall matrix, where they are exact this way.
 
     Args:
@@ -60,13 +60,13 @@ def by_gram(tall: Tensor, count: int) -> Solved | None:
     if not bool((rank_error(values, errors) <= TOLERANCE).all()):
         return None
     if not count:
-        return Solved(values, tall[..., :0], flat, errors, "gram")
+        return Solution(values, tall[..., :0], flat, errors, "gram")
     last = values[..., count - 1 : count]
     if bool(((last < _VECTOR_RANGE * values[..., :1]) & (last > 0)).any()):
         return None
     lengths = values[..., None, :count]
     side = torch.where(lengths > 0, _times(tall, flat) / lengths, 0.0)
-    return Solved(values, side, flat, errors, "gram")
+    return Solution(values, side, flat, errors, "gram")
 
 
 def lower_gram(tall: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ def _eigen(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     squares = torch.zeros(math.prod(batch), size, dtype=torch.float64)
     flat = torch.zeros(math.prod(batch), size, count, dtype=torch.float64)
     zeros = torch.zeros(squares.shape, dtype=torch.bool)
-    for index, each in enumerate(tall.reshape(-1, rows, size)):
-        lower = _lower_gram_on_cpu(each)
+    for index, matrix in enumerate(tall.reshape(-1, rows, size)):
+        lower = _lower_gram_on_cpu(matrix)
         diagonal = lower.diagonal()
         # An entry that is not finite makes its column's sum of squares so.
         if not np.isfinite(diagonal).all():
@@ -109,11 +109,11 @@ def _eigen(tall: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
             continue
         used = np.flatnonzero(diagonal)
         # A layer with pruned channels has zero columns; without them it often has full rank.
-        part = lower if len(used) == size else np.asfortranarray(lower[np.ix_(used, used)])
+        block = lower if len(used) == size else np.asfortranarray(lower[np.ix_(used, used)])
         zeros[index, len(used) :] = True
         if len(used):
-            found, vectors = symmetric_spectrum(part, min(count, len(used)))
-            squares[index, : len(used)] = torch.from_numpy(found.copy())
+            eigenvalues, vectors = symmetric_spectrum(block, min(count, len(used)))
+            squares[index, : len(used)] = torch.from_numpy(eigenvalues.copy())
             flat[index, used, : vectors.shape[1]] = torch.from_numpy(vectors.copy())
     return (
         squares.reshape(*batch, size),
@@ -155,11 +155,11 @@ def _times(tall: Tensor, vectors: Tensor) -> Tensor:
     count = vectors.shape[-1]
     products = []
     pairs = zip(tall.reshape(-1, rows, size), vectors.reshape(-1, size, count), strict=True)
-    for each, own in pairs:
+    for matrix, block in pairs:
         product = np.empty((rows, count), order="F")
-        right = np.asfortranarray(own.numpy())
-        for place, stored, transposed in _panels(each):
-            write_product(product[place], stored, right, transposed=transposed)
+        right = np.asfortranarray(block.numpy())
+        for panel_rows, stored, transposed in _panels(matrix):
+            write_product(product[panel_rows], stored, right, transposed=transposed)
         products.append(torch.from_numpy(product))
     return torch.stack(products).reshape(*batch, rows, count)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from latewood.errors import invalid
 from latewood.spectra.solvers.error_bounds import rounding_errors, svd_errors
 from latewood.spectra.solvers.gram_spectrum import GRAM_RANK, by_gram
-from latewood.spectra.solvers.solution import Method, Solved
+from latewood.spectra.solvers.solution import Solution, SolverMethod
 
 __all__ = ["Factors", "factors", "factors_together"]
 
@@ -33,7 +33,7 @@ class Factors:
     left: Tensor
     right: Tensor
     errors: Tensor | None = None
-    method: Method = "svd"
+    method: SolverMethod = "svd"
 
     @property
     def count(self) -> int:
@@ -81,7 +81,7 @@ def factors(matrix: Tensor, k: int | None = None) -> Factors:
     if k is not None and k < 0:
         raise invalid("k", k, "an integer of at least 0, or None for all")
     tall, count = _tall(matrix), _count(matrix, k)
-    return _packed(matrix, *_solved(tall, count))
+    return _packed(matrix, *_solution(tall, count))
 
 
 def factors_together(matrices: Sequence[Tensor], k: int | None = None) -> list[Factors] | None:
@@ -97,13 +97,13 @@ def factors_together(matrices: Sequence[Tensor], k: int | None = None) -> list[F
     stacked = torch.stack(list(matrices))
     tall, count = _tall(stacked), _count(stacked, k)
     if _suits_gram(tall):
-        found = by_gram(tall, count)
-        if found is None:
+        solution = by_gram(tall, count)
+        if solution is None:
             return None
-        whole = _packed(stacked, found, _all_finite(tall))
+        batch = _packed(stacked, solution, _all_finite(tall))
     else:
-        whole = _packed(stacked, *_solved(tall, count))
-    return [whole.of(index) for index in range(len(matrices))]
+        batch = _packed(stacked, *_solution(tall, count))
+    return [batch.of(index) for index in range(len(matrices))]
 
 
 def _tall(matrix: Tensor) -> Tensor:
@@ -124,41 +124,41 @@ def _all_finite(tall: Tensor) -> Tensor:
     return torch.ones(tall.shape[:-2], dtype=torch.bool, device=tall.device)
 
 
-def _packed(matrix: Tensor, found: Solved, finite: Tensor) -> Factors:
+def _packed(matrix: Tensor, solution: Solution, finite: Tensor) -> Factors:
     """The solution of a matrix's tall side as its factors, with what is undefined marked."""
     kind = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    count = found.flat_side.shape[-1]
+    count = solution.flat_side.shape[-1]
     longer = max(matrix.shape[-2:])
     noise = longer * torch.finfo(kind).eps if kind == torch.float64 else 1.2e-7
-    undefined = found.values[..., None, :count] <= noise * found.values[..., None, :1]
+    undefined = solution.values[..., None, :count] <= noise * solution.values[..., None, :1]
     lost = ~finite[..., None]
-    values = torch.where(lost, torch.nan, found.values)
-    errors = torch.where(lost, torch.nan, found.errors + rounding_errors(values, kind))
+    values = torch.where(lost, torch.nan, solution.values)
+    errors = torch.where(lost, torch.nan, solution.errors + rounding_errors(values, kind))
     sides = [
         torch.where(lost[..., None], torch.nan, torch.where(undefined, 0.0, side)).to(kind)
-        for side in (found.tall_side, found.flat_side)
+        for side in (solution.tall_side, solution.flat_side)
     ]
     wide = matrix.shape[-2] < matrix.shape[-1]
     left, right = reversed(sides) if wide else sides
-    return Factors(values.to(kind), left, right, errors, found.method)
+    return Factors(values.to(kind), left, right, errors, solution.method)
 
 
-def _solved(tall: Tensor, count: int) -> tuple[Solved, Tensor]:
+def _solution(tall: Tensor, count: int) -> tuple[Solution, Tensor]:
     """The solution, and which matrices are finite, where that is worth finding out."""
     gram, finite = _suits_gram(tall), _all_finite(tall)
-    if gram and (found := by_gram(tall, count)) is not None:
-        return found, finite
+    if gram and (solution := by_gram(tall, count)) is not None:
+        return solution, finite
     double = tall.double()
     # Sums of float32 do not overflow in float64; those of float64 may, and are looked at again.
     if not bool(double.sum().isfinite()):
         finite = double.isfinite().flatten(-2).all(-1)
         double = torch.where(finite[..., None, None], double, 0.0)
-        if gram and (found := by_gram(double, count)) is not None:
-            return found, finite
+        if gram and (solution := by_gram(double, count)) is not None:
+            return solution, finite
     return _by_any_svd(double, count), finite
 
 
-def _by_any_svd(tall: Tensor, count: int) -> Solved:
+def _by_any_svd(tall: Tensor, count: int) -> Solution:
     for solver in (_by_svd, _by_svd_on_cpu):
         try:
             return solver(tall, count)
@@ -167,22 +167,21 @@ def _by_any_svd(tall: Tensor, count: int) -> Solved:
     *batch, rows, rank = tall.shape
     sides = tall.new_full((*batch, rows, count), torch.nan)
     values = tall.new_full((*batch, rank), torch.nan)
-    return Solved(values, sides, sides[..., :rank, :], values, "none")
+    return Solution(values, sides, sides[..., :rank, :], values, "none")
 
 
-def _by_svd(tall: Tensor, count: int) -> Solved:
+def _by_svd(tall: Tensor, count: int) -> Solution:
     if not count:
         values = torch.linalg.svdvals(tall)
         left, flat = tall[..., :0], tall[..., : values.shape[-1], :0]
     else:
         left, values, right = torch.linalg.svd(tall, full_matrices=False)
         left, flat = left[..., :count], right.mT[..., :count]
-    return Solved(values, left, flat, svd_errors(values, tall.shape[-2]), "svd")
+    return Solution(values, left, flat, svd_errors(values, tall.shape[-2]), "svd")
 
 
-def _by_svd_on_cpu(tall: Tensor, count: int) -> Solved:
-    found = _by_svd(tall.cpu(), count)
-    values, left, flat, errors = (
-        part.to(tall) for part in (found.values, found.tall_side, found.flat_side, found.errors)
-    )
-    return Solved(values, left, flat, errors, "svd")
+def _by_svd_on_cpu(tall: Tensor, count: int) -> Solution:
+    solution = _by_svd(tall.cpu(), count)
+    tensors = (solution.values, solution.tall_side, solution.flat_side, solution.errors)
+    values, left, flat, errors = (tensor.to(tall) for tensor in tensors)
+    return Solution(values, left, flat, errors, "svd")

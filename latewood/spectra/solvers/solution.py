@@ -1,4 +1,4 @@
-"""What a solver gives back, with how it was found and how far it can be wrong."""
+"""What a solver returns: values and vectors, how they were found, how far they can be wrong."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Method", "Solved"]
+__all__ = ["Solution", "SolverMethod"]
 
-Method = Literal["svd", "gram", "warm", "fft", "none"]
+SolverMethod = Literal["svd", "gram", "warm", "fft", "none"]
 """How values were found: by a singular value decomposition or the eigenvalues of the Gram matrix,
 both in float64; by iteration from earlier vectors; from the Fourier transform of a kernel; or not
 at all."""
 
 
 @dataclass(frozen=True)
-class Solved:
+class Solution:
     """Part of a singular value decomposition of a tall matrix.
 
     Args:
@@ -31,4 +31,4 @@ class Solved:
     tall_side: Tensor
     flat_side: Tensor
     errors: Tensor
-    method: Method
+    method: SolverMethod

@@ -1,28 +1,27 @@
-"""Follows the leading singular vectors of a matrix that changes a little between two looks."""
+"""Tracks the leading singular vectors of a matrix that changes a little between observations."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas
 from torch import Tensor
 
 from latewood.spectra.solvers.leading_vectors import Factors
 
-__all__ = ["Follower"]
+__all__ = ["EXTRA", "SubspaceTracker"]
 
 Array = NDArray[np.float64]
 
 EXTRA = 8
-"""Vectors followed beyond those asked for, which speeds up the convergence of the last ones."""
+"""Vectors tracked beyond those asked for, which speeds up the convergence of the last ones."""
 
 _ROUNDS = 3
 _LONGEST_REST = 8
 
 
-class Follower:
-    r"""The first k singular values and vectors of one matrix, from those of its last look.
+class SubspaceTracker:
+    r"""The first k singular values and vectors of one matrix, from those of its last observation.
 
     Block iteration from the last right vectors: :math:`Q R = A V`, then the decomposition of
     :math:`Q^T A` turns Q and V into the best left and right vectors of that subspace. What is
@@ -33,7 +32,7 @@ class Follower:
 
     Args:
         count: k.
-        tolerance: largest residual of an accepted vector, as a share of the largest value.
+        tolerance: largest residual of an accepted vector, as a fraction of the largest value.
     """
 
     def __init__(self, count: int, *, tolerance: float = 1e-3) -> None:
@@ -48,7 +47,7 @@ class Follower:
         """Takes an exact decomposition, with ``count + EXTRA`` vectors or all, to start from."""
         self._block, self._shape = exact.right, exact.shape
 
-    def follow(self, matrix: Tensor) -> Factors | None:
+    def track(self, matrix: Tensor) -> Factors | None:
         """The leading factors of the matrix as it is now.
 
         Args:
@@ -57,7 +56,7 @@ class Follower:
         Returns:
             Factors with ``count`` values; None if there is nothing to start from, the shape has
             changed, the matrix is not finite or the residuals stay too large. After failures in a
-            row it rests for up to eight looks, each time twice as many as before.
+            row it rests for up to eight calls, each time twice as many as before.
         """
         if self._block is None or self._shape != tuple(matrix.shape):
             self._block = None
@@ -65,13 +64,13 @@ class Follower:
         if self._rest:
             self._rest -= 1
             return None
-        found = self._iterate(matrix)
-        if found is None:
+        leading = self._iterate(matrix)
+        if leading is None:
             self._rest = min(_LONGEST_REST, 2**self._failures)
             self._failures += 1
         else:
             self._failures = 0
-        return found
+        return leading
 
     def _iterate(self, matrix: Tensor) -> Factors | None:
         assert self._block is not None
@@ -79,12 +78,13 @@ class Follower:
         right = np.asfortranarray(self._block.double().numpy())
         if not np.isfinite(stored.sum()) or not np.isfinite(right).all():
             return None
-        image = _times(stored, right)
+        image = _product(stored, right)
         for _ in range(_ROUNDS):
             basis = np.asfortranarray(np.linalg.qr(image)[0])
-            inner, values, outer = np.linalg.svd(_times_transposed(stored, basis).T, False)
+            projected = _product(stored, basis, transposed=True).T
+            inner, values, outer = np.linalg.svd(projected, False)
             left, right = basis @ inner, np.asfortranarray(outer.T)
-            image = _times(stored, right)
+            image = _product(stored, right)
             residuals = np.linalg.norm(image - left * values, axis=0)[: self.count]
             if (residuals <= self.tolerance * values[0]).all():
                 self._block = torch.from_numpy(right.copy()).float()
@@ -93,22 +93,21 @@ class Follower:
 
     def _factors(self, values: Array, left: Array, right: Array, error: float) -> Factors:
         k = self.count
-        kept = torch.from_numpy(values[:k].copy())
+        leading = torch.from_numpy(values[:k].copy())
         return Factors(
-            kept.float(),
+            leading.float(),
             torch.from_numpy(np.ascontiguousarray(left[:, :k])).float(),
             torch.from_numpy(np.ascontiguousarray(right[:, :k])).float(),
-            error + 2.0**-24 * kept,
+            error + 2.0**-24 * leading,
             "warm",
         )
 
 
-def _times(stored: Array, block: Array) -> Array:
+def _product(stored: Array, block: Array, *, transposed: bool = False) -> Array:
+    """The matrix, or its transpose, times some columns."""
+    # Here, since importing it takes longer than most users of spectra ever need it.
+    from scipy.linalg.blas import dgemm
+
     # scipy's BLAS, whose threads the caller has set; it takes Fortran's order without a copy.
-    product: Array = blas.dgemm(1.0, stored.T, block, trans_a=1)
-    return product
-
-
-def _times_transposed(stored: Array, block: Array) -> Array:
-    product: Array = blas.dgemm(1.0, stored.T, block)
+    product: Array = dgemm(1.0, stored.T, block, trans_a=not transposed)
     return product

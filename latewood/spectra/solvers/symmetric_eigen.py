@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cython_blas, cython_lapack
 from threadpoolctl import ThreadpoolController
 
 __all__ = [
@@ -109,10 +108,10 @@ def symmetric_spectrum(lower: Array, count: int) -> tuple[Array, Array]:
     if count == 0:
         return values[::-1], np.empty((size, 0))
     vectors = np.empty((size, count), order="F")
-    found, support = np.zeros(1, np.intc), np.empty(2 * size, np.intc)
+    converged, support = np.zeros(1, np.intc), np.empty(2 * size, np.intc)
     short, shorter = np.empty(18 * size), np.empty(10 * size, np.intc)
     _call(
-        *("dstemr", b"V", b"I", size, diagonal, below, 0.0, 0.0, size - count + 1, size, found),
+        *("dstemr", b"V", b"I", size, diagonal, below, 0.0, 0.0, size - count + 1, size, converged),
         *(np.empty(size), vectors, size, count, support, np.ones(1, np.intc)),
         *(short, len(short), shorter, len(shorter), _Info()),
     )
@@ -130,16 +129,17 @@ def blas_threads(count: int) -> Iterator[None]:
     Args:
         count: number of threads.
     """
-    with _own_blas().limit(limits=count):
+    with _scipy_blas().limit(limits=count):
         yield
 
 
 @cache
-def _own_blas() -> ThreadpoolController:
+def _scipy_blas() -> ThreadpoolController:
+    _routines()  # loads the library that is looked for
     # A library that scipy shares with numpy belongs to others as well, and keeps its threads.
-    everything = ThreadpoolController()
-    paths = [each["filepath"] for each in everything.info() if "scipy.libs" in each["filepath"]]
-    return everything.select(filepath=paths)
+    libraries = ThreadpoolController()
+    paths = [library["filepath"] for library in libraries.info()]
+    return libraries.select(filepath=[path for path in paths if "scipy.libs" in path])
 
 
 class _Info(ctypes.c_int):
@@ -167,16 +167,24 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 @cache
+def _routines() -> dict[str, object]:
+    """scipy's BLAS and LAPACK by name."""
+    # Here, since importing them takes longer than most users of spectra ever need them.
+    from scipy.linalg import cython_blas, cython_lapack
+
+    return {**cython_blas.__pyx_capi__, **cython_lapack.__pyx_capi__}
+
+
+@cache
 def _routine(name: str) -> Callable[..., None]:
-    module = cython_blas if name in ("dsyrk", "dgemm") else cython_lapack
-    capsule = module.__pyx_capi__.get(name)
+    capsule = _routines().get(name)
     text = b"" if capsule is None else _CAPSULE_NAME(capsule)
     match = re.search(r"\((.*)\)", text.decode())
     kinds = {"char *": "c", "int *": "i"}
-    found = [kinds.get(each, each[-3:-2]) for each in match[1].split(", ")] if match else []
-    if "".join(found) != _ARGUMENTS[name]:
+    declared = match[1].split(", ") if match else []
+    if "".join(kinds.get(type_, type_[-3:-2]) for type_ in declared) != _ARGUMENTS[name]:
         raise LapackError(f"{name}: this scipy offers {text.decode() or 'nothing'}")
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(found))
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(declared))
     address: int = _CAPSULE_POINTER(capsule, text)
     return prototype(address)
 

@@ -1,1 +1,1 @@
-"""Spectra while a network trains: when to look, where the work is done, and what is kept."""
+"""Spectra while a network trains: when to observe, where the work is done, and what is kept."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from latewood.errors import WorkError, invalid
 from latewood.spectra.agreement import Agreement, agreement
 from latewood.spectra.solvers.leading_vectors import Factors
-from latewood.spectra.tracking.snapshots import Spectrum, read_snapshot, snapshot_paths
+from latewood.spectra.tracking.snapshots import read_snapshot, snapshot_paths
+from latewood.spectra.tracking.spectrum import Spectrum
 
 __all__ = ["AgreementOverTime", "Reference", "agreement_over_time"]
 
-Named = Literal["final", "initial", "previous", "same"]
-Reference = int | Named
+NamedReference = Literal["final", "initial", "previous", "same"]
+Reference = int | NamedReference
 
 
 @dataclass(frozen=True)
@@ -71,26 +72,29 @@ def agreement_over_time(
 
     Source: arXiv 2408.11804, section 3.4, figures 9 to 13.
     """
-    own = snapshot_paths(Path(folder))
-    other = own if against is None else snapshot_paths(Path(against))
-    for place, found in ((folder, own), (against or folder, other)):
-        if not found:
+    paths = snapshot_paths(Path(folder))
+    references = paths if against is None else snapshot_paths(Path(against))
+    for place, snapshots in ((folder, paths), (against or folder, references)):
+        if not snapshots:
             raise WorkError(f"{place}: no snapshots; expected a folder that a SpectralProbe wrote")
-    partners = _partners(list(own), list(other), reference)
+    partners = _partners(list(paths), list(references), reference)
     if not partners:
         raise WorkError(f"{folder}: too few snapshots for the reference {reference!r}")
     # Two at a time: a step's own vectors, and those of its reference, perhaps the step before.
     load = lru_cache(maxsize=2)(_factors)
-    shared = [_compared(load(own[step]), load(other[at]), top) for step, at in partners.items()]
-    names = list(dict.fromkeys(name for each in shared for name in each))
+    compared = [
+        _compared(load(paths[step]), load(references[partner]), top)
+        for step, partner in partners.items()
+    ]
+    names = list(dict.fromkeys(name for agreements in compared for name in agreements))
     if not names:
         raise WorkError(f"{folder}: other weights than in {against or folder}, or other shapes")
     return AgreementOverTime(
         tuple(partners),
         tuple(partners.values()),
-        {name: _rows([each.get(name) for each in shared]) for name in names},
-        {name: _scores([each.get(name) for each in shared]) for name in names},
-        {name: next(e[name].baseline for e in reversed(shared) if name in e) for name in names},
+        {name: _rows([agreements.get(name) for agreements in compared]) for name in names},
+        {name: _scores([agreements.get(name) for agreements in compared]) for name in names},
+        {name: next(e[name].baseline for e in reversed(compared) if name in e) for name in names},
     )
 
 
@@ -105,42 +109,46 @@ def _compared(
     }
 
 
-def _rows(found: Sequence[Agreement | None]) -> Tensor:
+def _rows(agreements: Sequence[Agreement | None]) -> Tensor:
     """(steps, k) diagonals, the mean over groups; NaN where there is none."""
-    parts = [
-        None if each is None else each.diagonal.reshape(-1, each.diagonal.shape[-1]).mean(0)
-        for each in found
+    diagonals = [
+        None if entry is None else entry.diagonal.reshape(-1, entry.diagonal.shape[-1]).mean(0)
+        for entry in agreements
     ]
-    count = max(len(part) for part in parts if part is not None)
-    rows = torch.full((len(parts), count), torch.nan, dtype=torch.float64)
-    for row, part in zip(rows, parts, strict=True):
-        if part is not None:
-            row[: len(part)] = part
+    count = max(len(diagonal) for diagonal in diagonals if diagonal is not None)
+    rows = torch.full((len(diagonals), count), torch.nan, dtype=torch.float64)
+    for row, diagonal in zip(rows, diagonals, strict=True):
+        if diagonal is not None:
+            row[: len(diagonal)] = diagonal
     return rows
 
 
-def _scores(found: Sequence[Agreement | None]) -> Tensor:
+def _scores(agreements: Sequence[Agreement | None]) -> Tensor:
     return torch.tensor(
-        [math.nan if each is None else each.score.mean().item() for each in found],
+        [math.nan if entry is None else entry.score.mean().item() for entry in agreements],
         dtype=torch.float64,
     )
 
 
-def _partners(own: list[int], other: list[int], reference: Reference) -> dict[int, int]:
+def _partners(steps: list[int], references: list[int], reference: Reference) -> dict[int, int]:
     if reference == "final":
-        return dict.fromkeys(own, other[-1])
+        return dict.fromkeys(steps, references[-1])
     if reference == "initial":
-        return dict.fromkeys(own, other[0])
+        return dict.fromkeys(steps, references[0])
     if reference == "same":
-        return {step: step for step in own if step in other}
+        return {step: step for step in steps if step in references}
     if reference == "previous":
-        earlier = {step: [known for known in other if known < step] for step in own}
-        return {step: known[-1] for step, known in earlier.items() if known}
-    if reference not in other:
-        steps = f"{other[0]} to {other[-1]}" if len(other) > 20 else ", ".join(map(str, other))
-        expected = f'"final", "initial", "previous", "same" or one of the steps {steps}'
+        earlier = {step: [before for before in references if before < step] for step in steps}
+        return {step: before[-1] for step, before in earlier.items() if before}
+    if reference not in references:
+        known = (
+            f"{references[0]} to {references[-1]}"
+            if len(references) > 20
+            else ", ".join(map(str, references))
+        )
+        expected = f'"final", "initial", "previous", "same" or one of the steps {known}'
         raise invalid("reference", reference, expected)
-    return dict.fromkeys(own, reference)
+    return dict.fromkeys(steps, reference)
 
 
 def _factors(path: Path) -> dict[str, Factors]:

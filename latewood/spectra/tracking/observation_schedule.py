@@ -1,109 +1,158 @@
-"""When a probe looks: every so many steps, at the ends of epochs, or within a share of the time."""
+"""When a probe observes: every so many steps, at the ends of epochs, or in a fraction of the time.
+
+Also how much of the model each observation covers.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from latewood.errors import RequestError, invalid
+from latewood.spectra.tracking.shards import Shards
 
-__all__ = ["Cadence", "Every"]
+__all__ = ["Every", "ObservationExtent", "ObservationSchedule", "ObservationSettings"]
 
 Every = int | Literal["epoch", "auto"]
 
+# Steps between two times that processes agree on whether "auto" observes.
+_AGREE_EVERY = 10
 
-class Cadence:
-    """Decides at which steps a probe looks, and measures what looking costs.
 
-    With "auto" a look is due when all that was spent so far and this look, if it cost twice as much
-    as the dearest of the last three, fit into ``budget`` of the wall-clock time since the first
-    question.
-    The first question and the last step of the training are always answered; room for the last is
-    kept.
+@dataclass(frozen=True)
+class ObservationSettings:
+    """When a probe observes, and how much of the model each time.
 
     Args:
-        every: number of steps, "epoch", or "auto".
-        steps_per_epoch: needed for "epoch".
-        total_steps: last step of the training, for "auto"; None if nobody knows.
-        budget: share of the time, in (0, 1), for "auto".
-        last: how many usual looks that of the last step costs.
+        every: number of steps between two observations; "epoch" for its ends; "auto" for as often
+            as ``budget`` allows, which depends on the machine's speed.
+        full_every: every how many observations all singular values are computed; those between
+            track the first few from the last observation, each certified by its residual or
+            computed anew. 1 is exact. The first observation and that of ``total_steps`` are always
+            full.
+        parts: observations that share the matrices: each takes the next part of them, and of the
+            pairs, so that no step waits for all. The first observation and that of ``total_steps``
+            take everything.
+        steps_per_epoch: length of an epoch, for "epoch".
+        total_steps: last step of the training, which "auto" always observes; None if nobody knows.
+        budget: fraction of the wall-clock time, in (0, 1), that "auto" may take, a worker's
+            processor time included. The first and the last observation are made in any case.
 
     Raises:
         RequestError: a value that is not allowed, or "epoch" without its length.
     """
 
-    def __init__(
-        self,
-        every: Every,
-        *,
-        steps_per_epoch: int | None = None,
-        total_steps: int | None = None,
-        budget: float = 0.03,
-        last: int = 1,
-    ) -> None:
-        if every not in ("epoch", "auto") and (not isinstance(every, int) or every < 1):
-            raise invalid("every", every, 'an integer of at least 1, "epoch" or "auto"')
-        if every == "epoch" and steps_per_epoch is None:
+    every: Every
+    full_every: int = 1
+    parts: int = 1
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    budget: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.every not in ("epoch", "auto") and (
+            not isinstance(self.every, int) or self.every < 1
+        ):
+            raise invalid("every", self.every, 'an integer of at least 1, "epoch" or "auto"')
+        if self.every == "epoch" and self.steps_per_epoch is None:
             raise RequestError(
                 'steps_per_epoch: got None with every="epoch"; expected the number of steps'
             )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise invalid("steps_per_epoch", steps_per_epoch, "an integer of at least 1")
-        if not 0 < budget < 1:
-            raise invalid("budget", budget, "a number between 0 and 1")
-        self.period = steps_per_epoch if every == "epoch" else every
-        self.total_steps = total_steps
-        self.budget = budget
-        self.last = last
+        for name in ("full_every", "parts", "steps_per_epoch"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise invalid(name, count, "an integer of at least 1")
+        if not 0 < self.budget < 1:
+            raise invalid("budget", self.budget, "a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ObservationExtent:
+    """How much of the model one observation covers.
+
+    Args:
+        turn: which of the parts that take turns is due, to be taken modulo their number; None for
+            the whole model.
+        full: whether all singular values are wanted, or the leading ones do.
+    """
+
+    turn: int | None
+    full: bool
+
+
+class ObservationSchedule:
+    """Decides at which steps a probe observes, and measures what observing costs.
+
+    With "auto" an observation is due when all that was spent so far and this one, if it cost twice
+    as much as the dearest of the last three, fit into the budget of the wall-clock time since the
+    first question. The first question and the last step of the training are always answered; room
+    for the last is kept.
+
+    Args:
+        settings: when to observe, and how much.
+        shards: the processes that must agree on it.
+    """
+
+    def __init__(self, settings: ObservationSettings, shards: Shards | None = None) -> None:
+        self.settings = settings
+        self.count = 0
+        """Observations so far."""
         self.spent = 0.0
+        """Seconds that went into observing and asking."""
+        self._shards = shards or Shards(wanted=False)
+        self._auto = settings.every == "auto"
+        self._period = settings.steps_per_epoch if settings.every == "epoch" else settings.every
         self._start: float | None = None
         self._recent: list[float] = []
         self._earliest = 0.0
 
     def quiet(self, step: int, since: float) -> bool:
-        """Whether "auto" knows, without a closer look, that ``step`` is not due.
+        """Whether "auto" already knows that ``step`` is not due.
 
-        Of a short training step even the question takes a share, so it is short and counts.
+        Of a short training step even the question takes a fraction, so it is short and counts.
 
         Args:
             step: number of updates.
             since: when the question began, by ``time.perf_counter``.
         """
-        if since >= self._earliest or step == self.total_steps:
+        if since >= self._earliest or step == self.settings.total_steps or self._shards.wanted:
             return False
         # As much again for the call itself, which no clock inside it sees.
         self.spent += 2 * (time.perf_counter() - since)
         return True
 
     def due(self, step: int, *, busy: bool = False) -> bool:
-        """Whether to look after ``step`` updates.
+        """Whether to observe after ``step`` updates; the same in all processes.
 
         Args:
             step: number of updates.
-            busy: whether a look is still under way, whose cost nobody knows yet; "auto" waits.
+            busy: whether an observation is still under way, whose cost nobody knows yet; "auto"
+                waits.
         """
-        now = time.perf_counter()
-        if self._start is None:
-            self._start = now
-        if isinstance(self.period, int):
-            return step % self.period == 0
-        if step == self.total_steps:
-            return True
-        if busy:
+        if not (self._auto and self._shards.active):
+            return self._due_here(step, busy=busy)
+        if step % _AGREE_EVERY and step != self.settings.total_steps and self.count:
             return False
-        if not self._recent:
-            return True
-        # Twice, since on a machine with other work a look can take longer than ever before.
-        reserved = 2 if self.total_steps is None else 2 + 2 * self.last
-        cost = self.spent + reserved * max(self._recent)
-        self._earliest = self._start + cost / self.budget
-        return now >= self._earliest
+        return self._shards.agreed(self._due_here(step, busy=False))
+
+    def next_extent(self, step: int) -> ObservationExtent:
+        """How much the observation that is made now covers; counts it.
+
+        Args:
+            step: number of updates.
+        """
+        number, whole = self.count, self.count == 0 or step == self.settings.total_steps
+        self.count += 1
+        turns = number // self.settings.parts
+        full = whole or turns % self.settings.full_every == 0
+        return ObservationExtent(None if whole else number, full)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Adds the time that the block takes, as that of a new look."""
+        """Adds the time that the block takes, as that of a new observation."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -112,15 +161,35 @@ class Cadence:
         self._earliest = 0.0
 
     def charge(self, seconds: float) -> None:
-        """Adds time to the cost of the last look, spent on it elsewhere."""
+        """Adds time to the cost of the last observation, spent on it elsewhere."""
         self.spent += seconds
         if self._recent:
             self._recent[-1] += seconds
 
     @property
     def overhead(self) -> float:
-        """Seconds that went into looking and asking over those since the first question."""
+        """Seconds that went into observing and asking over those since the first question."""
         if self._start is None:
             return 0.0
         elapsed = time.perf_counter() - self._start
         return self.spent / elapsed if elapsed > 0 else 0.0
+
+    def _due_here(self, step: int, *, busy: bool) -> bool:
+        """What this process thinks."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
+        if isinstance(self._period, int):
+            return step % self._period == 0
+        if step == self.settings.total_steps:
+            return True
+        if busy:
+            return False
+        if not self._recent:
+            return True
+        # Twice, since on a machine with other work an observation can take longer than ever before;
+        # that of the last step takes all parts.
+        reserved = 2 if self.settings.total_steps is None else 2 + 2 * self.settings.parts
+        cost = self.spent + reserved * max(self._recent)
+        self._earliest = self._start + cost / self.settings.budget
+        return now >= self._earliest

@@ -1,4 +1,4 @@
-"""What a probe finds in a model, looked up again only where the model has changed its layers."""
+"""What a probe observes of a model, looked up again only where the model has changed its layers."""
 
 from __future__ import annotations
 
@@ -9,38 +9,50 @@ from typing import Literal
 from torch import nn
 
 from latewood.errors import RequestError, invalid
-from latewood.spectra.layer_pairs import Pair, as_pair, infer_pairs
+from latewood.spectra.layer_pairs import LayerPair, as_layer_pair
 from latewood.spectra.matrices.named_matrices import MatrixView, Views
-from latewood.spectra.pair_operands import Side, fits, pair_sides
+from latewood.spectra.pair_inference import infer_pairs
+from latewood.spectra.pair_operands import Operands, fits, pair_operands
 
-__all__ = ["Resolved", "Share"]
-
-Sides = dict[str, tuple[Side, Side]]
+__all__ = ["ObservedPart", "ObservedView", "ResolvedMatrices"]
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one look takes.
+class ObservedView:
+    """One matrix that an observation measures.
 
     Args:
-        views: by name, each with whether its spectrum is kept; others only serve alignments.
-        pairs: the sides by the name of the pair.
-        names: of all views, also those that other looks take.
+        view: the matrix.
+        in_snapshot: whether its spectrum goes into the snapshot; others only serve alignments.
     """
 
-    views: dict[str, tuple[MatrixView, bool]]
-    pairs: Sides
+    view: MatrixView
+    in_snapshot: bool
+
+
+@dataclass(frozen=True)
+class ObservedPart:
+    """What one observation covers.
+
+    Args:
+        views: its matrices.
+        operands: those of its pairs of layers, by the name of the pair.
+        names: of all matrices, also those that other observations cover.
+    """
+
+    views: list[ObservedView]
+    operands: dict[str, Operands]
     names: frozenset[str]
 
 
-class Resolved:
-    """The matrices of a model and the sides of its pairs, as they are at each look.
+class ResolvedMatrices:
+    """The matrices of a model and the operands of its pairs, as they are at each observation.
 
     Finding them in a model of many small layers takes longer than decomposing them.
 
     Args:
         model: any module, not wrapped.
-        views: which matrices to look at, and how.
+        views: which matrices to observe, and how.
         pairs: consecutive layers; "auto" for ``infer_pairs(model)``; None for none.
 
     Raises:
@@ -51,69 +63,69 @@ class Resolved:
         self,
         model: nn.Module,
         views: Views,
-        pairs: Sequence[Pair | tuple[str, str]] | Literal["auto"] | None,
+        pairs: Sequence[LayerPair | tuple[str, str]] | Literal["auto"] | None,
     ) -> None:
         self.model = model
         self.views = views
-        self.pairs = pairs if pairs is None or pairs == "auto" else [as_pair(p) for p in pairs]
         views.of(model)
-        if isinstance(self.pairs, list):
+        self.pairs: list[LayerPair] | Literal["auto"] = "auto"
+        if pairs != "auto":
+            self.pairs = [as_layer_pair(pair) for pair in pairs or ()]
             _require_fitting(model, self.pairs)
         self._layout: tuple[list[nn.Module], list[object]] | None = None
-        self._found: tuple[list[MatrixView], Sides] = ([], {})
+        self._resolved: tuple[list[MatrixView], dict[str, Operands]] = ([], {})
 
-    def share(self, look: int | None, parts: int) -> Share:
-        """The next of so many parts of what there is now.
+    def part(self, turn: int | None, parts: int) -> ObservedPart:
+        """One of so many parts of what there is now.
 
         Args:
-            look: number of the look; None for one that takes everything.
-            parts: how many looks take turns.
+            turn: which, modulo the number of parts; None for everything.
+            parts: how many take turns.
         """
-        found, pairs = self.now()
-        names = frozenset(_by_name(found, pairs))
-        if look is not None:
-            parts = min(parts, len(found) or 1)
-            turn = look % parts
-            found, pairs = found[turn::parts], dict([*pairs.items()][turn::parts])
-        return Share(_by_name(found, pairs), pairs, names)
+        views, operands = self.now()
+        names = frozenset(observed.view.name for observed in _observed(views, operands))
+        if turn is not None:
+            parts = min(parts, len(views) or 1)
+            first = turn % parts
+            views, operands = views[first::parts], dict([*operands.items()][first::parts])
+        return ObservedPart(_observed(views, operands), operands, names)
 
-    def now(self) -> tuple[list[MatrixView], Sides]:
-        """The matrices, and the sides by the names of the pairs, without what has gone."""
+    def now(self) -> tuple[list[MatrixView], dict[str, Operands]]:
+        """The matrices, and the operands by the names of the pairs, without what has gone."""
         layers = list(self.model.modules())
         weights: list[object] = [(p.shape, p.dtype) for p in self.model.parameters()]
         if self._layout is None or not _same(self._layout[0], layers) or weights != self._layout[1]:
             self._layout = layers, weights
-            self._found = self.views.again(self.model), self._sides()
-        return self._found
+            self._resolved = self.views.again(self.model), self._operands()
+        return self._resolved
 
-    def _sides(self) -> Sides:
-        if self.pairs is None:
-            return {}
-        chosen = self.pairs if isinstance(self.pairs, list) else infer_pairs(self.model)
-        return {p.name: pair_sides(self.model, p) for p in chosen if _still_fits(self.model, p)}
+    def _operands(self) -> dict[str, Operands]:
+        pairs = infer_pairs(self.model) if self.pairs == "auto" else self.pairs
+        fitting = [pair for pair in pairs if _still_fits(self.model, pair)]
+        return {pair.name: pair_operands(self.model, pair) for pair in fitting}
 
 
-def _by_name(
-    found: Sequence[MatrixView], pairs: Mapping[str, tuple[Side, Side]]
-) -> dict[str, tuple[MatrixView, bool]]:
-    views = {view.name: (view, True) for view in found}
-    for side in (side for both in pairs.values() for side in both):
-        views.setdefault(side.view.name, (side.view, False))
-    return views
+def _observed(views: Sequence[MatrixView], operands: Mapping[str, Operands]) -> list[ObservedView]:
+    """The matrices, then what only the pairs need, each name once."""
+    observed = {view.name: ObservedView(view, in_snapshot=True) for view in views}
+    for operand in (operand for both in operands.values() for operand in both):
+        only_aligned = ObservedView(operand.view, in_snapshot=False)
+        observed.setdefault(operand.view.name, only_aligned)
+    return list(observed.values())
 
 
 def _same(before: Sequence[nn.Module], after: Sequence[nn.Module]) -> bool:
     return len(before) == len(after) and all(map(lambda a, b: a is b, before, after))
 
 
-def _require_fitting(model: nn.Module, pairs: Sequence[Pair]) -> None:
+def _require_fitting(model: nn.Module, pairs: Sequence[LayerPair]) -> None:
     for pair in pairs:
         if not fits(model, pair):
             raise invalid("pairs", pair.name, "layers that fit each other, without groups")
-        pair_sides(model, pair)
+        pair_operands(model, pair)
 
 
-def _still_fits(model: nn.Module, pair: Pair) -> bool:
+def _still_fits(model: nn.Module, pair: LayerPair) -> bool:
     # Layers may grow or go during the training, which a probe must survive.
     try:
         return fits(model, pair)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Shards:
-    """The part of one process among all; rank r has what stands at places r, r + world, ...
+    """The part of one process among all; rank r has the items r, r + world, ...
 
     Args:
         wanted: whether to share at all; all processes must then ask at the same steps.
@@ -39,20 +39,20 @@ class Shards:
         """Whether this process has the results in the end."""
         return not self.active or dist.get_rank() == 0
 
-    def mine(self, place: int) -> bool:
-        """Whether what stands at a place is this process's."""
-        return not self.active or place % dist.get_world_size() == dist.get_rank()
+    def assigned(self, index: int) -> bool:
+        """Whether the item of an index is this process's."""
+        return not self.active or index % dist.get_world_size() == dist.get_rank()
 
     def agreed(self, decision: bool) -> bool:
         """The first process's decision, in all of them."""
         if not self.active:
             return decision
-        shared = [decision]
-        dist.broadcast_object_list(shared, src=0)
-        return shared[0]
+        decisions = [decision]
+        dist.broadcast_object_list(decisions, src=0)
+        return decisions[0]
 
     def gathered(self, work: Callable[[], Sequence[T]]) -> list[T]:
-        """All processes' results, in the order of the places they were dealt from.
+        """All processes' results, in the order of the items they were dealt from.
 
         Args:
             work: gives this process's results.
@@ -66,19 +66,23 @@ class Shards:
         if not self.active:
             return list(work())
         failure: Exception | None = None
-        own: tuple[str, Sequence[T]] = ("", ())
+        # The message of a failure, and the results.
+        outcome: tuple[str, Sequence[T]] = ("", ())
         try:
-            own = ("", work())
+            outcome = ("", work())
         except Exception as error:  # the others must hear of it rather than wait
-            failure, own = error, (f"{type(error).__name__}: {error}", ())
-        parts: list[tuple[str, Sequence[T]]] = [own] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
+            failure, outcome = error, (f"{type(error).__name__}: {error}", ())
+        outcomes: list[tuple[str, Sequence[T]]] = [outcome] * dist.get_world_size()
+        dist.all_gather_object(outcomes, outcome)
         if failure is not None:
             raise failure
-        for rank, (message, _) in enumerate(parts):
+        for rank, (message, _) in enumerate(outcomes):
             if message:
                 raise WorkError(f"spectral probe: failed in process {rank}: {message}")
-        longest = max(len(results) for _, results in parts)
+        longest = max(len(results) for _, results in outcomes)
         return [
-            results[turn] for turn in range(longest) for _, results in parts if turn < len(results)
+            results[turn]
+            for turn in range(longest)
+            for _, results in outcomes
+            if turn < len(results)
         ]

@@ -1,154 +1,212 @@
-"""From the matrices of one moment to their spectra, on whatever thread or process it runs."""
+"""From a model at one moment to its snapshot: spectra, alignments, metrics and the file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from latewood.spectra.solvers.gram_spectrum import GRAM_RANK
-from latewood.spectra.solvers.leading_vectors import Factors, factors, factors_together
-from latewood.spectra.solvers.subspace_tracking import EXTRA, Follower
+from latewood.errors import invalid
+from latewood.spectra.measures import RankKind, effective_rank
+from latewood.spectra.pair_operands import Operands, operands_alignment
 from latewood.spectra.solvers.symmetric_eigen import blas_threads
-from latewood.spectra.tracking.snapshots import Spectrum
+from latewood.spectra.tracking.matrix_measurement import (
+    MatrixMeasurement,
+    MatrixMeasurer,
+    rehearse_measuring,
+)
+from latewood.spectra.tracking.matrix_sampling import sample_matrices
+from latewood.spectra.tracking.resolved_matrices import ObservedPart
+from latewood.spectra.tracking.shards import Shards
+from latewood.spectra.tracking.snapshots import rehearse_writing, snapshot_path, write_snapshot
+from latewood.spectra.tracking.spectrum import PairAlignment, Spectrum
 
-__all__ = ["Found", "Measurer", "Taken", "rehearse_measuring"]
-
-# Entries up to which a matrix is decomposed together with others of its shape.
-_SMALL = 2**16
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One matrix as it was at a step.
-
-    Args:
-        name: what it is called.
-        matrix: (out, in), or (batch, out, in).
-        dtype: of the weight as it is stored, "bfloat16" say.
-        kept: whether its spectrum goes into the snapshot; others only serve alignments.
-    """
-
-    name: str
-    matrix: Tensor
-    dtype: str
-    kept: bool = True
+__all__ = ["SnapshotMeasurement", "SnapshotMeasurer", "SnapshotSettings"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came of one matrix.
+class SnapshotSettings:
+    """What an observation measures, and what of it is kept.
 
     Args:
-        spectrum: its singular values, and the vectors to keep.
-        factors: the same in full precision; None where no vectors were asked for.
-        kept: as in ``Taken``.
-    """
-
-    spectrum: Spectrum
-    factors: Factors | None
-    kept: bool
-
-
-class Measurer:
-    """Decomposes matrices look after look, and follows them where that is enough.
-
-    Args:
-        vectors: pairs of singular vectors to keep.
+        folder: where one Parquet file per observation goes; None keeps no singular values.
+        kind: the definition of the effective rank, see ``effective_rank``.
+        vectors: pairs of singular vectors that each file keeps per matrix, from which
+            ``agreement_over_time`` works without checkpoints; 0 keeps none. Without a folder they
+            are made for alignments and for tracking only.
         half: whether they are kept in half precision.
-        tolerance: see ``Follower``.
+        tolerance: largest residual of a tracked vector, as a fraction of the largest value.
+
+    Raises:
+        RequestError: a value that is not allowed.
     """
 
-    def __init__(self, vectors: int, *, half: bool, tolerance: float) -> None:
-        self.vectors = vectors
-        self.stored = torch.float16 if half else torch.float32
-        self.tolerance = tolerance
-        self._followers: dict[str, Follower] = {}
+    folder: Path | None = None
+    kind: RankKind = "exp"
+    vectors: int = 16
+    half: bool = True
+    tolerance: float = 1e-3
 
-    def measure(
-        self, taken: Sequence[Taken], names: Collection[str], *, full: bool, follow: bool
-    ) -> list[Found]:
-        """The spectra of some matrices.
+    def __post_init__(self) -> None:
+        if self.kind not in ("exp", "entropy"):
+            raise invalid("kind", self.kind, '"exp" or "entropy"')
+        if self.vectors < 0:
+            raise invalid("vectors", self.vectors, "an integer of at least 0")
+        if not 0 < self.tolerance < 1:
+            raise invalid("tolerance", self.tolerance, "a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class SnapshotMeasurement:
+    """What came of one observation.
+
+    Args:
+        step: the number of updates before it.
+        matrices: the measured matrices, only this process's until they are gathered.
+        operands: of the pairs that it covers, by their names.
+        alignments: of these pairs; {} until all matrices are there.
+        seconds: processor time that a worker has spent on it.
+    """
+
+    step: int
+    matrices: list[MatrixMeasurement]
+    operands: dict[str, Operands]
+    alignments: dict[str, PairAlignment] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def spectra(self) -> list[Spectrum]:
+        """Those that go into the snapshot."""
+        return [measured.spectrum for measured in self.matrices if measured.in_snapshot]
+
+    def aligned(self) -> SnapshotMeasurement:
+        """The same with the alignments, from the factors of all matrices."""
+        decomposed = {
+            measured.spectrum.name: measured.factors
+            for measured in self.matrices
+            if measured.factors is not None
+        }
+        alignments = {}
+        for name, operands in self.operands.items():
+            alignment = operands_alignment(operands, decomposed)
+            diagonal = tuple(alignment.diagonal.tolist())
+            alignments[name] = PairAlignment(diagonal, float(alignment.score), alignment.baseline)
+        return replace(self, alignments=alignments)
+
+    def metrics(self, kind: RankKind) -> dict[str, float]:
+        """The scalars that describe it; see ``SpectralProbe.observe``.
 
         Args:
-            taken: the matrices.
-            names: of all that there are; what is no longer among them is forgotten.
+            kind: the definition of the effective rank.
+        """
+        metrics: dict[str, float] = {}
+        for spectrum in self.spectra:
+            values = torch.from_numpy(spectrum.values)
+            if spectrum.complete:
+                rank = effective_rank(values, kind=kind).mean()
+                metrics[f"effective_rank/{spectrum.name}"] = float(rank)
+            else:
+                metrics[f"largest_value/{spectrum.name}"] = float(values[..., 0].mean())
+            if not spectrum.finite:
+                metrics[f"not_finite/{spectrum.name}"] = 1.0
+            if spectrum.collapsed:
+                metrics[f"collapsed/{spectrum.name}"] = 1.0
+        scores = {f"alignment/{name}": pair.score for name, pair in self.alignments.items()}
+        return metrics | scores
+
+
+class SnapshotMeasurer:
+    """Measures snapshots, one after the other, in this process or in all together.
+
+    Args:
+        settings: what to measure and to keep.
+        aligning: whether observations have pairs of layers.
+        tracking: whether some observations want the leading values and vectors only.
+        shards: the processes that share the matrices.
+    """
+
+    def __init__(
+        self, settings: SnapshotSettings, *, aligning: bool, tracking: bool, shards: Shards
+    ) -> None:
+        self.settings = settings
+        # Values alone are much cheaper, and metrics are made of them.
+        with_vectors = settings.folder is not None or aligning or tracking
+        self._matrices = MatrixMeasurer(
+            settings.vectors if with_vectors else 0,
+            half=settings.half,
+            tolerance=settings.tolerance,
+            tracking=tracking,
+        )
+        self._shards = shards
+        rehearse_measuring()
+        if settings.folder is not None:
+            rehearse_writing()
+
+    def prepared(
+        self, step: int, part: ObservedPart, *, full: bool, beside: bool, threads: int
+    ) -> Callable[[], SnapshotMeasurement]:
+        """Takes the weights as they are now, and says what to do with them.
+
+        Args:
+            step: the number of updates so far.
+            part: what to measure.
             full: whether all singular values are wanted, or the leading ones do.
-            follow: whether later looks may want the leading ones only.
+            beside: whether that is done on another thread, while the weights change.
+            threads: of the linear algebra.
 
         Returns:
-            One for each.
+            The work, which writes the snapshot unless it is to be gathered first.
         """
-        self._followers = {n: f for n, f in self._followers.items() if n in names}
-        solved = self._together([each for each in taken if not (follow and self._worth(each))])
-        results = []
-        for each in taken:
-            found = solved.get(each.name) or self._factors(each, full=full, follow=follow)
-            results.append(self._found(each, found))
-        return results
+        samples, ready = sample_matrices(part.views, self._shards, copy=beside)
+        shared = self._shards.active
 
-    def _together(self, taken: Sequence[Taken]) -> dict[str, Factors]:
-        """Small matrices of one shape at once, as each alone costs more to ask for than to solve.
+        def measure() -> SnapshotMeasurement:
+            start, processor = time.perf_counter(), time.thread_time()
+            with torch.no_grad(), blas_threads(threads):
+                ready()
+                matrices = self._matrices.measure(samples, part.names, full=full)
+                measurement = SnapshotMeasurement(step, matrices, part.operands)
+                # Of a shared one no process has all matrices yet.
+                if not shared:
+                    measurement = measurement.aligned()
+            if not shared:
+                self._write(measurement)
+            if not beside:
+                return measurement
+            wall = time.perf_counter() - start if threads > 1 else 0.0
+            seconds = max(threads * wall, time.thread_time() - processor)
+            return replace(measurement, seconds=seconds)
 
-        Where one of them needs a slower solver than the others, none is here.
+        return measure
+
+    def gathered(self, measure: Callable[[], SnapshotMeasurement]) -> SnapshotMeasurement | None:
+        """The measurement of all processes' matrices; None in all but the first, which writes it.
+
+        Args:
+            measure: gives that of this process, perhaps from a worker.
+
+        Raises:
+            WorkError: another process failed.
         """
-        groups: dict[object, list[Taken]] = {}
-        for each in taken:
-            matrix = each.matrix
-            if matrix.ndim == 2 and matrix.numel() <= _SMALL and matrix.is_floating_point():
-                groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(each)
-        solved: dict[str, Factors] = {}
-        for group in groups.values():
-            if len(group) > 1:
-                found = factors_together([each.matrix for each in group], self.vectors)
-                names = (each.name for each in group)
-                solved |= zip(names, found, strict=True) if found else {}
-        return solved
+        if not self._shards.active:
+            return measure()
+        measurements: list[SnapshotMeasurement] = []
 
-    def _found(self, taken: Taken, found: Factors) -> Found:
-        left, right = (self._kept(side) if self.vectors else None for side in _sides(found))
-        assert found.errors is not None
-        spectrum = Spectrum(
-            taken.name,
-            tuple(taken.matrix.shape),
-            found.values.cpu().float().numpy(),
-            None if left is None else left.numpy(),
-            None if right is None else right.numpy(),
-            found.errors.cpu().numpy(),
-            found.method,
-            taken.dtype,
-        )
-        return Found(spectrum, found if self.vectors else None, taken.kept)
+        def own_matrices() -> list[MatrixMeasurement]:
+            measurements.append(measure())
+            return measurements[0].matrices
 
-    def _factors(self, taken: Taken, *, full: bool, follow: bool) -> Factors:
-        if not (follow and self._worth(taken)):
-            return factors(taken.matrix, self.vectors)
-        new = Follower(self.vectors, tolerance=self.tolerance)
-        follower = self._followers.setdefault(taken.name, new)
-        if not full and (found := follower.follow(taken.matrix)) is not None:
-            return found
-        exact = factors(taken.matrix, self.vectors + EXTRA)
-        follower.restart(exact)
-        left, right = (side[..., : self.vectors] for side in _sides(exact))
-        return Factors(exact.values, left, right, exact.errors, exact.method)
+        matrices = self._shards.gathered(own_matrices)
+        if not self._shards.first:
+            return None
+        whole = replace(measurements[0], matrices=matrices).aligned()
+        self._write(whole)
+        return whole
 
-    def _worth(self, taken: Taken) -> bool:
-        """Whether following a matrix would be cheaper than to decompose it."""
-        plain = taken.matrix.ndim == 2 and taken.matrix.device.type == "cpu"
-        return plain and 4 * (self.vectors + EXTRA) <= min(taken.matrix.shape)
-
-    def _kept(self, side: Tensor) -> Tensor:
-        return side.to("cpu", self.stored)
-
-
-def rehearse_measuring() -> None:
-    """Loads what the first look would load, a tenth of a second, before a clock runs."""
-    with blas_threads(1):
-        for size in (2, GRAM_RANK):
-            factors(torch.eye(size), 1)
-
-
-def _sides(found: Factors) -> tuple[Tensor, Tensor]:
-    return found.left, found.right
+    def _write(self, measurement: SnapshotMeasurement) -> None:
+        if self.settings.folder is not None:
+            path = snapshot_path(self.settings.folder, measurement.step)
+            write_snapshot(path, measurement.step, measurement.spectra, measurement.alignments)

@@ -2,42 +2,89 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, get_args
+
+import torch
+from torch import nn
 
 from latewood.errors import invalid
 
-__all__ = ["Background", "Policy"]
+__all__ = ["QueuePolicy", "Worker", "WorkerSettings"]
 
 T = TypeVar("T")
-Policy = Literal["block", "drop-oldest"]
+QueuePolicy = Literal["block", "drop-oldest"]
 
 
-class Background(Generic[T]):
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Where the linear algebra of a probe is done.
+
+    Args:
+        worker: whether a thread beside the training does it; "auto" does so where it is cheaper:
+            with weights on a GPU, or cores that torch's threads leave free.
+        queue: observations that may be under way or wait; the one that makes room for another is
+            returned.
+        policy: what happens to an observation that finds the queue full: "block" waits for the
+            first of them, "drop-oldest" gives up the oldest that has not begun, or the new one if
+            all have.
+        threads: of the linear algebra; None for 1 in a worker, as many as torch has otherwise.
+
+    Raises:
+        RequestError: a value that is not allowed.
+    """
+
+    worker: bool | Literal["auto"] = False
+    queue: int = 1
+    policy: QueuePolicy = "block"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.worker not in (True, False, "auto"):
+            raise invalid("worker", self.worker, 'True, False or "auto"')
+        if not isinstance(self.queue, int) or self.queue < 1:
+            raise invalid("queue", self.queue, "an integer of at least 1")
+        if self.policy not in get_args(QueuePolicy):
+            allowed = " or ".join(f'"{policy}"' for policy in get_args(QueuePolicy))
+            raise invalid("policy", self.policy, allowed)
+        if self.threads is not None and self.threads < 1:
+            raise invalid("threads", self.threads, "an integer of at least 1, or None")
+
+    def beside(self, model: nn.Module) -> bool:
+        """Whether a thread beside the training of a model does the work, as things are now."""
+        if self.worker != "auto":
+            return self.worker
+        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+            return True
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        # The processes of one machine share its cores.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or "1")
+        return cores > processes * torch.get_num_threads()
+
+    def thread_count(self, *, beside: bool) -> int:
+        """Threads of the linear algebra, beside the training or in its place."""
+        return self.threads or (1 if beside else torch.get_num_threads())
+
+
+class Worker(Generic[T]):
     """Runs one piece of work after the other in a thread of its own.
 
     What was begun is also finished when Python ends; an error comes out of the call that asks for
     the result.
 
     Args:
-        length: pieces that may be under way or wait at a time.
-        policy: when there are that many, "block" waits for the first of them, "drop-oldest" gives
-            up the oldest that has not begun, or the new one if all have.
-
-    Raises:
-        RequestError: a length below 1 or an unknown policy.
+        settings: the length of the queue, and what happens where it is full.
     """
 
-    def __init__(self, length: int = 2, policy: Policy = "block") -> None:
-        if not isinstance(length, int) or length < 1:
-            raise invalid("queue", length, "an integer of at least 1")
-        if policy not in get_args(Policy):
-            raise invalid("policy", policy, " or ".join(f'"{each}"' for each in get_args(Policy)))
-        self.length = length
-        self.policy = policy
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.length = settings.queue
+        self.policy = settings.policy
         self.dropped = 0
+        """Pieces given up because the queue was full."""
         self._pool: ThreadPoolExecutor | None = None
         self._futures: deque[Future[T]] = deque()
 

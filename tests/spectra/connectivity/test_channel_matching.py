@@ -78,7 +78,7 @@ def test_a_shuffled_copy_computes_the_same_and_is_found_again(name):
     back, found = matched(model, state, shuffled, inputs)
     assert all(torch.equal(state[name], back[name]) for name in state)
     assert all(a <= b for a, b in itertools.pairwise(found.objective))
-    assert found.held
+    assert found.fixed_groups
     again = symmetries.permuted(shuffled, found.permutations)
     assert all(torch.equal(state[name], again[name]) for name in state)
 

@@ -1,4 +1,4 @@
-"""When a probe looks, on a clock that the test moves."""
+"""When a probe observes, on a clock that the test moves."""
 
 import math
 
@@ -6,7 +6,10 @@ import pytest
 
 from latewood.errors import RequestError
 from latewood.spectra.tracking import observation_schedule
-from latewood.spectra.tracking.observation_schedule import Cadence
+from latewood.spectra.tracking.observation_schedule import (
+    ObservationSchedule,
+    ObservationSettings,
+)
 
 
 @pytest.fixture
@@ -18,8 +21,12 @@ def clock(monkeypatch):
     return Clock
 
 
+def schedule(*args, **options):
+    return ObservationSchedule(ObservationSettings(*args, **options))
+
+
 def observed(clock, auto, steps, *, step_seconds, cost):
-    """The steps at which an "auto" cadence looks, and the share of the time after each."""
+    """The steps at which "auto" observes, and the fraction of the time after each."""
     seen, shares = [], []
     for step in range(steps + 1):
         if auto.due(step):
@@ -34,7 +41,7 @@ def observed(clock, auto, steps, *, step_seconds, cost):
 @pytest.mark.parametrize("budget", [0.01, 0.03, 0.2])
 @pytest.mark.parametrize("cost", [0.001, 0.1, 3.0])
 def test_auto_stays_within_its_budget_and_uses_it(clock, budget, cost):
-    auto = Cadence("auto", budget=budget)
+    auto = schedule("auto", budget=budget)
     seen, shares = observed(clock, auto, 20_000, step_seconds=0.1, cost=lambda step: cost)
     assert seen[0] == 0
     assert max(shares[1:], default=0) <= budget + 1e-9
@@ -48,8 +55,8 @@ def test_auto_stays_within_its_budget_and_uses_it(clock, budget, cost):
 
 @pytest.mark.parametrize("steps", range(600, 640))
 def test_auto_keeps_room_for_the_last_step(clock, steps):
-    # Also when that look takes twice as long as any before.
-    auto = Cadence("auto", budget=0.1, total_steps=steps)
+    # Also when that observation takes twice as long as any before.
+    auto = schedule("auto", budget=0.1, total_steps=steps)
 
     def cost(step):
         return 0.8 if step == steps else 0.4
@@ -62,8 +69,8 @@ def test_auto_keeps_room_for_the_last_step(clock, steps):
 
 
 @pytest.mark.parametrize("steps", range(600, 640, 7))
-def test_room_for_a_last_look_that_costs_several(clock, steps):
-    auto = Cadence("auto", budget=0.1, total_steps=steps, last=5)
+def test_room_for_a_last_observation_that_costs_several(clock, steps):
+    auto = schedule("auto", budget=0.1, total_steps=steps, parts=5)
 
     def cost(step):
         return 2.0 if step in (0, steps) else 0.2
@@ -74,16 +81,16 @@ def test_room_for_a_last_look_that_costs_several(clock, steps):
 
 
 def test_auto_expects_twice_the_dearest_of_the_last_three(clock):
-    # Looks of uneven cost must not slip over the budget by the cheap ones among them.
-    auto = Cadence("auto", budget=0.1)
+    # Observations of uneven cost must not slip over the budget by the cheap ones among them.
+    auto = schedule("auto", budget=0.1)
     costs = iter([5.0] + [0.1, 0.1, 4.0] * 10_000)
     seen, shares = observed(clock, auto, 10_000, step_seconds=0.1, cost=lambda step: next(costs))
     assert len(seen) > 20
     assert max(shares[4:]) <= 0.1 + 1e-9
 
 
-def test_three_looks_are_remembered(clock):
-    auto = Cadence("auto", budget=0.1)
+def test_three_observations_are_remembered(clock):
+    auto = schedule("auto", budget=0.1)
     auto.due(0)
     for cost in (4, 1, 1):
         with auto.measured():
@@ -98,8 +105,8 @@ def test_three_looks_are_remembered(clock):
     assert auto.due(3)
 
 
-def test_first_look_of_a_resumed_training(clock):
-    auto = Cadence("auto", total_steps=100)
+def test_first_observation_of_a_resumed_training(clock):
+    auto = schedule("auto", total_steps=100)
     assert auto.due(37)
     with auto.measured():
         clock.now += 1
@@ -108,7 +115,7 @@ def test_first_look_of_a_resumed_training(clock):
 
 
 def test_a_quiet_question_is_right_and_counts(clock):
-    auto = Cadence("auto", budget=0.1, total_steps=90)
+    auto = schedule("auto", budget=0.1, total_steps=90)
     assert not auto.quiet(0, clock.now)
     assert auto.due(0)
     with auto.measured():
@@ -129,20 +136,27 @@ def test_a_quiet_question_is_right_and_counts(clock):
 
 
 def test_numbers_and_epochs():
-    assert [step for step in range(9) if Cadence(4).due(step)] == [0, 4, 8]
-    epochs = Cadence("epoch", steps_per_epoch=3)
+    assert [step for step in range(9) if schedule(4).due(step)] == [0, 4, 8]
+    epochs = schedule("epoch", steps_per_epoch=3)
     assert [step for step in range(9) if epochs.due(step)] == [0, 3, 6]
 
 
 def test_overhead_is_a_share_of_all_time(clock):
-    each = Cadence(1)
-    assert each.overhead == 0
-    each.due(0)
-    assert each.overhead == 0
-    with each.measured():
+    steady = schedule(1)
+    assert steady.overhead == 0
+    steady.due(0)
+    assert steady.overhead == 0
+    with steady.measured():
         clock.now += 1
     clock.now += 3
-    assert each.overhead == 0.25
+    assert steady.overhead == 0.25
+
+
+def test_parts_take_turns_and_full_observations_come_round():
+    turns = schedule(1, parts=2, full_every=2, total_steps=9)
+    extents = [turns.next_extent(step) for step in (0, 1, 2, 3, 4, 9)]
+    assert [extent.turn for extent in extents] == [None, 1, 2, 3, 4, None]
+    assert [extent.full for extent in extents] == [True, True, False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,8 @@ def test_overhead_is_a_share_of_all_time(clock):
         (None, {}, "every"),
         ("epoch", {}, "steps_per_epoch"),
         ("epoch", {"steps_per_epoch": 0}, "steps_per_epoch"),
+        (1, {"parts": 0}, "parts"),
+        (1, {"full_every": 0}, "full_every"),
         ("auto", {"budget": 0}, "budget"),
         ("auto", {"budget": 1}, "budget"),
         ("auto", {"budget": math.nan}, "budget"),
@@ -162,4 +178,4 @@ def test_overhead_is_a_share_of_all_time(clock):
 )
 def test_bad_arguments_are_refused(every, options, named):
     with pytest.raises(RequestError, match=named):
-        Cadence(every, **options)
+        schedule(every, **options)

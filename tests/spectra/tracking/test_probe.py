@@ -1,6 +1,8 @@
 """The probe sees every weight matrix as it is used, and changes nothing by looking."""
 
 import copy
+import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -14,7 +16,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from latewood.core.protocols import Probe
 from latewood.errors import RequestError
 from latewood.spectra import (
+    ObservationSettings,
+    SnapshotSettings,
     SpectralProbe,
+    Views,
+    WorkerSettings,
     effective_rank,
     factors,
     read_snapshot,
@@ -139,7 +145,7 @@ def test_vectors_that_nobody_reads_are_not_made(net, tmp_path, monkeypatch):
 
     bare = SpectralProbe(net, every=1)
     kept = SpectralProbe(net, every=1, folder=tmp_path, vectors=3)
-    monkeypatch.setattr("latewood.spectra.tracking.snapshot_measurement.factors", counted)
+    monkeypatch.setattr("latewood.spectra.tracking.matrix_measurement.factors", counted)
     bare.observe(0)
     assert set(asked) == {0}
     asked.clear()
@@ -216,6 +222,44 @@ def test_broken_weights_give_nan_and_no_error(net, tmp_path):
     assert np.isnan(spectra["head.weight"].left).all()
     assert spectra["positions"].collapsed
     assert not math.isnan(metrics["effective_rank/conv.weight"])
+
+
+def test_settings_are_the_arguments_in_groups(net, tmp_path):
+    """Both forms of the constructor observe the same, and no argument belongs to two groups."""
+    grouped = SpectralProbe.from_settings(
+        net,
+        ObservationSettings("epoch", full_every=2, steps_per_epoch=3),
+        views=Views(exclude=("head",), conv="taps"),
+        snapshot_settings=SnapshotSettings(tmp_path / "grouped", vectors=2, half=False),
+        worker_settings=WorkerSettings(worker=True, threads=1),
+        pairs=[("embedding.weight", "lstm.weight_ih_l0")],
+    )
+    flat = SpectralProbe(
+        net,
+        every="epoch",
+        full_every=2,
+        steps_per_epoch=3,
+        exclude=("head",),
+        conv="taps",
+        folder=tmp_path / "flat",
+        vectors=2,
+        half=False,
+        worker=True,
+        threads=1,
+        pairs=[("embedding.weight", "lstm.weight_ih_l0")],
+    )
+    for step in range(7):
+        assert grouped.observe(step) == flat.observe(step)
+    assert grouped.finish() == flat.finish() != []
+    for path in (tmp_path / "flat").iterdir():
+        assert (tmp_path / "grouped" / path.name).read_bytes() == path.read_bytes()
+    groups = (ObservationSettings, Views, SnapshotSettings, WorkerSettings)
+    names = [field.name for group in groups for field in dataclasses.fields(group)]
+    arguments = inspect.signature(SpectralProbe).parameters
+    assert sorted([*names, "model", "pairs", "shard"]) == sorted(arguments)
+    for field in (field for group in groups for field in dataclasses.fields(group)):
+        if field.name != "every":
+            assert arguments[field.name].default == field.default
 
 
 def test_bad_arguments_are_refused(net):

@@ -1,4 +1,4 @@
-"""The probe beside the training, following vectors, measuring pairs, on models that change."""
+"""The probe beside the training, tracking vectors, measuring pairs, on models that change."""
 
 import math
 import threading
@@ -17,7 +17,7 @@ from latewood.spectra import (
     snapshot_path,
     snapshot_paths,
 )
-from latewood.spectra.tracking import probe
+from latewood.spectra.tracking.matrix_measurement import MatrixMeasurer
 
 
 def network(width=80):
@@ -69,7 +69,7 @@ def test_a_worker_finds_what_the_caller_would(tmp_path, options):
 
 
 @pytest.mark.parametrize("queue", [1, 2])
-def test_results_come_at_later_looks_and_at_the_end(queue):
+def test_results_come_at_later_observations_and_at_the_end(queue):
     """Not whenever they are ready, so that two runs write the same log."""
     spectral = SpectralProbe(network(), every=3, worker=True, queue=queue)
     said = {step: spectral.observe(step) for step in range(10)}
@@ -85,36 +85,23 @@ def test_results_come_at_later_looks_and_at_the_end(queue):
     assert spectral.finish() == []
 
 
-def test_a_worker_where_cores_are_free(monkeypatch):
-    spectral = SpectralProbe(network(), every=1, worker="auto")
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for cores, expected in ((2, False), (3, True)):
-        monkeypatch.setattr(
-            probe.os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False
-        )
-        assert spectral._is_cheaper_beside() == expected
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert not spectral._is_cheaper_beside()
-
-
 @pytest.fixture
 def slow(monkeypatch):
-    """Looks that take until they are let go."""
+    """Measurements that take until they are let go."""
     release, begun = threading.Event(), threading.Event()
-    measure = probe.Measurer.measure
+    measure = MatrixMeasurer.measure
 
     def waiting(self, *args, **options):
         begun.set()
         assert release.wait(20)
         return measure(self, *args, **options)
 
-    monkeypatch.setattr(probe.Measurer, "measure", waiting)
+    monkeypatch.setattr(MatrixMeasurer, "measure", waiting)
     yield release, begun
     release.set()
 
 
-def test_dropped_looks_are_counted(slow):
+def test_dropped_observations_are_counted(slow):
     release, begun = slow
     model = network()
     spectral = SpectralProbe(model, every=1, worker=True, queue=2, policy="drop-oldest")
@@ -127,14 +114,14 @@ def test_dropped_looks_are_counted(slow):
     assert spectral.dropped == 3
 
 
-def test_auto_waits_for_the_look_under_way(slow):
+def test_auto_waits_for_the_observation_under_way(slow):
     release, _ = slow
     spectral = SpectralProbe(
         network(), every="auto", worker=True, queue=2, total_steps=50, budget=0.99
     )
     for step in range(50):
         assert spectral.observe(step) == []
-    assert spectral._background.pending == 1
+    assert spectral._worker.pending == 1
     spectral.observe(50)
     release.set()
     assert [observation.step for observation in spectral.finish()] == [0, 50]
@@ -161,7 +148,7 @@ def test_broken_weights_stop_no_worker():
     assert 0.7 < found[0]["effective_rank/2.weight"] < 0.9
 
 
-def test_full_and_followed_looks(tmp_path):
+def test_full_and_tracked_observations(tmp_path):
     model = network(100)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -199,8 +186,10 @@ def test_parts_take_turns(tmp_path):
     assert counts == [5, 1, 1, 1, 1, 1]
 
 
-def test_what_takes_turns_is_followed_from_its_own_last_look(tmp_path):
-    model = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
+def test_what_takes_turns_is_tracked_from_its_own_last_observation(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(40, 40) for _ in range(3)))
     with torch.no_grad():
         for layer in model:
             layer.weight += 1
@@ -210,7 +199,7 @@ def test_what_takes_turns_is_followed_from_its_own_last_look(tmp_path):
     walk(spectral, model, 5)
     spectra = [read_snapshot(snapshot_path(tmp_path, step)) for step in range(5)]
     methods = [{s.method for s in each} for each in spectra]
-    # The first look and the first round are whole, the second follows, the third is whole again.
+    # The first one and the first round are full, the second tracks, the third is full again.
     assert methods == [{"gram"}, {"gram"}, {"warm"}, {"warm"}, {"gram"}]
 
 
@@ -249,7 +238,7 @@ def test_layers_may_grow_shrink_and_go(tmp_path, worker):
     spectral.finish()
     spectra = [{s.name: s for s in read_snapshot(snapshot_path(tmp_path, t))} for t in range(4)]
     assert [s["0.weight"].shape for s in spectra] == [(80, 60), (90, 60), (70, 60), (70, 60)]
-    # Of another shape than at the last look: nothing to follow, so the whole spectrum.
+    # Of another shape than before: nothing to track, so the whole spectrum.
     assert spectra[1]["0.weight"].complete
     assert list(spectra[3]) == ["0.weight"]
     pairs = [list(read_alignments(snapshot_path(tmp_path, t))) for t in range(4)]

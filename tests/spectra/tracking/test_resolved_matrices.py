@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from latewood.spectra.matrices.named_matrices import Views
-from latewood.spectra.tracking.resolved_matrices import Resolved
+from latewood.spectra.tracking.resolved_matrices import ResolvedMatrices
 
 
 class Doubled(nn.Module):
@@ -18,10 +18,10 @@ def net():
 
 
 def test_found_once_while_nothing_changes(monkeypatch):
-    resolved = Resolved(net(), Views(), "auto")
-    views, sides = resolved.now()
+    resolved = ResolvedMatrices(net(), Views(), "auto")
+    views, operands = resolved.now()
     assert [view.name for view in views] == ["0.weight", "2.weight"]
-    assert list(sides) == ["0.weight->2.weight"]
+    assert list(operands) == ["0.weight->2.weight"]
     monkeypatch.setattr(Views, "again", None)
     with torch.no_grad():
         resolved.model[0].weight.add_(1)
@@ -32,7 +32,7 @@ def test_found_once_while_nothing_changes(monkeypatch):
 
 def test_every_change_is_seen():
     model = net()
-    resolved = Resolved(model, Views(), "auto")
+    resolved = ResolvedMatrices(model, Views(), "auto")
     resolved.now()
     parametrize.register_parametrization(model[0], "weight", Doubled())
     assert torch.equal(resolved.now()[0][0].read(), model[0].weight)
@@ -43,8 +43,8 @@ def test_every_change_is_seen():
     model.bfloat16()
     assert {view.dtype for view in resolved.now()[0]} == {torch.bfloat16}
     model[0].weight = nn.Parameter(torch.randn(7, 5))
-    views, sides = resolved.now()
+    views, operands = resolved.now()
     assert views[0].read().shape == (7, 5)
-    assert sides == {}
+    assert operands == {}
     del model[2]
     assert [view.name for view in resolved.now()[0]] == ["0.weight"]

@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 
 from latewood.errors import RequestError
 from latewood.spectra import (
-    Pair,
+    LayerPair,
     alignment,
     factors,
     gate_directions,
@@ -208,7 +208,9 @@ def test_weights_are_seen_as_they_are_used():
 
 def test_the_number_of_vectors_can_be_limited():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    found = model_alignment(model, [Pair("0.weight", "1.weight")], k=2, top=1)["0.weight->1.weight"]
+    found = model_alignment(model, [LayerPair("0.weight", "1.weight")], k=2, top=1)[
+        "0.weight->1.weight"
+    ]
     assert found.matrix.shape == (2, 2)
     assert found.score == found.diagonal[0]
 
@@ -227,6 +229,6 @@ def test_bad_pairs_are_refused():
     with pytest.raises(RequestError, match="inputs"):
         model_alignment(model, [("0.weight", "1.weight")])
     with pytest.raises(RequestError, match="direction"):
-        model_alignment(model, [Pair("0.weight", "2.weight", "forward")])
+        model_alignment(model, [LayerPair("0.weight", "2.weight", "forward")])
     with pytest.raises(RequestError, match="heads"):
-        model_alignment(model, [Pair("0.weight", "0.weight", "query-key")])
+        model_alignment(model, [LayerPair("0.weight", "0.weight", "query-key")])
