@@ -50,7 +50,7 @@ using Columns = std::array<nb::list, 5>;
 
 enum class Fit {
   fully,         // the step can be taken
-  but_gradient,  // after the gradient is copied into the precision and the layout of its parameter
+  but_gradient,  // after the gradient is copied into the layout of its parameter
   not_at_all,
 };
 
@@ -89,9 +89,8 @@ Fit fit(const Columns &columns, std::size_t t, FittedTensor *fitted) {
   fitted->tensor = {parameter.data, nullptr, moments[0], moments[1], moments[2]};
   fitted->size = parameter.numel;
   if (!view_tensor(columns[1][t], &gradient)) return Fit::but_gradient;
-  if (!same_shape(parameter, gradient)) return Fit::not_at_all;
-  if (gradient.dtype != parameter.dtype || !same_layout(parameter, gradient))
-    return Fit::but_gradient;
+  if (!same_shape(parameter, gradient) || gradient.dtype != parameter.dtype) return Fit::not_at_all;
+  if (!same_layout(parameter, gradient)) return Fit::but_gradient;
   fitted->tensor.gradient = gradient.data;
   return Fit::fully;
 }

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from latewood.core.modes import evaluated, unfused
 
@@ -28,6 +27,9 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
             ``register_flop_formula``.
         example_inputs: the arguments of the forward pass; batch size 1 gives MACs per sample.
     """
+    # Not before it is needed: it imports Triton where that is installed, more than a second.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
     # The fused attention of evaluation mode is one operator without a formula.
     with undisturbed(model), unfused(), counter:

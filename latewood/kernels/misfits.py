@@ -13,6 +13,8 @@ from latewood.kernels.dispatch import tensors_are_virtual
 
 __all__ = ["Misfit", "is_covered", "is_plain", "memory_misfit", "require_memory"]
 
+_PLAIN = frozenset((Tensor, Parameter))
+
 
 class Misfit(NamedTuple):
     """A property of a tensor that is not as a kernel needs it, its value, and what is expected."""
@@ -26,9 +28,9 @@ class Misfit(NamedTuple):
         return invalid(f"{name}, {self.what}", self.value, self.expected)
 
 
-def is_plain(tensor: object) -> bool:
-    """Whether this is a tensor or a parameter, not of a subclass, whose data may lie elsewhere."""
-    return type(tensor) in (Tensor, Parameter)
+def is_plain(*tensors: object) -> bool:
+    """Whether all are tensors or parameters, none of a subclass, whose data may lie elsewhere."""
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def is_covered(tensor: Tensor) -> bool:

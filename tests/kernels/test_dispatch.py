@@ -135,3 +135,24 @@ def test_instruction_set_can_be_limited(limit):
     chosen = run_python(code, LATEWOOD_INSTRUCTION_SET=limit).stdout.strip()
     order = ["baseline", "avx2", "avx512"]
     assert chosen in order[: order.index(limit) + 1]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t[:1].expand(4, 6),
+        lambda t: torch.zeros(12).as_strided((4, 6), (2, 1)),
+        lambda t: torch.complex(t, t).conj().imag,
+        lambda t: t.reshape(6, 4),
+        lambda t: torch.zeros(2, 4, 6),
+        lambda t: (t.untyped_storage().resize_(0), t)[1],
+        lambda t: (t.untyped_storage().resize_(90), t)[1],
+        lambda t: torch._efficientzerotensor((4, 6)),
+    ],
+    ids=["sparse", "expanded", "windows", "sign", "shape", "size", "freed", "cut", "zero"],
+)
+def test_memory_that_is_not_as_it_seems_goes_to_the_reference(broken):
+    whole = torch.ones(4, 6)
+    assert native_for(whole, broken(torch.ones(4, 6))) is None

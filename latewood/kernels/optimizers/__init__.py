@@ -109,14 +109,13 @@ def advance(steps: list[Tensor], name: Callable[[int], str] = parameter_name) ->
     if counts is not None:
         return counts
     for index, step in enumerate(steps):
-        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex():
+        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex() or step.is_meta:
             misfit: Misfit | None = Misfit("value", step, "a 0-dim tensor that counts steps")
         else:
             misfit = memory_misfit(step)
         if misfit is not None:
             raise misfit.error(f"state of {name(index)} ('step')")
-    torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
-    return [step.item() for step in steps]
+    return [step.add_(1.0).item() for step in steps]
 
 
 def rate_sums(

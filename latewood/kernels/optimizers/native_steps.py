@@ -59,7 +59,11 @@ def fits_native(tensors: StepTensors) -> list[bool] | None:
     module = native()
     assert module is not None
     codes = module.optim_fits((tensors.parameters, tensors.gradients, *tensors.moments()))
-    return [code != _NOT_AT_ALL for code in codes] if codes else None
+    if not codes:
+        return None
+    # A copy in the precision of a narrower parameter would round the gradient once more.
+    alike = [g.dtype == p.dtype for g, p in zip(tensors.gradients, tensors.parameters, strict=True)]
+    return [code != _NOT_AT_ALL and same for code, same in zip(codes, alike, strict=True)]
 
 
 def step_native(
@@ -126,7 +130,7 @@ def rate_sums_native(
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient in the precision and layout of its parameter, copied where it must be."""
-    if gradient.dtype == parameter.dtype and gradient.stride() == parameter.stride():
+    """The gradient in the layout of its parameter, copied where it must be."""
+    if gradient.stride() == parameter.stride():
         return gradient.resolve_neg()
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -49,6 +49,9 @@ def fits_triton(parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor | 
     """Whether the memory of what belongs to one parameter is as the Triton form needs it."""
     if tensors_are_virtual() or not _has_own_memory(parameter) or not is_plain(gradient):
         return False
+    # A copy in the precision of a narrower parameter would round the gradient once more.
+    if gradient.dtype != parameter.dtype:
+        return False
     strides, present = parameter.stride(), [moment for moment in moments if moment is not None]
     return all(map(_has_own_memory, present)) and all(m.stride() == strides for m in present)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
 from latewood.kernels.inpainting import Inpainting, SearchResult, ascend, ascend_reference
 
@@ -124,3 +125,51 @@ def test_instruction_sets_give_the_same_bits(instruction_set: str) -> None:
         check=True,
     )
     assert done.stdout.strip() == namespace["digest"].hexdigest()
+
+
+def test_images_and_masks_that_are_not_there_are_refused() -> None:
+    some, start = images(0, 2, 3, 16, 16), starts(2, 16, 16)
+    freed = some.clone()
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RequestError, match="images, bytes in its storage: got 0"):
+        ascend(freed, start, Inpainting())
+    freed = start.clone()
+    freed.untyped_storage().resize_(100)
+    with pytest.raises(RequestError, match="masks, bytes in its storage: got 100"):
+        ascend(some, freed, Inpainting())
+    with pytest.raises(RequestError, match="masks: got 'meta'"):
+        ascend(some, start.to("meta"), Inpainting())
+    for shape in ((2, 0, 16, 16), (2, 3, 0, 16), (2, 3, 16, 0)):
+        with pytest.raises(RequestError, match="images: got"):
+            ascend(torch.zeros(shape), torch.zeros(2, *shape[2:], dtype=torch.bool), Inpainting())
+
+
+def test_masks_in_other_memory_give_the_same_result() -> None:
+    some, start = images(0, 2, 3, 16, 20), starts(2, 16, 20)
+    expected = ascend(some, start, Inpainting())
+    gaps = torch.stack([start, ~start], -1)[..., 0]
+    for other in (gaps, start.float(), start.mT.contiguous().mT):
+        assert torch.equal(ascend(some, other, Inpainting()).masks, expected.masks)
+
+
+def test_the_binding_refuses_sizes_that_do_not_go_together() -> None:
+    result = [torch.empty(2, 16, 16, dtype=torch.bool)]
+    result += [torch.empty(2, dtype=torch.int64) for _ in range(2)]
+    result += [torch.empty(2, dtype=torch.bool)]
+    result += [torch.empty(2, dtype=torch.float64) for _ in range(2)]
+    some, start = images(0, 2, 3, 16, 16), starts(2, 16, 16)
+    tail = (2, 3, 16, 16, [0.6, 0.2], 2, 4, 1e-3, 3, 1)
+    compiled = native()
+    assert compiled is not None
+    compiled.inpainting_ascend(some, start, *result, *tail)
+    for wrong in (some[:1], some.double(), some.mT, some[:, :2].contiguous()):
+        with pytest.raises(ValueError, match="tensor"):
+            compiled.inpainting_ascend(wrong, start, *result, *tail)
+    with pytest.raises(ValueError, match="tensor"):
+        compiled.inpainting_ascend(some, start.float(), *result, *tail)
+    for place in range(6):
+        wrong_result = [t[:1] if k == place else t for k, t in enumerate(result)]
+        with pytest.raises(ValueError, match="tensor"):
+            compiled.inpainting_ascend(some, start, *wrong_result, *tail)
+    with pytest.raises(ValueError, match="settings"):
+        compiled.inpainting_ascend(some, start, *result, 2, 3, 16, 16, [], 2, 4, 1e-3, 3, 1)

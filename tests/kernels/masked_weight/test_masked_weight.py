@@ -287,3 +287,34 @@ def test_result_takes_no_memory_of_its_inputs():
     before = copy.deepcopy(weight)
     masked_weight(weight, logits, temperature, scale).detach().zero_()
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("call", ["masked", "sum"])
+def test_logits_without_memory_are_refused(kernels, call):
+    logits = torch.randn(5)
+    logits.untyped_storage().resize_(8)
+    with pytest.raises(RequestError, match="logits, bytes in its storage: got 8"):
+        if call == "sum":
+            mask_sum(logits, torch.tensor(2.0), 1.0)
+        else:
+            masked_weight(torch.randn(5), logits, torch.tensor(2.0), 1.0)
+
+
+def test_data_replaced_between_the_two_passes_is_never_read_past_its_end(kernels):
+    weight, logits = (torch.randn(50, requires_grad=True) for _ in range(2))
+    for tensor, data in ((logits, torch.randn(3)), (weight, torch.randn(4))):
+        result = masked_weight(weight, logits, torch.tensor(2.0), 1.0).sum()
+        kept, tensor.data = tensor.data, data
+        with pytest.raises(RuntimeError):
+            result.backward()
+        tensor.data = kept
+
+
+@pytest.mark.skipif(native() is None, reason="the compiled kernels are not built")
+def test_the_binding_refuses_tensors_that_are_not_alike():
+    weight = torch.randn(5)
+    for other in (torch.randn(4), torch.randn(5).double(), torch.randn(10)[::2], 3.0):
+        with pytest.raises(ValueError, match=r"alike|float32"):
+            native().masked_weight_forward(weight, other, 1.0, 1.0, torch.empty(5), 1)
+        with pytest.raises(ValueError, match=r"alike|float32"):
+            native().mask_sum_backward(1.0, weight, 1.0, 1.0, other, 1)

@@ -9,11 +9,9 @@ import torch
 
 from latewood.kernels import optimizers
 from latewood.kernels.dispatch import native
-from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers import Scalars, StepTensors, native_steps, plan_step, triton_steps
 from latewood.kernels.optimizers.foreach_steps import step_foreach
 from latewood.kernels.optimizers.reference_steps import (
-    Scalars,
-    StepTensors,
     rate_sum_reference,
     step_reference,
     working_dtype,
@@ -60,37 +58,36 @@ def run(request):
     }[request.param]
 
 
-def make_entries(dtype=torch.float32, moments=2, shapes=SHAPES, numbers=NUMBERS, seed=0):
+def make_tensors(dtype=torch.float32, moments=2, shapes=SHAPES, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    wide = working_dtype(torch.empty(0, dtype=dtype))
-    entries = []
+    wide = working_dtype(dtype)
+    rows = []
     for shape in shapes:
         parameter, gradient, first, second, peak = torch.randn(5, *shape, generator=generator)
         state = [first.to(wide), second.square().to(wide), peak.square().to(wide)]
         state = [value if k < moments else None for k, value in enumerate(state)]
-        entries.append(StepTensors(parameter.to(dtype), gradient.to(dtype), *state, numbers))
-    return entries
+        rows.append([parameter.to(dtype), gradient.to(dtype), *state])
+    return StepTensors(*(list(column) for column in zip(*rows, strict=True)))
 
 
-def tensors(entry):
-    every = (entry.parameter, entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq)
-    return [tensor for tensor in every if tensor is not None]
+def written(tensors):
+    columns = (tensors.parameters, *tensors.moments())
+    return [tensor for column in columns for tensor in column if tensor is not None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rule", "rates", "moments"), RULES)
 def test_all_forms_agree_with_plain_torch(run, rule, rates, moments, dtype):
-    expected, entries = make_entries(dtype, moments), make_entries(dtype, moments)
-    gradients = [entry.gradient.clone() for entry in entries]
-    expected_sums = [step_reference(rule, entry, rates) for entry in expected]
-    sums = run(rule, entries, rates)
+    expected, tensors = make_tensors(dtype, moments), make_tensors(dtype, moments)
+    gradients = [gradient.clone() for gradient in tensors.gradients]
+    expected_sums = step_reference(rule, expected, [NUMBERS] * 5, rates)
+    sums = run(rule, tensors, [NUMBERS] * 5, rates)
     tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-    for entry, other, gradient in zip(entries, expected, gradients, strict=True):
-        assert torch.equal(entry.gradient, gradient)
-        for value, reference in zip(tensors(entry), tensors(other), strict=True):
-            # A half-precision parameter may round the other way.
-            slack = torch.finfo(value.dtype).eps if value.dtype.itemsize == 2 else tolerance
-            torch.testing.assert_close(value, reference, rtol=slack, atol=tolerance)
+    assert all(map(torch.equal, tensors.gradients, gradients))
+    for value, reference in zip(written(tensors), written(expected), strict=True):
+        # A half-precision parameter may round the other way.
+        slack = torch.finfo(value.dtype).eps if value.dtype.itemsize == 2 else tolerance
+        torch.testing.assert_close(value, reference, rtol=slack, atol=tolerance)
     assert [float(s) for s in sums] == pytest.approx([float(s) for s in expected_sums], rel=1e-6)
 
 
@@ -102,12 +99,12 @@ def test_moments_that_are_zero_tiny_infinite_or_no_number(run, rates, eps):
     # With such an eps a rate of less than that overflows in any form.
     for value in special[4:] if eps == 1e-40 else special:
         numbers = NUMBERS._replace(eps=eps, size=1e-3)
-        expected, entries = [make_entries(shapes=[(83,)], numbers=numbers) for _ in range(2)]
-        for entry in (*expected, *entries):
-            entry.exp_avg_sq[[3, 40, 80]] = value
-        total = step_reference("delayed", expected[0], rates)
-        (sum_of_rates,) = run("delayed", entries, rates)
-        for a, b in zip(tensors(entries[0]), tensors(expected[0]), strict=True):
+        expected, tensors = (make_tensors(shapes=[(83,)]) for _ in range(2))
+        for second in (*expected.exp_avg_sqs, *tensors.exp_avg_sqs):
+            second[[3, 40, 80]] = value
+        (total,) = step_reference("delayed", expected, [numbers], rates)
+        (sum_of_rates,) = run("delayed", tensors, [numbers], rates)
+        for a, b in zip(written(tensors), written(expected), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
         assert float(sum_of_rates) == pytest.approx(float(total), rel=1e-6, nan_ok=True)
 
@@ -124,30 +121,27 @@ def test_lower_instruction_sets_agree_with_plain_torch_too(instruction_set):
 
 
 def test_a_delayed_step_of_size_zero_leaves_the_parameter_alone(run):
-    entries = make_entries(numbers=NUMBERS._replace(size=0.0))
-    before = [entry.parameter.clone() for entry in entries]
-    run("delayed", entries, "new")
-    for entry, parameter in zip(entries, before, strict=True):
-        assert torch.equal(entry.parameter, parameter)
-    assert not torch.equal(entries[1].exp_avg, make_entries()[1].exp_avg)
+    tensors = make_tensors()
+    before = [parameter.clone() for parameter in tensors.parameters]
+    run("delayed", tensors, [NUMBERS._replace(size=0.0)] * 5, "new")
+    assert all(map(torch.equal, tensors.parameters, before))
+    assert not torch.equal(tensors.exp_avgs[1], make_tensors().exp_avgs[1])
 
 
 def test_tensors_may_have_numbers_of_their_own(run):
-    entries, expected = make_entries(), make_entries()
-    for k in range(len(entries)):
-        entries[k].scalars = expected[k].scalars = NUMBERS._replace(size=0.1 * (k % 3))
-    for entry in expected:
-        step_reference("delayed", entry)
-    run("delayed", entries)
-    for entry, other in zip(entries, expected, strict=True):
-        torch.testing.assert_close(entry.parameter, other.parameter, rtol=1e-6, atol=1e-6)
+    tensors, expected = make_tensors(), make_tensors()
+    scalars = [NUMBERS._replace(size=0.1 * (k % 3)) for k in range(5)]
+    step_reference("delayed", expected, scalars)
+    run("delayed", tensors, scalars)
+    for parameter, other in zip(tensors.parameters, expected.parameters, strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-6, atol=1e-6)
 
 
 def test_autograd_notices_the_native_step():
-    (entry,) = make_entries(shapes=[(4,)])
-    version = entry.parameter._version
-    optimizers.run_step("momentum", [entry])
-    assert entry.parameter._version > version
+    tensors = make_tensors(shapes=[(4,)])
+    version = tensors.parameters[0]._version
+    optimizers.run_step("momentum", [plan_step(tensors)], [[NUMBERS]])
+    assert tensors.parameters[0]._version > version
 
 
 @pytest.mark.skipif(native() is None, reason="the native kernels are not built")
@@ -159,35 +153,55 @@ def test_bits_do_not_depend_on_threads_or_neighbours(rule, rates, moments):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            entries = make_entries(moments=moments, shapes=shapes)
-            results.append((native_steps.step_native(rule, entries, rates), entries))
-        alone = [native_steps.step_native(rule, [s], rates)[0] for s in make_entries(
-            moments=moments, shapes=shapes)]  # fmt: skip
+            tensors = make_tensors(moments=moments, shapes=shapes)
+            sums = native_steps.step_native(rule, tensors, [NUMBERS] * 3, rates)
+            results.append((sums, tensors))
+        tensors = make_tensors(moments=moments, shapes=shapes)
+        alone = [
+            native_steps.step_native(rule, tensors.select([k]), [NUMBERS], rates)[0]
+            for k in range(3)
+        ]
     finally:
         torch.set_num_threads(before)
     assert results[0][0] == results[1][0] == results[2][0] == alone
-    for entry, other in zip(results[0][1], results[1][1], strict=True):
-        assert all(map(torch.equal, tensors(entry), tensors(other)))
+    for other in (results[1][1], results[2][1], tensors):
+        assert all(map(torch.equal, written(results[0][1]), written(other)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("form", ["auto", "single", "foreach"])
 def test_counting_rates_afterwards_gives_the_sum_of_the_step_bit_for_bit(dtype, form):
-    entries = make_entries(dtype, shapes=[(3, 701), (64,), (1,), (100, 700)])
-    sums = optimizers.run_step("delayed", entries, "new", form)
-    moments = [entry.exp_avg_sq for entry in entries]
-    again = optimizers.rate_sums(moments, [NUMBERS.following] * 4, [NUMBERS.eps] * 4, form)
+    tensors = make_tensors(dtype, shapes=[(3, 701), (64,), (1,), (100, 700)])
+    plan = plan_step(tensors, form)
+    (sums,) = optimizers.run_step("delayed", [plan], [[NUMBERS] * 4], "new")
+    corrections, eps = [NUMBERS.following] * 4, [NUMBERS.eps] * 4
+    again = optimizers.rate_sums(tensors.exp_avg_sqs, corrections, eps, form)
     assert [float(a) for a in again] == [float(s) for s in sums]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter from the start")
 def test_triton_counts_rates_like_its_step(monkeypatch):
     monkeypatch.setattr(triton_steps, "exists", lambda device, dtype: True)
-    entries = make_entries(shapes=[(3, 701), (64,), (0,)])
-    sums = triton_steps.step_triton("delayed", entries, "new")
-    moments = [entry.exp_avg_sq for entry in entries]
-    again = triton_steps.rate_sums_triton(moments, [NUMBERS.following] * 3, [NUMBERS.eps] * 3)
+    tensors = make_tensors(shapes=[(3, 701), (64,), (0,)])
+    sums = triton_steps.step_triton("delayed", tensors, [NUMBERS] * 3, "new")
+    corrections, eps = [NUMBERS.following] * 3, [NUMBERS.eps] * 3
+    again = triton_steps.rate_sums_triton(tensors.exp_avg_sqs, corrections, eps)
     assert [float(a) for a in again] == [float(s) for s in sums]
+
+
+def test_plans_of_several_groups_run_together():
+    """Groups that keep other moments, have other forms and other precisions, in one call."""
+    cases = [("auto", torch.float32, 2), ("single", torch.float64, 3), ("auto", torch.bfloat16, 3)]
+    steps = [make_tensors(dtype, moments) for _, dtype, moments in cases]
+    expected = [make_tensors(dtype, moments) for _, dtype, moments in cases]
+    plans = [plan_step(t, form) for t, (form, *_) in zip(steps, cases, strict=True)]
+    sums = optimizers.run_step("bounded", plans, [[NUMBERS] * 5] * 3)
+    assert sums == [[0.0] * 5] * 3
+    for tensors, reference in zip(steps, expected, strict=True):
+        step_reference("bounded", reference, [NUMBERS] * 5)
+        for value, other in zip(written(tensors), written(reference), strict=True):
+            slack = 8e-3 if value.dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(value, other, rtol=slack, atol=1e-6)
 
 
 def test_the_sum_of_rates_is_accurate_where_a_running_sum_is_not():
@@ -199,25 +213,24 @@ def test_the_sum_of_rates_is_accurate_where_a_running_sum_is_not():
 
 
 def test_layouts_other_than_contiguous(run):
-    plain, strided = make_entries(shapes=[(2, 3, 4, 5)]), make_entries(shapes=[(2, 3, 4, 5)])
-    for name in ("parameter", "exp_avg", "exp_avg_sq"):
-        value = getattr(strided[0], name).to(memory_format=torch.channels_last)
-        setattr(strided[0], name, value)
-    run("delayed", plain)
-    run("delayed", strided)
-    torch.testing.assert_close(strided[0].parameter, plain[0].parameter, rtol=1e-6, atol=1e-7)
+    plain, strided = (make_tensors(shapes=[(2, 3, 4, 5)]) for _ in range(2))
+    for column in (strided.parameters, strided.exp_avgs, strided.exp_avg_sqs):
+        column[0] = column[0].to(memory_format=torch.channels_last)
+    run("delayed", plain, [NUMBERS])
+    run("delayed", strided, [NUMBERS])
+    torch.testing.assert_close(strided.parameters[0], plain.parameters[0], rtol=1e-6, atol=1e-7)
 
 
-def test_an_entry_whose_memory_has_holes_goes_through_plain_torch():
-    (entry,) = make_entries(shapes=[(4, 6)])
-    (expected,) = make_entries(shapes=[(4, 6)])
+def test_a_parameter_whose_memory_has_holes_goes_through_plain_torch():
+    tensors, expected = (make_tensors(shapes=[(4, 6)]) for _ in range(2))
     whole = torch.zeros(4, 12)
-    whole[:, ::2] = entry.parameter
-    entry.parameter = whole[:, ::2]
-    assert native_steps.accepted([entry]) == []
-    optimizers.run_step("delayed", [entry])
-    step_reference("delayed", expected)
-    torch.testing.assert_close(entry.parameter, expected.parameter)
+    whole[:, ::2] = tensors.parameters[0]
+    tensors.parameters[0] = whole[:, ::2]
+    plan = plan_step(tensors)
+    assert plan.carriers == ["single"]
+    optimizers.run_step("delayed", [plan], [[NUMBERS]])
+    step_reference("delayed", expected, [NUMBERS])
+    torch.testing.assert_close(tensors.parameters[0], expected.parameters[0])
     assert whole[:, 1::2].eq(0).all()
 
 
@@ -227,15 +240,14 @@ def test_a_forked_process_steps_with_threads_of_its_own():
     # torch's threads do not exist there, and waiting for them would last forever.
     code = """
 import os, signal, torch
-from latewood.kernels.optimizers import native_steps
-from latewood.kernels.optimizers.reference_steps import Scalars, StepTensors
+from latewood.kernels.optimizers import Scalars, StepTensors, native_steps
 torch.set_num_threads(2)
 copies = [torch.linspace(0.1, 1, 4_000_000).view(4, -1).clone() for _ in range(3)]
 def step():
     numbers = Scalars(size=0.1, beta1=0.9, beta2=0.99, eps=0.1)
-    entry = StepTensors(*copies.pop().unbind(), None, numbers)
-    total = native_steps.step_native("delayed", [entry], "new")
-    return total, hash(entry.parameter.numpy().tobytes())
+    tensors = StepTensors(*([tensor] for tensor in copies.pop().unbind()), [None])
+    total = native_steps.step_native("delayed", tensors, [numbers], "new")
+    return total, hash(tensors.parameters[0].numpy().tobytes())
 before = step()
 child = os.fork()
 if child == 0:
