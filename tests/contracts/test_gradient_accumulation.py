@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from short_training import TOTAL_STEPS, Training, batch
+from short_training import TOTAL_STEPS, Training, assert_same, batch
 
 
 def accumulated_step(training, parts):
@@ -36,3 +36,15 @@ def test_two_half_batches_are_one_step(component, network, tmp_path):
     assert whole.seen.keys() == halves.seen.keys()
     for step, values in whole.seen.items():
         assert halves.seen[step] == pytest.approx(values, rel=1e-6, abs=1e-9)
+
+
+def test_asking_for_the_penalty_changes_nothing(method):
+    training = Training(method, "mlp")
+    for _ in range(TOTAL_STEPS):
+        training.begin()
+        before = training.snapshot()
+        penalties = [training.method.penalty().detach() for _ in range(2)]
+        assert torch.equal(*penalties)
+        assert_same(training.snapshot(), before)
+        training.backward()
+        training.update()
