@@ -1,6 +1,5 @@
 """A finished method leaves a plain network behind: no transformation, no hook, no stranger."""
 
-import pytest
 import torch
 from entries import Case
 from short_training import Training, assert_same, batch, network_of
@@ -70,7 +69,7 @@ def test_a_plain_network_takes_the_state(method, network):
     if isinstance(training.method, Restructuring):
         shapes = [p.shape for p in network_of(network).parameters()]
         assert [p.shape for p in model.parameters()] != shapes
-        pytest.skip("the method changes shapes: a file of its own kind rebuilds them")
+        return  # a slim file rebuilds these shapes: tests/slim/test_saved_files.py
     plain = network_of(network, seed=1)
     plain.load_state_dict(model.state_dict())
     inputs, _ = batch(network, 99)
