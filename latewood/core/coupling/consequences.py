@@ -45,7 +45,7 @@ def settle(labels: Labels) -> Follows:
         for moving, reason in _misfits(labels, division, follows):
             labels.bar(moving, "fixed", f"{division.where} {reason}")
     for constancy in labels.constancies:
-        if _shared_vary(labels, constancy.labels, constancy.dim):
+        if _counted_vary(labels, constancy.labels, constancy.dim):
             labels.bar(constancy.labels, constancy.kind, constancy.reason)
     for (name, _), atoms in labels.axes.items():
         if name in labels.opaque:
@@ -222,13 +222,13 @@ def _strangers(
                 yield torch.tensor(sorted(elsewhere)), f"has other channels counted by {name}"
 
 
-def _shared_vary(labels: Labels, constant: Tensor, dim: int) -> bool:
+def _counted_vary(labels: Labels, constant: Tensor, dim: int) -> bool:
     """Whether channels differ along a dimension, apart from those of one label only.
 
     Those are entries that met no other tensor, such as the rows of a position table beyond the
     example's length.
     """
-    rows = labels.channels(compact(constant.movedim(dim, -1)))
-    shared = (labels.components.sizes(rows) > 1) & (rows != NONE)
-    first = rows.gather(-1, shared.int().argmax(-1, keepdim=True))
-    return bool(((rows != first) & shared).any())
+    few = compact(constant.movedim(dim, -1))
+    rows, counted = labels.channels(few), labels.counted(few)
+    first = rows.gather(-1, counted.int().argmax(-1, keepdim=True))
+    return bool(((rows != first) & counted).any())

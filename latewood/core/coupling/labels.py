@@ -277,6 +277,18 @@ class Labels:
             self.elements[name] = self.components.grow(math.prod(shape)).view(shape)
         return self.elements[name]
 
+    def counted(self, labels: Tensor) -> Tensor:
+        """Which labels have a say: not the entries of a parameter that met no other tensor.
+
+        Those are, for example, the rows of a position table beyond the example's length.
+        """
+        alone = self.components.sizes(self.channels(labels)) < 2
+        entry = torch.zeros_like(alone)
+        for elements in self.elements.values():
+            first = int(elements.flatten()[0])
+            entry |= (labels >= first) & (labels < first + elements.numel())
+        return (labels != NONE) & ~(alone & entry)
+
 
 def varies_along(labels: Tensor, dim: int) -> bool:
     """Whether labels differ along a dimension."""

@@ -20,6 +20,8 @@ from latewood.errors import WorkError
 
 __all__ = ["verify_plan"]
 
+_ALIGNED: Final = 8
+"""Numbers of channels are multiples of this where they are larger: some kernels insist."""
 _DOUBLE_OVER_SINGLE: Final = 1e-7
 """How much finer the grid of float64 is; errors in float32 are judged by it."""
 
@@ -51,11 +53,12 @@ def verify_plan(
     """
     places = dict(layer_tensors(model))
     free = [group for group in plan.free if group.width > 1 and _has_weights(group, places)]
+    together = "no group on its own, only several together"
     try:
         error = _change(model, plan, free, example_inputs)
-    except Exception:
+    except Exception as raised:
         # Whatever the model raises when its sizes no longer fit: the groups at fault are named.
-        error = float("inf")
+        error, together = float("inf"), f"only several groups together ({_first_line(raised)})"
     if error <= tolerance:
         return error
     verdicts = {
@@ -64,7 +67,7 @@ def verify_plan(
     named = [f"{name} ({verdict})" for name, verdict in verdicts.items() if verdict]
     raise WorkError(
         f"channel plan: removing unread channels changes the output by {error:.1e}; at fault: "
-        + (", ".join(named) or "no group on its own, only several together")
+        + (", ".join(named) or together)
     )
 
 
@@ -82,8 +85,12 @@ def _verdict(
     try:
         error = _change(model, plan, [group], inputs)
     except Exception as reason:
-        return (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        return _first_line(reason)
     return None if error <= tolerance else f"changes by {error:.1e}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _change(
@@ -104,6 +111,8 @@ def _change(
             generator = torch.Generator().manual_seed(number)
             order = torch.randperm(group.width, generator=generator)
             count = int(torch.randint(1, group.width, (), generator=generator))
+            if group.width > _ALIGNED:
+                count = max(_ALIGNED, count - count % _ALIGNED)
             keep[group.name] = order[:count]
             for member in group.having("consumer"):
                 tensor = stored_tensor(*places[member.tensor])
