@@ -70,8 +70,9 @@ def _on_mask(operation: Operation) -> Any:
         mask: Any = operation.state.of(first).to(torch.float64)
     else:
         mask = [operation.state.of(tensor).to(torch.float64) for tensor in first]
-    moved = operation.function(mask, *rest, **operation.named)
-    return _positive(moved)
+    # A mask may lie in memory in another order than the tensor that was viewed.
+    function = torch.Tensor.reshape if operation.name == "view" else operation.function
+    return _positive(function(mask, *rest, **operation.named))
 
 
 def _pad(operation: Operation) -> Any:

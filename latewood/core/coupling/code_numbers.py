@@ -20,8 +20,8 @@ __all__ = [
     "CodeNumber",
     "Extent",
     "attribute_of",
-    "attributes_in",
     "code_numbers",
+    "origins",
     "recomputed",
 ]
 
@@ -157,14 +157,14 @@ def attribute_of(number: int) -> Attribute | None:
     return origin if isinstance(origin, Attribute) else None
 
 
-def attributes_in(number: int) -> Iterator[Attribute]:
-    """The attributes that a number of the code is made of."""
+def origins(number: int) -> Iterator[Attribute | Extent]:
+    """The attributes and extents that a number of the code is made of."""
     waiting = [_origin(number)]
     while waiting:
         origin = waiting.pop()
         if isinstance(origin, _Operation):
             waiting += [origin.left, origin.right]
-        elif isinstance(origin, Attribute):
+        elif not isinstance(origin, int):
             yield origin
 
 

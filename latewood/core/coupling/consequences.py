@@ -11,7 +11,7 @@ from latewood.core.coupling.code_numbers import (
     Attribute,
     CodeNumber,
     attribute_of,
-    attributes_in,
+    origins,
     recomputed,
 )
 from latewood.core.coupling.label_layout import compact
@@ -34,7 +34,12 @@ def settle(labels: Labels) -> Follows:
     """
     follows: Follows = {}
     # A coupling can make other channels vary less, and attributes follow what is divided by them.
-    while _couple_shared(labels) or _couple_parts(labels, follows) or _follow(labels, follows):
+    while (
+        _couple_shared(labels)
+        or _couple_parts(labels, follows)
+        or _couple_divisions(labels)
+        or _follow(labels, follows)
+    ):
         pass
     for _, few in labels.shared:
         labels.bar(few, "fixed", "it meets every channel of another group, such as every head")
@@ -149,6 +154,19 @@ def _couple_parts(labels: Labels, follows: Follows) -> bool:
     return False
 
 
+def _couple_divisions(labels: Labels) -> bool:
+    """Couples channels along a size that is a plain number where another one is left to follow."""
+    for division in labels.divisions:
+        channels = labels.channels(division.labels)
+        moving = [dim for dim in division.new if varies_along(channels, dim)]
+        plain = [dim for dim in moving if type(division.sizes[dim]) is int]
+        if len(moving) > 1 and len(plain) == len(moving) - 1:
+            for dim in plain:
+                labels.couple(division.labels, division.labels.narrow(dim, 0, 1))
+            return True
+    return False
+
+
 def _misplaced(labels: Labels, parts: Parts, follows: Follows) -> Iterator[Tensor]:
     """Channels whose change would move others out of the part that the code takes."""
     channels = compact(labels.channels(parts.labels))
@@ -208,18 +226,19 @@ def _misfits(labels: Labels, division: Division, follows: Follows) -> Iterator[t
 def _strangers(
     labels: Labels, division: Division, channels: Tensor, follows: Follows
 ) -> Iterator[tuple[Tensor, str]]:
-    """Channels that are not here, but that an attribute in the shape would follow."""
+    """Channels that are not here, but with which a size in the code would change."""
     here = set(channels.unique().tolist())
     if here == {NONE}:
         return
-    for size in division.sizes:
-        for attribute in () if size is None else attributes_in(size):
-            elsewhere = set(follows.get(attribute, ())) - here
-            if elsewhere:
-                name = (
-                    f"{attribute.module}.{attribute.name}" if attribute.module else attribute.name
-                )
-                yield torch.tensor(sorted(elsewhere)), f"has other channels counted by {name}"
+    for size in (size for size in division.sizes if size is not None):
+        for origin in origins(size):
+            if isinstance(origin, Attribute):
+                counted = set(follows.get(origin, ()))
+            else:
+                counted = set(labels.channels(origin.labels).tolist())
+            elsewhere = torch.tensor(sorted(counted - here - {NONE}))
+            if len(elsewhere) and _recomputed(labels, size, elsewhere, follows) != size:
+                yield elsewhere, "divides other channels by a size that counts these"
 
 
 def _counted_vary(labels: Labels, constant: Tensor, dim: int) -> bool:

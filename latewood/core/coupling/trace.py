@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -24,7 +26,7 @@ from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.selection import parametrization_list, stored_tensor
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, listed
 
 __all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
@@ -36,6 +38,11 @@ _RULES: Final[dict[str, Rule]] = {
     **SEQUENCE_RULES,
 }
 
+Axis = tuple[str, int]
+"""Name of a parameter or buffer, and a dimension of it."""
+
+_NO_RULES: Final[Mapping[Any, Rule]] = {}
+
 _ALLOCATIONS: Final = (
     *("zeros", "ones", "empty", "full"),
     *("new_zeros", "new_ones", "new_empty", "new_full"),
@@ -44,7 +51,12 @@ _ALLOCATIONS: Final = (
 
 
 def trace_channels(
-    model: nn.Module, example_inputs: Tensor | Sequence[Any] | dict[str, Any]
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any] | dict[str, Any],
+    *,
+    rules: Mapping[Any, Rule] = _NO_RULES,
+    tie: Iterable[Sequence[Axis]] = (),
+    freeze: Iterable[str] = (),
 ) -> ChannelPlan:
     """Finds which tensor axes of a model must change size together, and which cannot change.
 
@@ -57,21 +69,32 @@ def trace_channels(
         model: any module, with or without transformations attached.
         example_inputs: what the model is called with: a tensor, a sequence of positional arguments,
             or a dict of keyword arguments; a batch of one is enough.
+        rules: how channels pass through operations of your own, by function or by class of module:
+            what gets the ``Call`` and returns labels of the output. They come before ours.
+        tie: sets of axes (tensor name, axis) of one size that must change together, position by
+            position, although no operation says so.
+        freeze: patterns on names of parameters and buffers whose axes stay as they are.
 
     Returns:
         The groups with their members and barriers.
 
     Raises:
-        RequestError: the example does not reach any weight.
+        RequestError: the example does not reach any weight, a rule for something that is neither
+            function nor module class, an axis that is not there or has another size, or a pattern
+            that matches nothing.
     """
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
-        watcher = _Watcher(Labels(computed))
+        functions, classes = _sorted_rules(rules)
+        watcher = _Watcher(Labels(computed), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
+        _tie(watcher.labels, computed, tie)
+        _freeze(watcher.labels, computed, freeze)
         with (
             attributes_restored(model),
             code_numbers(model),
             _call_stack(model, watcher.modules),
+            _whole_modules(model, classes, watcher),
             watcher,
         ):
             outputs = run_model(model, example_inputs)
@@ -80,6 +103,59 @@ def trace_channels(
     if not watcher.labels.axes:
         raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
     return gather_plan(watcher.labels, list(tensors))
+
+
+def _sorted_rules(
+    rules: Mapping[Any, Rule],
+) -> tuple[dict[Any, Rule], dict[type[nn.Module], Rule]]:
+    """Rules for functions, and for classes of modules."""
+    functions: dict[Any, Rule] = {}
+    classes: dict[type[nn.Module], Rule] = {}
+    for key, rule in rules.items():
+        if isinstance(key, type) and issubclass(key, nn.Module):
+            classes[key] = rule
+        elif callable(key) and not isinstance(key, type):
+            functions[key] = rule
+        else:
+            raise invalid("rules", key, "functions and classes of modules as keys")
+    return functions, classes
+
+
+@contextmanager
+def _whole_modules(
+    model: nn.Module, classes: Mapping[type[nn.Module], Rule], watcher: _Watcher
+) -> Iterator[None]:
+    """Has modules with a rule of their own run as one operation; undone with the attributes."""
+    for module in model.modules():
+        for kind, rule in classes.items():
+            if isinstance(module, kind):
+                forward = partial(watcher.run_module, module, rule, module.forward)
+                vars(module)["forward"] = forward
+                break
+    yield
+
+
+def _tie(labels: Labels, computed: Mapping[str, Tensor], ties: Iterable[Sequence[Axis]]) -> None:
+    for axes in ties:
+        rows = []
+        for name, dim in axes:
+            tensor = computed.get(name)
+            if tensor is None or not -tensor.ndim <= dim < tensor.ndim:
+                raise invalid("tie", (name, dim), "axes (name, axis) of parameters and buffers")
+            rows.append(labels.axis(tensor, dim, "per_channel"))
+        if len({len(row) for row in rows}) > 1:
+            raise invalid("tie", list(axes), f"axes of one size, not {[len(row) for row in rows]}")
+        for row in rows[1:]:
+            labels.couple(rows[0], row)
+
+
+def _freeze(labels: Labels, computed: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        matches = fnmatch.filter(computed, pattern)
+        if not matches:
+            raise invalid("freeze", pattern, f"a pattern on one of {listed(computed)}")
+        for name in matches:
+            labels.bar_all_axes(computed[name], "fixed", f"{name} is frozen by {pattern!r}")
 
 
 def _bar_split_weights(
@@ -123,9 +199,10 @@ def _identity(module: nn.Module, name: str) -> Tensor | None:
 class _Watcher(TorchFunctionMode):
     """Applies the rule of every operation that touches a labelled or named tensor."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, rules: Mapping[Any, Rule] = _NO_RULES) -> None:
         super().__init__()
         self.labels = labels
+        self._rules = rules
         self.modules: list[tuple[str, nn.Module]] = []
 
     def __torch_function__(
@@ -147,7 +224,7 @@ class _Watcher(TorchFunctionMode):
         if touched and (outputs or name == "setitem"):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
-            found = _RULES.get(name, Call.unknown)(call)
+            found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
             if _in_place(function) and isinstance(found, Tensor):
                 self.labels.overwrite(output, found)
             else:
@@ -171,6 +248,18 @@ class _Watcher(TorchFunctionMode):
                 ]
             )
         return None
+
+    def run_module(
+        self, module: nn.Module, rule: Rule, forward: Callable[..., Any], *args: Any, **named: Any
+    ) -> Any:
+        """Runs a module as one operation, with a rule for it."""
+        with torch._C.DisableTorchFunction():
+            output = forward(*args, **named)
+            name = type(module).__name__
+            modules = tuple(self.modules)
+            call = Call(self.labels, module, name, args, named, output, modules)
+            self._put(output, rule(call))
+        return output
 
     def _put(self, output: Any, labels: Any) -> None:
         if isinstance(output, Tensor):

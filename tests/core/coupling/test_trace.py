@@ -10,6 +10,7 @@ from torch import nn
 from latewood.core.coupling import (
     ChannelGroup,
     ChannelPlan,
+    Resized,
     slice_channels,
     trace_channels,
     verify_plan,
@@ -386,6 +387,22 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
 
 
 @pytest.mark.parametrize(
+    ("divided", "resized"),
+    [
+        (lambda m, x: x.view(1, -1, 3), ()),
+        (lambda m, x: x.unflatten(1, (m.heads, 3)), (Resized("", "heads", 1),)),
+        (lambda m, x: x.view(len(x), x.shape[1] // 3, 3), ()),
+    ],
+)
+def test_a_division_with_one_plain_number_leaves_the_other_free(divided, resized):
+    model = Model(lambda m, x: m.b(divided(m, m.a(x)).flatten(1)), a=linear(3, 6), b=linear(6, 2))
+    model.heads = 2
+    plan = traced(model, torch.randn(1, 3))
+    assert (plan["a"].width, plan["a"].resized) == (2, resized)
+    assert {member.multiplicity for member in plan["a"].members} == {3}
+
+
+@pytest.mark.parametrize(
     ("forward", "kind", "reason"),
     [
         (lambda m, x: m.b(m.a(x).softmax(-1)), "mixed", "softmax in the model compares channels"),
@@ -403,9 +420,7 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
             "fixed",
             "view in the model divides channels into (1, 2, 3)",
         ),
-        (lambda m, x: m.b(m.a(x).view(1, -1, 3).flatten(1)), "fixed", "divides channels into"),
         (lambda m, x: m.b(m.a(x).unflatten(1, (m.heads, -1)).flatten(1)), "fixed", "unflatten"),
-        (lambda m, x: m.b(m.a(x).unflatten(1, (m.heads, 3)).flatten(1)), "fixed", "unflatten"),
         (lambda m, x: m.b(m.a(x).reshape(1, 6, 1).reshape(1, 2, 3).view(1, -1)), "fixed", "(1, 2"),
         (lambda m, x: m.b(m.a(x) + torch.ones(6)), "fixed", "add in the model meets data of fix"),
         (lambda m, x: m.b(m.a(x) + x.repeat(1, 2)), "fixed", "meets data of fixed size"),
