@@ -149,78 +149,52 @@ def picture_folder(tmp_path, data_kit):
     return folder
 
 
+TOKENS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LAYERS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+SPEECH = {"num_mel_bins": 8, "max_source_positions": 30, "decoder_start_token_id": 1}
+TWO_STACKS = {
+    "d_model": 32,
+    **{f"{half}_layers": 2 for half in ("encoder", "decoder")},
+    **{f"{half}_attention_heads": 4 for half in ("encoder", "decoder")},
+    **{f"{half}_ffn_dim": 48 for half in ("encoder", "decoder")},
+}
+CONFIGURATIONS = {
+    "gpt2": ("GPT2LMHeadModel", {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "bert": ("BertForMaskedLM", {**TOKENS, **LAYERS}),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    ),
+    "llama": ("LlamaForCausalLM", {**TOKENS, **LAYERS, "num_key_value_heads": 2}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {**TOKENS, **LAYERS, "num_key_value_heads": 2, "num_local_experts": 4},
+    ),
+    "whisper": ("WhisperForConditionalGeneration", {**TOKENS, **TWO_STACKS, **SPEECH}),
+    "vit": ("ViTForImageClassification", {**LAYERS, "image_size": 32, "patch_size": 8}),
+    "mamba": (
+        "MambaForCausalLM",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    ),
+}
+
+
 class TransformersKit:
-    """Tiny models of transformers with random weights, by name: the model and its inputs."""
+    """Tiny models of transformers with random weights."""
 
-    _WIDTH = 32
-    _BERT = dict(  # noqa: C408
-        vocab_size=64,
-        hidden_size=_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-    )
-    _TOKENS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)  # noqa: C408
-    _CONFIGS = {  # noqa: RUF012
-        "gpt2": (
-            "GPT2LMHeadModel",
-            dict(vocab_size=64, n_positions=40, n_embd=_WIDTH, n_layer=2, n_head=4, **_TOKENS),
-        ),
-        "bert": ("BertForMaskedLM", dict(**_BERT, max_position_embeddings=40)),
-        "t5": (
-            "T5ForConditionalGeneration",
-            dict(vocab_size=64, d_model=_WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4),
-        ),
-        "llama": ("LlamaForCausalLM", dict(**_BERT, **_TOKENS, num_key_value_heads=2)),
-        "mixtral": (
-            "MixtralForCausalLM",
-            dict(**_BERT, **_TOKENS, num_key_value_heads=2, num_local_experts=4),
-        ),
-        "whisper": (
-            "WhisperForConditionalGeneration",
-            dict(
-                vocab_size=64,
-                num_mel_bins=8,
-                d_model=_WIDTH,
-                encoder_layers=2,
-                decoder_layers=2,
-                encoder_attention_heads=4,
-                decoder_attention_heads=4,
-                encoder_ffn_dim=48,
-                decoder_ffn_dim=48,
-                max_source_positions=30,
-                max_target_positions=40,
-                decoder_start_token_id=1,
-                **_TOKENS,
-            ),
-        ),
-        "vit": (
-            "ViTForImageClassification",
-            dict(
-                hidden_size=_WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                intermediate_size=48,
-                image_size=32,
-                patch_size=8,
-            ),
-        ),
-        "mamba": (
-            "MambaForCausalLM",
-            dict(
-                vocab_size=64, hidden_size=_WIDTH, num_hidden_layers=2, state_size=4, **_TOKENS
-            ),
-        ),
-    }
-    names = tuple(_CONFIGS)
-
-    @classmethod
-    def build(cls, name, *, seed=0):
+    @staticmethod
+    def build(name):
+        """The model, in evaluation mode, and what it is called with."""
         transformers = pytest.importorskip("transformers")
-        class_name, settings = cls._CONFIGS[name]
+        class_name, settings = CONFIGURATIONS[name]
         kind = getattr(transformers, class_name)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             model = kind(kind.config_class(**settings)).eval()
         generator = torch.Generator().manual_seed(1)
         tokens = torch.randint(3, 64, (2, 7), generator=generator)

@@ -267,7 +267,17 @@ EVERY_WEIGHT = {
     "t5": {"q", "k", "v", "o", "wi", "wo", "lm_head"},
     "llama": {*(f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")), "lm_head"},
     "mixtral": {*(f"{part}_proj" for part in "qkvo"), "gate", "experts", "lm_head"},
-    "whisper": {"conv1", "conv2", "fc1", "fc2", "out_proj", "proj_out", "q_proj", "k_proj", "v_proj"},
+    "whisper": {
+        "conv1",
+        "conv2",
+        "fc1",
+        "fc2",
+        "out_proj",
+        "proj_out",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    },
     "vit": {"projection", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier"},
     "mamba": {"conv1d", "in_proj", "x_proj", "dt_proj", "out_proj", "lm_head"},
 }

@@ -63,7 +63,9 @@ class ChannelSymmetries:
             first.setdefault(id(entry), name)
         self._known_as = {name: first[id(entry)] for name, entry in entries.items()}
         for group in trace_channels(model, example_inputs):
-            held = [(barrier.kind, barrier.reason) for barrier in _of_order(group)]
+            held: list[tuple[str, str]] = [
+                (barrier.kind, barrier.reason) for barrier in _of_order(group)
+            ]
             held += [
                 (_NOT_STORED, f"{member.tensor} is not in the state dict")
                 for member in group.members
