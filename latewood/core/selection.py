@@ -185,7 +185,7 @@ def matrix_parameters(model: nn.Module) -> Iterator[tuple[Selected, str | None]]
     other class a floating-point parameter is one if two of its axes are longer than 1, unless the
     module is a norm or an embedding by its class, the name says a bias or something looked up, or
     the module has layers of its own too: what it holds beside them, such as the decays of a
-    state-space model, is one only if it is called a weight or a projection.
+    state-space model, is one only if it is called a weight or a projection or has a third axis.
 
     Args:
         model: any module, with or without transformations attached.
@@ -238,9 +238,10 @@ def _no_weight(module: nn.Module, name: str, tensor: Tensor) -> str | None:
         return "of a norm"
     if not tensor.is_floating_point():
         return f"of {tensor.dtype}"
-    if sum(size > 1 for size in tensor.shape) < 2:
+    long_axes = sum(size > 1 for size in tensor.shape)
+    if long_axes < 2:
         return "a vector"
-    if any(word in name.lower() for word in _WEIGHTS):
+    if long_axes > 2 or any(word in name.lower() for word in _WEIGHTS):
         return None
     if isinstance(module, _LISTS):
         return "in a list, which does not say what it is for"
@@ -257,8 +258,10 @@ def _is_embedding(module: nn.Module) -> bool:
 
 
 def _is_called(module: nn.Module, word: str) -> bool:
-    # A module under a transformation is of a subclass, and so may be a library's variant.
-    return any(word in kind.__name__.lower() for kind in type(module).__mro__)
+    # A module under a transformation is of a subclass, and so may be a library's variant. What
+    # turns vectors back into words multiplies with a weight.
+    names = [kind.__name__.lower().replace("unembed", "") for kind in type(module).__mro__]
+    return any(word in name for name in names)
 
 
 def _has_layers(module: nn.Module) -> bool:

@@ -191,7 +191,8 @@ def test_layers_of_other_libraries_are_known_by_what_they_hold():
     class Attention(nn.Module):  # as XLNet's and Mamba's mixers: matrices beside layers
         def __init__(self) -> None:
             super().__init__()
-            self.query_weight = nn.Parameter(torch.zeros(4, 2, 2))
+            self.query_weight = nn.Parameter(torch.zeros(4, 4))
+            self.key = nn.Parameter(torch.zeros(4, 2, 2))
             self.out_proj = nn.Parameter(torch.zeros(4, 4))
             self.decay_log = nn.Parameter(torch.zeros(4, 2))
             self.norm = nn.LayerNorm(4)
@@ -200,6 +201,11 @@ def test_layers_of_other_libraries_are_known_by_what_they_hold():
         def __init__(self, *shape: int) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(shape))
+
+    class Unembed(nn.Module):  # as TransformerLens calls its head
+        def __init__(self) -> None:
+            super().__init__()
+            self.W_U = nn.Parameter(torch.zeros(4, 7))
 
     class LearnedPositions(nn.Module):
         def __init__(self) -> None:
@@ -220,15 +226,18 @@ def test_layers_of_other_libraries_are_known_by_what_they_hold():
             "attention": Attention(),
             "experts": Experts(),
             "norms": nn.ModuleList([ResponseNorm(4, 6), nn.LayerNorm((4, 6)), Scale()]),
+            "head": Unembed(),
             "list": nn.ParameterList([torch.zeros(3, 3)]),
         }
     )
     expected = [
         "linear.weight",
+        "attention.key",
         "attention.out_proj",
         "attention.query_weight",
         "experts.down",
         "experts.gate_up",
+        "head.W_U",
     ]
     assert names(select_parameters(model)) == expected
     reasons = {weight.name: reason for weight, reason in matrix_parameters(model) if reason}
