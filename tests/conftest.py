@@ -147,3 +147,67 @@ def picture_folder(tmp_path, data_kit):
             row_group_size=16,
         )
     return folder
+
+
+TOKENS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LAYERS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+SPEECH = {"num_mel_bins": 8, "max_source_positions": 30, "decoder_start_token_id": 1}
+TWO_STACKS = {
+    "d_model": 32,
+    **{f"{half}_layers": 2 for half in ("encoder", "decoder")},
+    **{f"{half}_attention_heads": 4 for half in ("encoder", "decoder")},
+    **{f"{half}_ffn_dim": 48 for half in ("encoder", "decoder")},
+}
+CONFIGURATIONS = {
+    "gpt2": ("GPT2LMHeadModel", {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "bert": ("BertForMaskedLM", {**TOKENS, **LAYERS}),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    ),
+    "llama": ("LlamaForCausalLM", {**TOKENS, **LAYERS, "num_key_value_heads": 2}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {**TOKENS, **LAYERS, "num_key_value_heads": 2, "num_local_experts": 4},
+    ),
+    "whisper": ("WhisperForConditionalGeneration", {**TOKENS, **TWO_STACKS, **SPEECH}),
+    "vit": ("ViTForImageClassification", {**LAYERS, "image_size": 32, "patch_size": 8}),
+    "mamba": (
+        "MambaForCausalLM",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    ),
+}
+
+
+class TransformersKit:
+    """Tiny models of transformers with random weights."""
+
+    @staticmethod
+    def build(name):
+        """The model, in evaluation mode, and what it is called with."""
+        transformers = pytest.importorskip("transformers")
+        class_name, settings = CONFIGURATIONS[name]
+        kind = getattr(transformers, class_name)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind(kind.config_class(**settings)).eval()
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randint(3, 64, (2, 7), generator=generator)
+        if name == "vit":
+            return model, {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator)}
+        if name == "whisper":
+            features = torch.randn(2, 8, 60, generator=generator)
+            return model, {"input_features": features, "decoder_input_ids": tokens}
+        if name == "t5":
+            return model, {"input_ids": tokens, "decoder_input_ids": tokens.flip(0)}
+        return model, {"input_ids": tokens}
+
+
+@pytest.fixture
+def transformers_kit():
+    return TransformersKit

@@ -13,7 +13,15 @@ from torch.nn.utils import parametrize
 
 from latewood.errors import RequestError, invalid, listed
 
-__all__ = ["WEIGHT_LAYERS", "Selected", "select_parameters", "stored_tensor"]
+__all__ = [
+    "EMBEDDING",
+    "WEIGHT_LAYERS",
+    "Selected",
+    "matrix_parameters",
+    "select_parameters",
+    "shared_with_embeddings",
+    "stored_tensor",
+]
 
 WEIGHT_LAYERS: Final[tuple[type[nn.Module], ...]] = (
     nn.Linear,
@@ -27,7 +35,19 @@ WEIGHT_LAYERS: Final[tuple[type[nn.Module], ...]] = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
-"""Layer types whose weight matrices are selected when nothing else is asked for."""
+"""Layer types of torch, in which every matrix that is called a weight is one."""
+
+EMBEDDING: Final = "an embedding"
+"""Why a table that is looked up is no weight matrix."""
+
+_NORMS: Final = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_EMBEDDINGS: Final = (nn.Embedding, nn.EmbeddingBag)
+_LISTS: Final = (nn.ParameterList, nn.ParameterDict)
+_EMBEDDING_CLASSES: Final = ("embed", "position")
+_EMBEDDING_PARTS: Final = ("emb", "position", "token", "table")
+"""How a part of a parameter's name begins that is looked up or added, and multiplies nothing."""
+_WEIGHTS: Final = ("weight", "proj")
+"""Words in the names of matrices, whatever else their module holds."""
 
 _ORDER: Final = (
     "weight_ih",
@@ -113,18 +133,19 @@ def parametrization_list(module: nn.Module, parameter_name: str) -> parametrize.
 def select_parameters(
     model: nn.Module,
     *,
-    types: Sequence[type[nn.Module]] = WEIGHT_LAYERS,
+    types: Sequence[type[nn.Module]] | None = None,
     include: str | Sequence[str] = ("*",),
     exclude: str | Sequence[str] = (),
 ) -> list[Selected]:
     """Lists the weight matrices of a model: at least two axes, no biases, norms or embeddings.
 
-    A tensor tied between layers is listed once, under the first layer that owns it; transforming it
-    there leaves its other uses as they are.
+    Layers of other libraries count like those of torch: Hugging Face's ``Conv1D``, routers, stacks
+    of experts (``matrix_parameters`` has the rule). A tensor tied between layers is listed once,
+    under the first layer that owns it; transforming it there leaves its other uses as they are.
 
     Args:
         model: any module, with or without transformations attached.
-        types: layer types to look at.
+        types: layer types to look at instead, whatever the rule says.
         include: glob patterns on the layer name or the full parameter name; one match is enough.
         exclude: patterns of the same form; a match removes the parameter.
 
@@ -134,10 +155,15 @@ def select_parameters(
     Raises:
         RequestError: a pattern matches nothing, nothing is left, or a lazy layer has no shape yet.
     """
-    candidates = list(_candidates(model, tuple(types)))
+    if types is None:
+        candidates = [weight for weight, reason in matrix_parameters(model) if reason is None]
+    else:
+        candidates = list(_candidates(model, tuple(types)))
     if not candidates:
-        wanted = ", ".join(kind.__name__ for kind in types)
-        raise invalid("model", type(model).__name__, f"a model with weight layers ({wanted})")
+        wanted = ", ".join(kind.__name__ for kind in types or WEIGHT_LAYERS)
+        others = "" if types else ", or others that hold a matrix"
+        allowed = f"a model with weight layers ({wanted}{others})"
+        raise invalid("model", type(model).__name__, allowed)
     included = _matching("include", include, candidates)
     excluded = _matching("exclude", exclude, candidates)
     chosen = [
@@ -152,25 +178,124 @@ def select_parameters(
     return chosen
 
 
-def _candidates(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[Selected]:
+def matrix_parameters(model: nn.Module) -> Iterator[tuple[Selected, str | None]]:
+    """Every parameter of at least two axes but biases, once, and why it is no weight matrix.
+
+    In the layers of torch (``WEIGHT_LAYERS``) what is called a weight is one. In a module of any
+    other class a floating-point parameter is one if two of its axes are longer than 1, unless the
+    module is a norm or an embedding by its class, the name says a bias or something looked up, or
+    the module has layers of its own too: what it holds beside them, such as the decays of a
+    state-space model, is one only if it is called a weight or a projection or has a third axis.
+
+    Args:
+        model: any module, with or without transformations attached.
+
+    Yields:
+        The parameter and the reason in words, None for a weight matrix.
+
+    Raises:
+        RequestError: a lazy layer has no shape yet.
+    """
+    refused: dict[int, tuple[Selected, str]] = {}
+    weights: set[int] = set()
+    for candidate in _candidates(model, (nn.Module,), once=False):
+        tensor = _identity(candidate.module, candidate.parameter_name)
+        reason = _no_weight(candidate.module, candidate.parameter_name, tensor)
+        if reason is not None:
+            refused.setdefault(id(tensor), (candidate, reason))
+        elif id(tensor) not in weights:
+            weights.add(id(tensor))
+            yield candidate, None
+    # A tensor is a weight if any of its uses makes it one, so these wait for the last layer.
+    yield from (pair for tensor_id, pair in refused.items() if tensor_id not in weights)
+
+
+def shared_with_embeddings(model: nn.Module) -> set[str]:
+    """Names of the weight matrices that an embedding of the model looks up too.
+
+    Args:
+        model: any module; a head that is tied to its embedding is the common case.
+    """
+    looked_up = {
+        id(_identity(candidate.module, candidate.parameter_name))
+        for candidate in _candidates(model, (nn.Module,), once=False)
+        if _is_embedding(candidate.module)
+    }
+    return {
+        weight.name
+        for weight, reason in matrix_parameters(model)
+        if reason is None and id(_identity(weight.module, weight.parameter_name)) in looked_up
+    }
+
+
+def _no_weight(module: nn.Module, name: str, tensor: Tensor) -> str | None:
+    if isinstance(module, WEIGHT_LAYERS):
+        return None
+    parts = name.lower().split("_")
+    if _is_embedding(module) or any(part.startswith(_EMBEDDING_PARTS) for part in parts):
+        return EMBEDDING
+    if isinstance(module, _NORMS) or _is_called(module, "norm"):
+        return "of a norm"
+    if not tensor.is_floating_point():
+        return f"of {tensor.dtype}"
+    long_axes = sum(size > 1 for size in tensor.shape)
+    if long_axes < 2:
+        return "a vector"
+    if long_axes > 2 or any(word in name.lower() for word in _WEIGHTS):
+        return None
+    if isinstance(module, _LISTS):
+        return "in a list, which does not say what it is for"
+    if _has_layers(module):
+        return "beside layers in one module, which does not say what it is for"
+    return None
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    if isinstance(module, WEIGHT_LAYERS):
+        return False
+    named = any(_is_called(module, word) for word in _EMBEDDING_CLASSES)
+    return named or isinstance(module, _EMBEDDINGS)
+
+
+def _is_called(module: nn.Module, word: str) -> bool:
+    # A module under a transformation is of a subclass, and so may be a library's variant. What
+    # turns vectors back into words multiplies with a weight.
+    names = [kind.__name__.lower().replace("unembed", "") for kind in type(module).__mro__]
+    return any(word in name for name in names)
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(
+        next(child.parameters(), None) is not None
+        for name, child in module.named_children()
+        if name != "parametrizations"
+    )
+
+
+def _candidates(
+    model: nn.Module, types: tuple[type[nn.Module], ...], *, once: bool = True
+) -> Iterator[Selected]:
+    """The parameters of at least two axes in layers of some types, tied ones once if asked for."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         # Layers inside a transformation belong to it, not to the model.
         if not isinstance(module, types) or "parametrizations" in module_name.split("."):
             continue
-        for name in _weight_names(module):
+        for name in _matrix_names(module):
             tensor = _identity(module, name)
             if isinstance(tensor, UninitializedParameter):
+                if isinstance(module, _NORMS):
+                    continue
                 raise RequestError(
                     f"{_join(module_name, name)}: a lazy layer without a shape; "
                     "run the model once on an example before selecting"
                 )
-            if tensor.ndim >= 2 and id(tensor) not in seen:
+            if tensor.ndim >= 2 and not (once and id(tensor) in seen):
                 seen.add(id(tensor))
                 yield Selected(module_name, module, name)
 
 
-def _weight_names(module: nn.Module) -> list[str]:
+def _matrix_names(module: nn.Module) -> list[str]:
     names = [name for name, tensor in module._parameters.items() if tensor is not None]
     if parametrize.is_parametrized(module):
         names += list(cast(nn.ModuleDict, module.parametrizations))
@@ -178,12 +303,12 @@ def _weight_names(module: nn.Module) -> list[str]:
     order = getattr(module, "_flat_weights_names", _ORDER)
     known = {name: position for position, name in enumerate(order)}
     return sorted(
-        (name for name in names if _is_weight(module, name)),
+        (name for name in names if _is_matrix_name(module, name)),
         key=lambda name: (known.get(name, len(known)), name),
     )
 
 
-def _is_weight(module: nn.Module, name: str) -> bool:
+def _is_matrix_name(module: nn.Module, name: str) -> bool:
     # The known layers call their matrices weights; in any other module that the caller asks for,
     # every matrix counts that is not called a bias.
     return "weight" in name if isinstance(module, WEIGHT_LAYERS) else "bias" not in name

@@ -62,8 +62,8 @@ class ContinuousSparsification(EndsOnce):
         mask_lr: learning rate of the logits; None takes the optimizer's.
         include: patterns on layer or parameter names (``core.select_parameters``).
         exclude: patterns of the same form. None keeps the last layer in registration order dense,
-            as the authors' code does its classifier, unless ``include`` is given or the model has
-            one layer only; () excludes nothing.
+            as the authors' code does its classifier, and what is shared with an embedding, unless
+            ``include`` is given or nothing else is there; () excludes nothing.
 
     Raises:
         RequestError: an argument out of range, a pattern that matches nothing, a weight that

@@ -1,12 +1,19 @@
 """Selection: which tensors, in which order, under which names, and what a bad pattern says."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from latewood.core.selection import select_parameters, stored_tensor
+from latewood.core.selection import (
+    matrix_parameters,
+    select_parameters,
+    shared_with_embeddings,
+    stored_tensor,
+)
 from latewood.errors import RequestError
 
 
@@ -163,3 +170,137 @@ def test_split_tensors_are_seen_but_not_handed_out():
     assert selected.tensor.shape == (3, 2)
     with pytest.raises(RequestError, match="one piece"):
         stored_tensor(layer, "weight")
+
+
+def test_layers_of_other_libraries_are_known_by_what_they_hold():
+    class Conv1D(nn.Module):  # as in GPT-2 of transformers
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.nx = 6, 4
+            self.weight = nn.Parameter(torch.zeros(4, 6))
+            self.bias = nn.Parameter(torch.zeros(6))
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up = nn.Parameter(torch.zeros(3, 8, 4))
+            self.gate_up_bias = nn.Parameter(torch.zeros(3, 8))
+            self.down = nn.Parameter(torch.zeros(3, 4, 4))
+            self.activation = nn.GELU()
+
+    class Attention(nn.Module):  # as XLNet's and Mamba's mixers: matrices beside layers
+        def __init__(self) -> None:
+            super().__init__()
+            self.query_weight = nn.Parameter(torch.zeros(4, 4))
+            self.key = nn.Parameter(torch.zeros(4, 2, 2))
+            self.out_proj = nn.Parameter(torch.zeros(4, 4))
+            self.decay_log = nn.Parameter(torch.zeros(4, 2))
+            self.norm = nn.LayerNorm(4)
+
+    class ResponseNorm(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(shape))
+
+    class Unembed(nn.Module):  # as TransformerLens calls its head
+        def __init__(self) -> None:
+            super().__init__()
+            self.W_U = nn.Parameter(torch.zeros(4, 7))
+
+    class LearnedPositions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(7, 4))
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 1, 4))
+            self.token_table = nn.Parameter(torch.zeros(5, 4))
+            self.codes = nn.Parameter(torch.zeros(5, 4, dtype=torch.int8), requires_grad=False)
+
+    model = nn.ModuleDict(
+        {
+            "positions": nn.ModuleList([LearnedPositions(), nn.EmbeddingBag(5, 4)]),
+            "linear": Conv1D(),
+            "attention": Attention(),
+            "experts": Experts(),
+            "norms": nn.ModuleList([ResponseNorm(4, 6), nn.LayerNorm((4, 6)), Scale()]),
+            "head": Unembed(),
+            "list": nn.ParameterList([torch.zeros(3, 3)]),
+        }
+    )
+    expected = [
+        "linear.weight",
+        "attention.key",
+        "attention.out_proj",
+        "attention.query_weight",
+        "experts.down",
+        "experts.gate_up",
+        "head.W_U",
+    ]
+    assert names(select_parameters(model)) == expected
+    reasons = {weight.name: reason for weight, reason in matrix_parameters(model) if reason}
+    assert reasons == {
+        "positions.0.weight": "an embedding",
+        "positions.1.weight": "an embedding",
+        "attention.decay_log": "beside layers in one module, which does not say what it is for",
+        "norms.0.weight": "of a norm",
+        "norms.1.weight": "of a norm",
+        "norms.2.codes": "of torch.int8",
+        "norms.2.token_table": "an embedding",
+        "norms.2.weight": "a vector",
+        "list.0": "in a list, which does not say what it is for",
+    }
+    for module, name in ((model["linear"], "weight"), (model["experts"], "down")):
+        parametrize.register_parametrization(module, name, Half())
+    assert names(select_parameters(model)) == expected
+
+
+def test_a_norm_without_a_shape_yet_is_none_of_the_weights():
+    model = nn.Sequential(nn.Linear(2, 3), nn.LazyBatchNorm1d())
+    assert names(select_parameters(model)) == ["0.weight"]
+
+
+def test_what_embeddings_share_is_told_by_the_layer_that_multiplies_with_it():
+    model = nn.Sequential(nn.Embedding(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert shared_with_embeddings(model) == set()
+    model[2].weight = model[0].weight
+    assert shared_with_embeddings(model) == {"2.weight"}
+    assert names(select_parameters(model)) == ["1.weight", "2.weight"]
+
+
+EVERY_WEIGHT = {
+    "gpt2": {"c_attn", "c_proj", "c_fc", "lm_head"},
+    "bert": {"query", "key", "value", "dense", "decoder"},
+    "t5": {"q", "k", "v", "o", "wi", "wo", "lm_head"},
+    "llama": {*(f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")), "lm_head"},
+    "mixtral": {*(f"{part}_proj" for part in "qkvo"), "gate", "experts", "lm_head"},
+    "whisper": {
+        "conv1",
+        "conv2",
+        "fc1",
+        "fc2",
+        "out_proj",
+        "proj_out",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    },
+    "vit": {"projection", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier"},
+    "mamba": {"conv1d", "in_proj", "x_proj", "dt_proj", "out_proj", "lm_head"},
+}
+
+
+@pytest.mark.parametrize("name", EVERY_WEIGHT)
+def test_the_weights_of_models_of_transformers(name, transformers_kit):
+    model, _ = transformers_kit.build(name)
+    chosen = select_parameters(model)
+    assert {weight.layer.rpartition(".")[2] for weight in chosen} == EVERY_WEIGHT[name]
+    reasons = {weight.name: reason for weight, reason in matrix_parameters(model) if reason}
+    lookups = re.compile("embed|wte|wpe|shared|relative_attention_bias")
+    for weight_name, reason in reasons.items():
+        if "A_log" in weight_name:
+            assert "does not say" in reason
+        else:
+            assert lookups.search(weight_name) and reason in ("an embedding", "a vector")

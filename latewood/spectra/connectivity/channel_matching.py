@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,8 @@ def match_channels(
         seed: of the order of the groups.
 
     Returns:
-        The permutations, for ``symmetries.permuted(second, ...)``.
+        The permutations, for ``symmetries.permuted(second, ...)``; none, with a warning that says
+        what holds the channels, if none of them may move.
 
     Raises:
         RequestError: states of other shapes, or with NaN or Inf.
@@ -69,6 +71,13 @@ def match_channels(
     """
     if sweeps < 1:
         raise invalid("sweeps", sweeps, "an integer of at least 1")
+    if not symmetries.groups:
+        warnings.warn(
+            "second: stays in its own order, as no group of channels can be permuted; what holds "
+            f"them: {symmetries.barriers()}",
+            UserWarning,
+            stacklevel=2,
+        )
     search = _Search(symmetries, first, second)
     generator = torch.Generator().manual_seed(seed)
     names = list(symmetries.groups)

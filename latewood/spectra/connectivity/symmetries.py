@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from latewood.core.coupling import BarrierKind, ChannelGroup, trace_channels
+from latewood.core.coupling import Barrier, BarrierKind, ChannelGroup, trace_channels
 from latewood.errors import RequestError, invalid
 
 __all__ = ["ChannelSymmetries", "Permutations", "permuted_entry"]
@@ -19,6 +19,8 @@ Permutations = dict[str, Tensor]
 
 _HARMLESS: Final[tuple[BarrierKind, ...]] = ("normalised",)
 """A norm over channels keeps their number, but does not care for their order."""
+_NOT_STORED: Final = "not stored"
+_ONE_CHANNEL: Final = "one channel"
 
 
 class ChannelSymmetries:
@@ -52,6 +54,7 @@ class ChannelSymmetries:
                     "weights: finalize the method that put it there first"
                 )
         self.groups, self.fixed_groups = {}, {}
+        self._by_kind: dict[str, dict[str, str]] = {}
         entries = model.state_dict(keep_vars=True)
         self.parameters = frozenset(name for name, _ in model.named_parameters())
         self._shapes = {name: entry.shape for name, entry in entries.items()}
@@ -60,18 +63,31 @@ class ChannelSymmetries:
             first.setdefault(id(entry), name)
         self._known_as = {name: first[id(entry)] for name, entry in entries.items()}
         for group in trace_channels(model, example_inputs):
-            reasons = [
-                barrier.reason for barrier in group.barriers if barrier.kind not in _HARMLESS
+            held: list[tuple[str, str]] = [
+                (barrier.kind, barrier.reason) for barrier in _of_order(group)
             ]
-            reasons += [
-                f"{member.tensor} is not in the state dict"
+            held += [
+                (_NOT_STORED, f"{member.tensor} is not in the state dict")
                 for member in group.members
                 if member.tensor not in entries
             ]
-            if reasons:
-                self.fixed_groups[group.name] = "; ".join(dict.fromkeys(reasons))
+            if held:
+                self.fixed_groups[group.name] = "; ".join(dict.fromkeys(why for _, why in held))
             elif group.width > 1:
                 self.groups[group.name] = group
+            else:
+                held = [(_ONE_CHANNEL, "it has no other order")]
+            for kind, reason in held:
+                self._by_kind.setdefault(kind, {}).setdefault(group.name, reason)
+
+    def barriers(self) -> str:
+        """What holds the order of channels, kind by kind, each with a group as an example."""
+        clauses = []
+        for kind, reasons in self._by_kind.items():
+            name, reason = next(iter(reasons.items()))
+            count = "1 group" if len(reasons) == 1 else f"{len(reasons)} groups, such as"
+            clauses.append(f"{kind} ({count} {name}: {reason})")
+        return ", ".join(clauses)
 
     def random(self, *, seed: int) -> Permutations:
         """An order drawn at random for every group."""
@@ -135,6 +151,11 @@ class ChannelSymmetries:
             shown = order.tolist()
             raise invalid(f"permutations[{name!r}]", shown, f"0 to {group.width - 1}, each once")
         return group
+
+
+def _of_order(group: ChannelGroup) -> list[Barrier]:
+    """The barriers that forbid another order, not only another number."""
+    return [barrier for barrier in group.barriers if barrier.kind not in _HARMLESS]
 
 
 def permuted_entry(entry: Tensor, sources: Mapping[int, Tensor]) -> Tensor:

@@ -110,6 +110,17 @@ def test_permuting_leaves_the_second_end_as_good(home):
     assert rows["conv1.weight"]["agreement, permuted"] > rows["conv1.weight"]["agreement"]
 
 
+def test_channels_that_cannot_be_permuted_are_named(home, call):
+    changes = ["model={name='mlp', in_features=64, hidden=[]}", "steps=2", "keep_at=[]"]
+    recipe = load_recipe(home / "small.toml", changes)
+    for name in ("linear", "line"):
+        train(recipe, folder=home / name, show_progress=False)
+    code, shown = call("connect", home / "linear", home / "line", "--permute", "--samples", 10)
+    assert code == 0, shown
+    assert "no group of channels can be permuted" in " ".join(shown.split())
+    assert "output (1 group head: the model's output)" in " ".join(shown.split())
+
+
 def test_truncated_networks_get_a_line_of_their_own(home, call, tmp_path):
     words = ("--truncate", 0.5, "--permute", "--points", 3, "--samples", 100)
     page, table = tmp_path / "page.html", tmp_path / "all.json"
