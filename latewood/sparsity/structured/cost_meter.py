@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latewood.sparsity.structured.budget import Budget
-from latewood.sparsity.structured.costs import Cost
+from latewood.sparsity.structured.running_cost import Cost
 from latewood.sparsity.structured.live_structure import LiveStructure
 
 __all__ = ["CostMeter"]

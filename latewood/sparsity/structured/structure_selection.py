@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.sparsity.structured.costs import Cost
+from latewood.sparsity.structured.running_cost import Cost, RunningCost
 
 __all__ = ["capped", "floored", "largest_within"]
 
@@ -61,18 +61,18 @@ def capped(
         if cost.at([1] * len(present), there) > limit:
             there[block] = False
     chosen = [channels.clone() for channels in present]
-    widths = [int(channels.sum()) for channels in chosen]
+    running = RunningCost(cost, [int(channels.sum()) for channels in chosen], there)
     ranked = sorted(
         (float(scores[group][channel]), group, channel)
         for group, channels in enumerate(chosen)
         for channel in channels.nonzero().flatten().tolist()
     )
     for _, group, channel in ranked:
-        if cost.at(widths, there) <= limit:
+        if running.total <= limit:
             break
-        if widths[group] > 1:
+        if running.widths[group] > 1:
             chosen[group][channel] = False
-            widths[group] -= 1
+            running.change(group, -1)
     return chosen, torch.tensor(there, dtype=torch.bool)
 
 
@@ -121,17 +121,16 @@ def largest_within(
         raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
     ranks = [channels.argsort(descending=True, stable=True) for channels in scores]
     least = _floors(widest, blocks, cost, limit, floor)
-    widths = list(least)
+    running = RunningCost(cost, least, blocks)
     ranked = sorted(
         (-float(scores[group][channel]), group)
         for group, rank in enumerate(ranks)
         for channel in rank[least[group] :].tolist()
     )
     for _, group in ranked:
-        widths[group] += 1
-        if cost.at(widths, blocks) > limit:
-            widths[group] -= 1
-    widths = _traded(widths, least, widest, blocks, cost, limit)
+        if running.change(group, 1) > limit:
+            running.change(group, -1)
+    widths = _traded(running, least, widest, limit)
     chosen = []
     for width, rank in zip(widths, ranks, strict=True):
         channels = torch.zeros(len(rank), dtype=torch.bool)
@@ -159,29 +158,24 @@ def _floors(
 
 
 def _traded(
-    widths: list[int],
-    least: Sequence[int],
-    widest: Sequence[int],
-    blocks: list[bool],
-    cost: Cost,
-    limit: float,
+    running: RunningCost, least: Sequence[int], widest: Sequence[int], limit: float
 ) -> list[int]:
     """Widths with some channels of one group traded for some of another, if too much was unused."""
-    best, used = widths, cost.at(widths, blocks)
+    widths = list(running.widths)
+    best, used = widths, running.total
     numbers = range(len(widths))
     amounts = itertools.product(range(_MOST_TRADED + 1), range(1, _MOST_TRADED + 1))
     for (less, more), giving, taking in itertools.product(amounts, numbers, numbers):
         if used >= _GOOD_USE * limit:
             break
-        if giving == taking:
+        fits = widths[giving] - less >= least[giving] and widths[taking] + more <= widest[taking]
+        if giving == taking or not fits:
             continue
-        tried = list(widths)
-        tried[giving] -= less
-        tried[taking] += more
-        if tried[giving] < least[giving] or tried[taking] > widest[taking]:
-            continue
-        if used < (now := cost.at(tried, blocks)) <= limit:
-            best, used = tried, now
+        running.change(giving, -less)
+        if used < (now := running.change(taking, more)) <= limit:
+            best, used = list(running.widths), now
+        running.change(giving, less)
+        running.change(taking, -more)
     return best
 
 
