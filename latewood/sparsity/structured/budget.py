@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
-from latewood.sparsity.structured.running_cost import Cost
 from latewood.sparsity.structured.costs import parameters
 from latewood.sparsity.structured.latency_measurement import measured_latency
 from latewood.sparsity.structured.latency_table import MeasuredLatency
+from latewood.sparsity.structured.running_cost import Cost
 from latewood.sparsity.structured.structure_spec import StructureSpec
 
 __all__ = ["Budget"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from latewood.core.devices import on_device
 from latewood.core.macs import macs_by_module
 from latewood.slim.comparison import Examples
 from latewood.slim.layer_times import CallArguments
-from latewood.sparsity.structured.running_cost import Cost, CostPart
 from latewood.sparsity.structured.recorded_calls import copied_arguments, recorded_calls
+from latewood.sparsity.structured.running_cost import Cost, CostPart
 from latewood.sparsity.structured.structure_spec import StructureSpec, TensorSpec
 
 __all__ = ["Products", "SumOverTensors", "multiply_accumulates", "parameters"]
@@ -193,7 +193,7 @@ def _slopes(
     for number, block in enumerate(spec.blocks):
         if module == block.name or _is_inside(module, block.name):
             return {number: slope(module)}
-    inside = {
+    inside: dict[int | None, float] = {
         number: slope(block.name)
         for number, block in enumerate(spec.blocks)
         if _is_inside(block.name, module)
@@ -228,8 +228,8 @@ def _smallest_around(group: ChannelGroup, counts: Mapping[str, int]) -> str:
     """The innermost module that is called and holds all of a group."""
     holders = [member.tensor.rpartition(".")[0] for member in group.members]
     paths = [name.split(".") for name in [*holders, *(count.module for count in group.resized)]]
-    common = os.path.commonprefix(paths)
-    names = [".".join(common[:length]) for length in range(len(common), 0, -1)]
+    parts = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
+    names = [".".join(name for name, *_ in parts[:length]) for length in range(len(parts), 0, -1)]
     return next((name for name in names if name in counts), "")
 
 

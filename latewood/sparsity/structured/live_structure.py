@@ -226,7 +226,7 @@ class LiveStructure:
             key: str, current: Tensor, fresh: Callable[[tuple[int, ...]], Tensor]
         ) -> Tensor:
             store = self._detached.get((tensor.name, key)) or DetachedStore()
-            values = store.exchange(current.detach(), *positions, fresh)
+            values = store.exchange(current.detach(), *positions, fresh, remember=remember)
             if remember:
                 self._detached[tensor.name, key] = store
             return values

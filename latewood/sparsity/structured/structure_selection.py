@@ -107,15 +107,21 @@ def largest_within(
     """
     narrowest = [1] * len(scores)
     widest = [len(channels) for channels in scores]
-    order = block_scores.argsort(descending=True, stable=True).tolist()
-    count = int((block_scores > 0).sum())
-    while count and cost.at(narrowest, _first(order, count)) > limit:
+    ranked_blocks = block_scores.argsort(descending=True, stable=True).tolist()
+    # One that does not even fit alone would keep out all that come behind it.
+    order = [
+        block
+        for block in ranked_blocks
+        if cost.at(narrowest, _only([block], len(ranked_blocks))) <= limit
+    ]
+    count = int((block_scores[order] > 0).sum())
+    while count and cost.at(narrowest, _only(order[:count], len(block_scores))) > limit:
         count -= 1
-    while count < len(order) and cost.at(widest, _first(order, count)) <= limit:
-        if cost.at(narrowest, _first(order, count + 1)) > limit:
+    while count < len(order) and cost.at(widest, _only(order[:count], len(block_scores))) <= limit:
+        if cost.at(narrowest, _only(order[: count + 1], len(block_scores))) > limit:
             break
         count += 1
-    blocks = _first(order, count)
+    blocks = _only(order[:count], len(block_scores))
     smallest = cost.at(narrowest, blocks)
     if smallest > limit:
         raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
@@ -179,8 +185,9 @@ def _traded(
     return best
 
 
-def _first(order: Sequence[int], count: int) -> list[bool]:
-    there = [False] * len(order)
-    for number in order[:count]:
+def _only(chosen: Sequence[int], count: int) -> list[bool]:
+    """Of so many blocks, which are chosen."""
+    there = [False] * count
+    for number in chosen:
         there[number] = True
     return there
