@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from latewood.core.devices import device_of
 
-__all__ = ["evaluated", "undisturbed", "unfused"]
+__all__ = ["attributes_restored", "evaluated", "undisturbed", "unfused"]
+
+_CONTENTS: Final = frozenset({"_parameters", "_buffers", "_modules", "training"})
+"""What of a module is no attribute of its own."""
 
 
 @contextmanager
@@ -57,3 +62,34 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Puts attributes and hooks of all modules back: what a run keeps for the next is forgotten.
+
+    Args:
+        model: any module; parameters, buffers and submodules stay as they are.
+    """
+    before = [(module, _attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            for name in now.keys() - _CONTENTS - attributes.keys():
+                del now[name]
+            for name, (value, items) in attributes.items():
+                now[name] = value
+                if items is not None:
+                    value.clear()
+                    value.update(items)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
+    """A module's attributes; of those that are dicts (caches, hooks) what they hold as well."""
+    return {
+        name: (value, dict(value) if type(value) in (dict, OrderedDict) else None)
+        for name, value in vars(module).items()
+        if name not in _CONTENTS
+    }

@@ -1,87 +1,21 @@
-"""How channels pass through operations without weights: elementwise, reductions, data movement."""
+"""How channels pass through operations that only move data: shapes, order, joining, indexing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.label_layout import compact, joined, repeated, reshaped
+from latewood.core.coupling.labels import NONE, Division, Parts, WeightView, varies_along
 from latewood.core.coupling.layer_rules import read
 from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
 
 __all__ = ["MOVE_RULES"]
-
-
-def _elementwise(call: Call) -> Result:
-    tensors = [each for each in tensors_in((call.positional, call.named)) if each.ndim > 0]
-    labels = torch.broadcast_tensors(*(call.labels.of(tensor) for tensor in tensors))
-    for tensor, own in zip(tensors, labels, strict=True):
-        absent = own == NONE
-        if not bool(absent.any()):
-            continue
-        for other in labels:
-            if other is not own and any(
-                tensor.shape[dim] > 1 and call.labels.vary(other, dim)
-                for dim in range(-tensor.ndim, 0)
-            ):
-                reason = f"{call.where} meets data of fixed size"
-                call.labels.bar(other[absent], "fixed", reason)
-    result: Tensor = labels[0]
-    for other in labels[1:]:
-        call.labels.couple(result, other)
-        if bool((result == NONE).any()):
-            result = torch.where(result != NONE, result, other)
-    return result
-
-
-def _along_one(call: Call) -> Result:
-    """Softmax and its kin: one output an element, each from all along one dimension."""
-    labels = call.labels.of(call.positional[0])
-    dim = call.argument(1, "dim")
-    if not isinstance(dim, int):
-        return call.unknown()
-    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} compares channels")
-    return labels
-
-
-def _reduce(call: Call) -> Result:
-    dim = call.argument(1, "dim", call.named.get("axis"))
-    if isinstance(dim, Tensor):
-        return _elementwise(call)
-    inputs = call.positional[0]
-    labels = call.labels.of(inputs)
-    dims = range(inputs.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    dims = sorted({each % inputs.ndim for each in dims})
-    output = next(tensors_in(call.output))
-    for each in dims:
-        labels = _merged(call, labels, each, "reduces over channels")
-    if output.ndim < inputs.ndim:
-        labels = labels.squeeze(tuple(dims))
-    return labels if isinstance(call.output, Tensor) else tuple(labels for _ in call.output)
-
-
-def _merged(call: Call, labels: Tensor, dim: int, verb: str) -> Tensor:
-    """Labels of what is left of one dimension when all along it comes together."""
-    first = labels.narrow(dim, 0, 1)
-    if not call.labels.vary(labels, dim):
-        return first
-    call.labels.must_not_vary(labels, dim, "mixed", f"{call.where} {verb}")
-    return torch.full_like(first, NONE)
-
-
-def _spatial(call: Call) -> Result:
-    """Pooling and resizing of the dimensions behind the channels."""
-    inputs = call.positional[0]
-    labels = call.labels.of(inputs)
-    digits = [int(letter) for letter in call.name if letter in "123"]
-    spatial = digits[0] if digits else inputs.ndim - 2
-    for dim in range(-spatial, 0):
-        labels = _merged(call, labels, dim, "mixes channels")
-    return labels if isinstance(call.output, Tensor) else (labels, labels)
 
 
 def _pad(call: Call) -> Result:
@@ -101,62 +35,163 @@ def _pad(call: Call) -> Result:
 
 def _move(call: Call) -> Result:
     """Moves the labels as the operation moved the data."""
-    first, *rest = call.positional
-    moved: Result = call.function(call.labels.of(first), *rest, **call.named)
-    return moved
+    first, rest, named = call.split_first()
+    return _moved(call, first, lambda labels: call.function(labels, *rest, **named))
+
+
+def _moved(call: Call, tensor: Tensor, move: Any) -> Result:
+    """Moves a tensor's labels, or, of a weight, the places of its entries."""
+    view = call.labels.view(tensor)
+    if view is None:
+        moved: Result = move(call.labels.of(tensor))
+        return moved
+    outputs = list(tensors_in(call.output))
+    places = [_listed(move(positions)) for positions in view.positions]
+    for number, output in enumerate(outputs):
+        positions = tuple(own[number].expand(output.shape) for own in places)
+        call.labels.put_view(output, WeightView(view.name, positions))
+    return None
+
+
+def _listed(value: Any) -> Sequence[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _repeat(call: Call) -> Result:
+    first, rest, _ = call.split_first()
+    counts: Any = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
+    counts = counts or call.named.get("repeats", call.named.get("dims"))
+    counts = [1] * (first.ndim - len(counts)) + list(counts)
+    return _moved(call, first, lambda labels: repeated(labels, counts))
+
+
+def _repeat_interleave(call: Call) -> Result:
+    first, rest, named = call.split_first()
+    labels = call.labels.of(first)
+    dim = rest[1] if len(rest) > 1 else named.get("dim")
+    count = rest[0] if rest else named["repeats"]
+    if isinstance(dim, int) and isinstance(count, int) and labels.stride(dim) == 0:
+        return labels.narrow(dim, 0, 1).expand(call.output.shape)
+    return _move(call)
 
 
 def _join(call: Call) -> Result:
-    pieces, *rest = call.positional or (call.named["tensors"],)
-    named = {name: value for name, value in call.named.items() if name != "tensors"}
+    pieces, rest, named = call.split_first("tensors")
+    dim = rest[0] if rest else named.get("dim", named.get("axis", 0))
+    # Torch leaves out tensors without elements, also of other dimensions.
+    pieces = [piece for piece in pieces if piece.numel()] or list(pieces[:1])
     labels = [call.labels.of(piece) for piece in pieces]
-    dim = rest[0] if rest else named.get("dim", 0)
-    if call.name in ("cat", "concat", "concatenate"):
-        for other in labels[1:]:
-            if not call.labels.vary(labels[0], dim) and not call.labels.vary(other, dim):
-                call.labels.couple(labels[0].narrow(dim, 0, 1), other.narrow(dim, 0, 1))
-    joined: Tensor = call.function(labels, *rest, **named)
-    return joined
+    if call.name == "stack":
+        dim %= call.output.ndim
+        return joined([each.unsqueeze(dim) for each in labels], dim)
+    for other in labels[1:]:
+        if not call.labels.vary(labels[0], dim) and not call.labels.vary(other, dim):
+            call.labels.couple(labels[0].narrow(dim, 0, 1), other.narrow(dim, 0, 1))
+    result = joined(labels, dim)
+    for axis in range(result.ndim):
+        # Pieces of data beside pieces of channels: along other dimensions both have one size.
+        if axis != dim % result.ndim and varies_along(result, axis):
+            _bar_beside_data(call, result, axis)
+    return result
+
+
+def _bar_beside_data(call: Call, labels: Tensor, axis: int) -> None:
+    rows = compact(labels).movedim(axis, 0).flatten(1)
+    absent = (rows == NONE).any(1) & (rows != NONE).any(1)
+    if bool(absent.any()):
+        call.labels.bar(rows[absent], "fixed", f"{call.where} meets data of fixed size")
 
 
 def _reshape(call: Call) -> Result:
-    first, *rest = call.positional
-    if rest and isinstance(rest[0], torch.dtype):
+    first, rest, named = call.split_first()
+    sizes = _sizes(rest, named)
+    if sizes is None:
         return call.labels.of(first)
-    before = call.labels.of(first)
-    labels: Tensor = call.function(before, *rest, **call.named)
-    new = tuple(dim for dim in range(labels.ndim) if not _was_there(first, labels, dim))
-    spelled = tuple(dim for dim in _spelled(call, first) if dim in new)
-    sizes = {dim: count for dim in spelled if (count := call.counted_by(labels.shape[dim]))}
-    reason = f"{call.where} divides channels into {tuple(labels.shape)}"
-    call.labels.must_follow(labels, new, spelled, reason, sizes)
-    return labels
+    return _divided(call, first, tuple(call.output.shape), sizes)
 
 
-def _spelled(call: Call, inputs: Tensor) -> list[int]:
-    """Dimensions of a reshape's output whose sizes are numbers in the code."""
-    if call.name == "unflatten":
-        dim, sizes = call.argument(1, "dim"), call.argument(2, "sizes")
-        offset = dim % inputs.ndim
-    else:
-        given = call.positional[1:] or (call.named.get("shape", call.named.get("size")),)
-        sizes = given[0] if isinstance(given[0], (tuple, list)) else given
-        offset = 0
-    return [offset + position for position, size in enumerate(sizes) if size != -1]
+def _sizes(rest: tuple[Any, ...], named: dict[str, Any]) -> list[int] | None:
+    """The sizes that the code gives; None if it gives a type instead."""
+    given: Any = rest or (named.get("shape", named.get("size")),)
+    sizes = list(given[0] if isinstance(given[0], (tuple, list)) else given)
+    return None if any(not isinstance(size, int) for size in sizes) else sizes
 
 
-def _was_there(before: Tensor, after: Tensor, dim: int) -> bool:
+def _divided(call: Call, first: Tensor, shape: tuple[int, ...], sizes: Sequence[int]) -> Result:
+    result = _moved(call, first, lambda labels: reshaped(labels, shape))
+    if isinstance(result, Tensor):
+        new = tuple(dim for dim in range(len(shape)) if not _was_there(first.shape, shape, dim))
+        _note_division(call, result, sizes, new)
+    return result
+
+
+def _note_division(
+    call: Call, labels: Tensor, sizes: Sequence[int], new: tuple[int, ...] = ()
+) -> None:
+    if any(varies_along(labels, dim) for dim in range(labels.ndim)):
+        held = tuple(None if size == -1 else size for size in sizes)
+        call.labels.divisions.append(Division(labels, held, new, call.where))
+
+
+def _was_there(before: Sequence[int], after: Sequence[int], dim: int) -> bool:
     """Whether a dimension is one of the input's, with as many elements in front of it."""
-    front = math.prod(after.shape[:dim])
+    front = math.prod(after[:dim])
     return any(
-        before.shape[old] == after.shape[dim] and math.prod(before.shape[:old]) == front
-        for old in range(before.ndim)
+        before[old] == after[dim] and math.prod(before[:old]) == front for old in range(len(before))
     )
+
+
+def _complex(call: Call) -> Result:
+    """A pair along the last dimension becomes a number."""
+    inputs, *_ = call.split_first()
+    labels = call.labels.of(inputs)
+    call.labels.must_not_vary(labels, -1, "mixed", f"{call.where} makes numbers of pairs")
+    return labels[..., 0]
+
+
+def _real(call: Call) -> Result:
+    inputs, *_ = call.split_first()
+    return call.labels.of(inputs).unsqueeze(-1).expand(call.output.shape)
+
+
+def _unflatten(call: Call) -> Result:
+    first, rest, named = call.split_first()
+    dim = (rest[0] if rest else named["dim"]) % first.ndim
+    given = rest[1] if len(rest) > 1 else named["sizes"]
+    sizes = [-1] * dim + list(given) + [-1] * (first.ndim - dim - 1)
+    return _divided(call, first, tuple(call.output.shape), sizes)
+
+
+def _reshape_as(call: Call) -> Result:
+    first, other = call.positional
+    sizes = [call.size(other, dim) for dim in range(other.ndim)]
+    return _divided(call, first, tuple(call.output.shape), sizes)
+
+
+def _flatten(call: Call) -> Result:
+    first, *_ = call.split_first()
+    shape = tuple(call.output.shape)
+    return _divided(call, first, shape, [-1] * len(shape))
+
+
+def _expand(call: Call) -> Result:
+    first, rest, named = call.split_first()
+    result = _moved(call, first, lambda labels: labels.expand(call.output.shape))
+    sizes = _sizes(rest, named) if call.name in ("expand", "broadcast_to") else None
+    if isinstance(result, Tensor) and sizes is not None:
+        _note_division(call, result, sizes)
+    return result
 
 
 def _index(call: Call) -> Result:
     inputs, index = call.positional
-    labels = call.labels.of(inputs)
+    result = _moved(call, inputs, lambda labels: labels[index])
+    if isinstance(result, Tensor):
+        _note_index(call, inputs, call.labels.of(inputs), index)
+    return result
+
+
+def _note_index(call: Call, inputs: Tensor, labels: Tensor, index: Any) -> None:
     items = index if isinstance(index, tuple) else (index,)
     used = sum(_dimensions(item) for item in items)
     dim = 0
@@ -164,17 +199,12 @@ def _index(call: Call) -> Result:
         if item is Ellipsis:
             dim += inputs.ndim - used
             continue
-        for each in range(dim, dim + _dimensions(item)):
-            whole = isinstance(item, slice) and item.indices(inputs.shape[each]) == (
-                0,
-                inputs.shape[each],
-                1,
-            )
-            if not whole:
-                _fixed_positions(call, labels, each)
+        for axis in range(dim, dim + _dimensions(item)):
+            if isinstance(item, slice):
+                _take_slice(call, inputs, labels, axis, item)
+            else:
+                _take_listed(call, labels, axis)
         dim += _dimensions(item)
-    taken: Tensor = call.function(labels, index)
-    return taken
 
 
 def _dimensions(item: Any) -> int:
@@ -186,95 +216,219 @@ def _dimensions(item: Any) -> int:
     return 1
 
 
-def _take(call: Call) -> Result:
-    dim = call.argument(1, "dim")
-    _fixed_positions(call, call.labels.of(call.positional[0]), dim)
+def _take_slice(call: Call, inputs: Tensor, labels: Tensor, dim: int, item: slice) -> None:
+    size = call.size(inputs, dim)
+    start, stop, step = item.indices(int(size))
+    if (start, stop, step) == (0, size, 1):
+        return
+    if step != 1:
+        _take_listed(call, labels, dim)
+        return
+    # Counted from the end, a bound moves with the size.
+    bounds = [
+        bound if bound is None or bound >= 0 else size + bound for bound in (item.start, item.stop)
+    ]
+    first, last = 0 if bounds[0] is None else bounds[0], size if bounds[1] is None else bounds[1]
+    if int(last) > int(size):
+        last = size
+    length = stop - start
+    equal = size // length if length and size % length == 0 and start % length == 0 else 0
+    sections = () if bounds[0] is not None or bounds[1] is None else ((last, 0),)
+    _take(call, labels, dim, (first, last), sections, int(equal))
+
+
+def _take(
+    call: Call,
+    labels: Tensor,
+    dim: int,
+    bounds: tuple[int, ...] | None,
+    sections: tuple[tuple[int, int], ...],
+    equal: int,
+) -> None:
+    if varies_along(labels, dim):
+        call.labels.parts.append(Parts(labels, dim, bounds, sections, equal, call.where))
+
+
+def _take_listed(call: Call, labels: Tensor, dim: int) -> None:
+    """Positions that are listed one by one, as an index does: none of them can move."""
+    _take(call, labels, dim, None, (), 0)
+
+
+def _select(call: Call) -> Result:
+    first, rest, named = call.split_first()
+    dim = rest[0] if rest else named.get("dim", 0)
+    if call.labels.view(first) is None:
+        _take_listed(call, call.labels.of(first), dim)
+    return _move(call)
+
+
+def _narrow(call: Call) -> Result:
+    first, dim, start, length = call.arguments("input", "dim", "start", "length")
+    if call.labels.view(first) is None and isinstance(start, int):
+        item = slice(start, start + length)
+        _take_slice(call, first, call.labels.of(first), dim % first.ndim, item)
     return _move(call)
 
 
 def _chunk(call: Call) -> Result:
-    inputs, parts, dim = call.arguments("input", "chunks", "dim")
-    labels, dim = call.labels.of(inputs), 0 if dim is None else dim % inputs.ndim
-    if not isinstance(parts, int) or inputs.shape[dim] % parts:
-        _fixed_positions(call, labels, dim)
-    else:
-        _fixed_positions(call, labels.unflatten(dim, (parts, -1)), dim)
+    first, parts, dim = call.arguments("input", "chunks", "dim")
+    dim = 0 if dim is None else dim % first.ndim
+    if call.labels.view(first) is None:
+        if isinstance(parts, int) and first.shape[dim] % parts == 0:
+            size = call.size(first, dim)
+            bounds = tuple(size * number // parts for number in range(parts + 1))
+            _take(call, call.labels.of(first), dim, bounds, (), int(parts))
+        else:
+            _take_listed(call, call.labels.of(first), dim)
     return _move(call)
 
 
 def _split(call: Call) -> Result:
-    dim = call.argument(2, "dim", 0)
-    _fixed_positions(call, call.labels.of(call.positional[0]), dim)
+    first, rest, named = call.split_first("tensor")
+    sizes: Any = rest[0] if rest else named.get("split_size_or_sections", named.get("split_size"))
+    dim = (rest[1] if len(rest) > 1 else named.get("dim", 0)) % first.ndim
+    if call.labels.view(first) is None:
+        total = first.shape[dim]
+        even = isinstance(sizes, int)
+        listed = [sizes] * (total // sizes) if even else list(sizes)
+        if sum(map(int, listed)) != total:
+            _take_listed(call, call.labels.of(first), dim)
+            return _move(call)
+        bounds, sections, end = [], [], 0
+        for size in listed:
+            sections.append((size, int(end)))
+            end = size + end
+            bounds.append(end)
+        alike = len(set(map(int, listed))) == 1
+        _take(
+            call,
+            call.labels.of(first),
+            dim,
+            tuple(bounds),
+            tuple(sections),
+            len(listed) if alike else 0,
+        )
     return _move(call)
 
 
 def _unbind(call: Call) -> Result:
-    dim = call.argument(1, "dim", 0)
-    _fixed_positions(call, call.labels.of(call.positional[0]), dim)
+    first, rest, named = call.split_first()
+    dim = rest[0] if rest else named.get("dim", 0)
+    if call.labels.view(first) is None:
+        _take_listed(call, call.labels.of(first), dim)
     return _move(call)
 
 
 def _roll(call: Call) -> Result:
-    labels = call.labels.of(call.positional[0])
-    for dim in range(labels.ndim):
-        _fixed_positions(call, labels, dim)
+    first, _, _ = call.split_first()
+    dims = call.argument(2, "dims")
+    labels = call.labels.of(first)
+    chosen = range(labels.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
+    for dim in chosen:
+        _take_listed(call, labels, dim)
+    return _move(call)
+
+
+def _flip(call: Call) -> Result:
+    first, rest, named = call.split_first()
+    dims = rest if rest else named["dims"]
+    labels = call.labels.of(first)
+    for dim in dims[0] if isinstance(dims[0], (tuple, list)) else dims:
+        _take_listed(call, labels, dim)
+    return _move(call)
+
+
+def _gather(call: Call) -> Result:
+    first, dim, index = call.arguments("input", "dim", "index")
+    labels = call.labels.of(first)
+    _take_listed(call, labels, dim)
+    shape = [1 if axis == dim % first.ndim else size for axis, size in enumerate(index.shape)]
+    rest = labels[tuple(slice(0, size) for size in shape)]
+    return rest.expand(call.output.shape)
+
+
+def _index_select(call: Call) -> Result:
+    first, dim, _ = call.arguments("input", "dim", "index")
+    if call.labels.view(first) is None:
+        _take_listed(call, call.labels.of(first), dim)
     return _move(call)
 
 
 def _index_add(call: Call) -> Result:
-    """The index holds a place for each channel of the source; the places themselves are fixed."""
-    target, dim, index, source = call.positional[:4]
-    call.labels.bar(call.labels.of(target), "fixed", f"{call.where} adds channels by position")
-    read(call, call.labels.of(source).movedim(dim, -1), call.labels.axis(index, 0, "consumer"))
+    """Adds rows of the source at places that an index tells.
+
+    Where the places are those of channels (``Scatter``), they are data and stay fixed.
+    """
+    target, dim, index, source = call.arguments("input", "dim", "index", "source")
+    into, added = call.labels.of(target), call.labels.of(source)
+    computed = call.labels.name(index) is None
+    if computed and not varies_along(into, dim) and not varies_along(added, dim):
+        added = added.narrow(dim, 0, 1).expand(into.shape)
+        call.labels.couple(into, added)
+        result = torch.where(into != NONE, into, added) if bool((into == NONE).any()) else into
+        _bar_beside_allocation(call, target, result)
+        return result
+    call.labels.bar(into, "fixed", f"{call.where} adds channels by position")
+    read(call, added.movedim(dim, -1), call.labels.axis(index, 0, "consumer"))
     return None
 
 
-def _fixed_positions(call: Call, labels: Tensor, dim: int) -> None:
-    call.labels.must_not_vary(labels, dim, "fixed", f"{call.where} takes channels by position")
+def _assign(call: Call) -> Result:
+    """Writes into a part of a tensor, whose labels change with it."""
+    target, index, value = call.positional
+    labels = call.labels.of(target).clone()
+    if isinstance(value, Tensor):
+        written = labels[index]
+        own = call.labels.of(value).expand(written.shape)
+        call.labels.couple(written, own)
+        labels[index] = torch.where(written != NONE, written, own)
+    _note_index(call, target, labels, index)
+    _bar_beside_allocation(call, target, labels)
+    call.labels.put(target, labels)
+    return None
 
 
-_ELEMENTWISE: Final = """
-    abs acos add addcdiv addcmul alpha_dropout asin atan atan2 bernoulli bfloat16 bool ceil celu
-    clamp clamp_max clamp_min clip clone contiguous copysign cos cosh cpu cuda deg2rad detach
-    div divide double dropout dropout1d dropout2d dropout3d elu empty_like eq erf erfc exp exp2
-    expm1 feature_alpha_dropout fill float floor floordiv fmod frac full_like ge gelu gt half
-    hardshrink hardsigmoid hardswish hardtanh heaviside hypot iadd idiv imul int ipow isfinite
-    isinf isnan isub itruediv ldexp le leaky_relu lerp log log10 log1p log2 logaddexp
-    logical_and logical_not logical_or logical_xor logit logsigmoid long lt masked_fill maximum
-    minimum mish mod mul multiply nan_to_num ne neg negative ones_like positive pow radd
-    rand_like randn_like rdiv reciprocal relu relu6 remainder requires_grad rmul round rpow
-    rrelu rsqrt rsub rtruediv selu sgn sigmoid sign silu sin sinc sinh softplus softshrink
-    softsign sqrt square sub subtract tan tanh tanhshrink threshold to true_divide truediv trunc
-    type type_as where xlogy zeros_like
-""".split()  # noqa: SIM905
-_REDUCTIONS: Final = """
-    all amax amin any argmax argmin count_nonzero logsumexp max mean median min nanmean nansum
-    prod std sum var
-""".split()  # noqa: SIM905
+def _copy(call: Call) -> Result:
+    target, source = call.positional[:2]
+    labels = call.labels.of(source).expand(target.shape)
+    _bar_beside_allocation(call, target, labels)
+    return labels
+
+
+def _bar_beside_allocation(call: Call, target: Tensor, labels: Tensor) -> None:
+    """A tensor that was made without data has the sizes that the code gave it."""
+    sizes = call.labels.allocated.get(target)
+    if sizes is not None:
+        _note_division(call, labels, sizes)
+
+
 _MOVES: Final = """
-    broadcast_to expand expand_as flatten flip moveaxis movedim permute ravel repeat
-    repeat_interleave squeeze swapaxes swapdims t tile transpose unsqueeze view_as reshape_as
-    get
+    get adjoint moveaxis movedim permute squeeze swapaxes swapdims t transpose unsqueeze atleast_1d
+    atleast_2d atleast_3d alias diagonal
 """.split()  # noqa: SIM905
-_POOLS: Final = [
-    f"{adaptive}{kind}_pool{n}d"
-    for adaptive in ("", "adaptive_")
-    for kind in ("avg", "max")
-    for n in (1, 2, 3)
-] + [f"max_pool{n}d_with_indices" for n in (1, 2, 3)]
 
 MOVE_RULES: Final[dict[str, Rule]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_MOVES, _move),
-    **dict.fromkeys(("softmax", "log_softmax", "softmin", "cumsum", "cumprod"), _along_one),
-    **dict.fromkeys([*_POOLS, "interpolate", "upsample", "upsample_nearest"], _spatial),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _join),
-    **dict.fromkeys(("view", "reshape", "unflatten"), _reshape),
-    **dict.fromkeys(("select", "narrow", "index_select"), _take),
-    **dict.fromkeys(("split", "split_with_sizes", "tensor_split"), _split),
+    **dict.fromkeys(("view", "reshape"), _reshape),
+    **dict.fromkeys(("view_as", "reshape_as"), _reshape_as),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    **dict.fromkeys(("gather", "take_along_dim"), _gather),
+    "view_as_complex": _complex,
+    "view_as_real": _real,
+    "index_select": _index_select,
+    "select": _select,
+    "narrow": _narrow,
+    "unflatten": _unflatten,
+    **dict.fromkeys(("flatten", "ravel"), _flatten),
+    **dict.fromkeys(("repeat", "tile"), _repeat),
+    "flip": _flip,
+    "repeat_interleave": _repeat_interleave,
     "pad": _pad,
     "getitem": _index,
+    "setitem": _assign,
+    "copy": _copy,
     "chunk": _chunk,
     "unbind": _unbind,
     "roll": _roll,

@@ -6,143 +6,244 @@ elementwise operations and contractions couple labels. Coupled labels are one ch
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from latewood.core.coupling.plan import Barrier, BarrierKind, Resized, Role
+from latewood.core.coupling.code_numbers import Extent
+from latewood.core.coupling.components import NONE, Components
+from latewood.core.coupling.label_layout import compact, compact_together
+from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
-__all__ = ["NONE", "Labels", "narrowed", "varies_along"]
-
-NONE = -1
-"""The label of an element that belongs to no channel."""
+__all__ = ["NONE", "Constancy", "Division", "Labels", "Parts", "WeightView", "varies_along"]
 
 
 @dataclass(frozen=True)
-class _Split:
-    """Labels after a reshape that made new dimensions."""
+class WeightView:
+    """A tensor whose elements are those of a parameter, in another order or some of them.
+
+    Args:
+        name: of the parameter.
+        positions: for each axis of the parameter, where on it each element is, shaped like the
+            tensor.
+    """
+
+    name: str
+    positions: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Division:
+    """A shape that the code gives to a tensor.
+
+    Args:
+        labels: labels in that shape.
+        sizes: the code's number for each dimension; None where it leaves the size open.
+        new: dimensions that were not there before.
+        where: the operation in words.
+    """
 
     labels: Tensor
+    sizes: tuple[int | None, ...]
     new: tuple[int, ...]
-    spelled: tuple[int, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Positions that the code takes along a dimension.
+
+    Args:
+        labels: labels of what they are taken from.
+        dim: the dimension.
+        bounds: where parts begin and end, as numbers of the code; None where positions are listed.
+        sections: sizes of parts that the code holds, each with where its part begins now.
+        equal: number of parts of one size that the taken ones belong to; 0 if there is none.
+        where: the operation in words.
+    """
+
+    labels: Tensor
+    dim: int
+    bounds: tuple[int, ...] | None
+    sections: tuple[tuple[int, int], ...]
+    equal: int
+    where: str
+
+
+@dataclass
+class Constancy:
+    """What bars the labels of a tensor if their channels differ along a dimension.
+
+    Args:
+        labels: of the tensor.
+        dim: the dimension.
+        kind: of the barrier.
+        reason: the operation in words.
+    """
+
+    labels: Tensor
+    dim: int
+    kind: BarrierKind
     reason: str
-    sizes: dict[int, Resized]
 
 
 class Labels:
-    """The labels of all tensors met while a model runs, and what was learned about them."""
+    """The labels of all tensors met while a model runs, and what was learned about them.
 
-    def __init__(self, names: dict[int, str]) -> None:
-        """Starts with the named tensors of a model.
+    Args:
+        tensors: the parameters and buffers by name, as their layers compute with them.
 
-        Args:
-            names: name by id of each parameter and buffer, as its layer computes with it.
-        """
-        self.names = names
+    Attributes:
+        allocated: the code's numbers for the sizes of tensors that were made without data.
+        statistics: of tensors that are a mean over channels or made of one, what it demands.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.axes: dict[tuple[str, int], Tensor] = {}
         self.roles: dict[tuple[str, int], list[Role]] = {}
         self.elements: dict[str, Tensor] = {}
         self.barriers: list[tuple[Tensor, Barrier]] = []
         self.opaque: dict[str, Barrier] = {}
-        self._count = 0
-        self._pairs: list[Tensor] = []
-        self._of: dict[int, tuple[Tensor, Tensor]] = {}
-        self._constant: list[tuple[Tensor, int, Barrier]] = []
-        self._splits: list[_Split] = []
-        self._roots: Tensor | None = None
+        self.constancies: list[Constancy] = []
+        self.divisions: list[Division] = []
+        self.parts: list[Parts] = []
+        self.shared: list[tuple[Tensor, Tensor]] = []
+        self.components = Components()
+        self.allocated = WeakIdKeyDictionary()
+        self.statistics = WeakIdKeyDictionary()
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._of = WeakIdKeyDictionary()
+        self._views = WeakIdKeyDictionary()
+
+    def name(self, tensor: Any) -> str | None:
+        """The name of a parameter or buffer; None for other tensors."""
+        return self._names.get(id(tensor))
 
     def of(self, tensor: Tensor) -> Tensor:
         """Labels of a tensor, shaped like it.
 
         A parameter or buffer met outside a layer's own operation gets one label an element.
         """
-        found = self._of.get(id(tensor))
-        if found is not None and found[1].shape == tensor.shape:
-            return found[1]
-        name = self.names.get(id(tensor))
-        if name is None or tensor.ndim == 0:
+        found: Tensor | None = self._of.get(tensor)
+        if found is not None and found.shape == tensor.shape:
+            return found
+        view = self.view(tensor)
+        if view is None or tensor.ndim == 0:
             return torch.full((), NONE).expand(tensor.shape)
-        if tensor.ndim == 1:
-            return self.axis(tensor, 0, "per_channel")
-        if name not in self.elements:
-            self.elements[name] = self._fresh(tensor.numel()).view(tensor.shape)
-        return self.elements[name]
+        return self._elements(view.name)[view.positions]
 
     def put(self, tensor: Tensor, labels: Tensor) -> None:
         """Remembers the labels of a tensor."""
-        # The tensor is kept alive, since an id is only unique among living objects.
-        self._of[id(tensor)] = (tensor, labels.expand(tensor.shape))
+        self._of[tensor] = labels.expand(tensor.shape)
 
-    def has_any(self, tensor: Tensor) -> bool:
+    def overwrite(self, tensor: Tensor, labels: Tensor) -> None:
+        """Remembers the labels of a tensor that was written in place, and of what it is part of."""
+        before = compact(self.of(tensor))
+        self.put(tensor, labels)
+        whole = tensor._base
+        if whole is not None and whole.is_contiguous() and bool((before == NONE).any()):
+            every = self.of(whole).clone(memory_format=torch.contiguous_format)
+            start = tensor.storage_offset() - whole.storage_offset()
+            part = every.as_strided(tensor.shape, tensor.stride(), start)
+            part.copy_(torch.where(part != NONE, part, labels.expand(tensor.shape)))
+            self.put(whole, every)
+
+    def view(self, tensor: Tensor) -> WeightView | None:
+        """Which elements of which parameter or buffer a tensor holds; None if it is none."""
+        found: WeightView | None = self._views.get(tensor)
+        name = self.name(tensor)
+        if found is None and name is not None:
+            grid = torch.meshgrid(*map(torch.arange, self.shapes[name]), indexing="ij")
+            found = WeightView(name, grid)
+            self._views[tensor] = found
+        return found
+
+    def put_view(self, tensor: Tensor, view: WeightView) -> None:
+        """Remembers that a tensor holds elements of a parameter."""
+        self._views[tensor] = view
+
+    def touches(self, tensor: Tensor) -> bool:
         """Whether an element of the tensor belongs to a channel, as far as is known."""
-        found = self._of.get(id(tensor))
-        return found is not None and bool((narrowed(found[1]) != NONE).any())
+        if id(tensor) in self._names or tensor in self._views:
+            return True
+        found: Tensor | None = self._of.get(tensor)
+        return found is not None and bool((compact(found) != NONE).any())
 
-    def axis(self, tensor: Tensor, axis: int, role: Role) -> Tensor:
-        """Labels of one axis of a parameter or buffer; no labels if it is neither.
+    def axis(self, tensor: Tensor, dim: int, role: Role) -> Tensor:
+        """Labels along a dimension of a weight; NONE where they cannot be told.
 
         Args:
-            tensor: the tensor a layer computes with.
-            axis: the axis.
-            role: what the layer does with the axis.
+            tensor: what a layer computes with: a parameter, a buffer, or a part of one.
+            dim: the dimension.
+            role: what the layer does with it.
         """
-        name = self.names.get(id(tensor))
-        if name is None:
-            return torch.full((tensor.shape[axis],), NONE)
-        key = (name, axis)
-        if key not in self.axes:
-            self.axes[key] = self._fresh(tensor.shape[axis])
-            self.roles[key] = []
-        if role not in self.roles[key]:
-            self.roles[key].append(role)
-        return self.axes[key]
+        name, dim = self.name(tensor), dim % tensor.ndim
+        if name is not None:
+            return self._axis(name, dim, role)
+        view = self.view(tensor)
+        if view is not None:
+            few = [compact(positions) for positions in view.positions]
+            moving = [axis for axis, places in enumerate(few) if places.shape[dim] > 1]
+            if len(moving) == 1 and few[moving[0]].numel() == tensor.shape[dim]:
+                return self._axis(view.name, moving[0], role)[few[moving[0]].flatten()]
+            self.bar_all_axes(tensor, "unknown", f"{view.name} is used in a form nobody taught")
+        return torch.full((tensor.shape[dim],), NONE)
 
     def couple(self, left: Tensor, right: Tensor) -> None:
         """Declares labels at the same (broadcast) place to be one channel."""
-        left, right = _narrowed_together(*torch.broadcast_tensors(left, right))
+        left, right = compact_together(*torch.broadcast_tensors(left, right))
         different = (left != right) & (left != NONE) & (right != NONE)
         if different.any():
-            self._pairs.append(torch.stack([left[different], right[different]]))
-            self._roots = None
+            self.components.join(left[different], right[different])
+
+    def meet(self, left: Tensor, right: Tensor) -> Tensor:
+        """Couples labels of one shape, but waits where one is the same for channels of the other.
+
+        Returns:
+            The labels of what both make together.
+        """
+        for many, few in ((left, right), (right, left)):
+            wide = [dim for dim in range(many.ndim) if self.vary(many, dim)]
+            distinct = all(varies_along(few, dim) for dim in wide)
+            if not distinct and bool((compact(few) != NONE).any()):
+                self.shared.append((many, few))
+                return many
+        return self.merge(left, right)
+
+    def merge(self, left: Tensor, right: Tensor) -> Tensor:
+        """Couples labels of one shape, and returns those of the first, or of the second if none."""
+        self.couple(left, right)
+        few = compact_together(left, right)
+        return torch.where(few[0] != NONE, few[0], few[1]).expand(left.shape)
 
     def bar(self, labels: Tensor, kind: BarrierKind, reason: str) -> None:
         """Declares that the channels of some labels cannot change."""
-        found = narrowed(labels).unique()
-        found = found[found != NONE]
-        if len(found):
-            self.barriers.append((found, Barrier(kind, reason)))
+        barred = compact(labels).unique()
+        barred = barred[barred != NONE]
+        if len(barred):
+            self.barriers.append((barred, Barrier(kind, reason)))
 
     def bar_all_axes(self, tensor: Tensor, kind: BarrierKind, reason: str) -> None:
         """Declares that no axis of a parameter or buffer can change."""
-        if id(tensor) in self.names:
-            self.opaque[self.names[id(tensor)]] = Barrier(kind, reason)
+        view = self._views.get(tensor)
+        name = self.name(tensor) if view is None else view.name
+        if name is not None:
+            self.opaque.setdefault(name, Barrier(kind, reason))
 
-    def must_not_vary(self, labels: Tensor, dim: int, kind: BarrierKind, reason: str) -> None:
+    def must_not_vary(
+        self, labels: Tensor, dim: int, kind: BarrierKind, reason: str
+    ) -> Constancy | None:
         """Bars the labels if, when all is known, their channels differ along a dimension."""
-        if varies_along(labels, dim):
-            self._constant.append((labels, dim, Barrier(kind, reason)))
-
-    def must_follow(
-        self,
-        labels: Tensor,
-        new: tuple[int, ...],
-        spelled: tuple[int, ...],
-        reason: str,
-        sizes: dict[int, Resized],
-    ) -> None:
-        """Bars labels that a reshape spreads over several dimensions, or over one of a given size.
-
-        Args:
-            labels: labels after the reshape.
-            new: dimensions that the reshape made.
-            spelled: those of them whose size is a number in the code.
-            reason: the reshape in words.
-            sizes: for a spelled dimension, what would have to change with it.
-        """
-        if new:
-            self._splits.append(_Split(labels, new, spelled, reason, sizes))
+        if not varies_along(labels, dim):
+            return None
+        self.constancies.append(Constancy(labels, dim, kind, reason))
+        return self.constancies[-1]
 
     def vary(self, labels: Tensor, dim: int) -> bool:
         """Whether channels differ along a dimension, as far as is known."""
@@ -150,79 +251,48 @@ class Labels:
 
     def channels(self, labels: Tensor) -> Tensor:
         """The channel of each label: coupled labels share one."""
-        if self._roots is None:
-            # Here, because importing it takes longer than most users of core ever need it.
-            from scipy.sparse import coo_array
-            from scipy.sparse.csgraph import connected_components
+        return self.components.roots(compact(labels)).expand(labels.shape)
 
-            pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), int)
-            graph = coo_array(
-                (np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])),
-                shape=(self._count, self._count),
-            )
-            roots = connected_components(graph, directed=False)[1]
-            self._roots = torch.cat([torch.from_numpy(roots).long(), torch.tensor([NONE])])
-        # The last entry answers for NONE, which is -1.
-        return self._roots[labels]
+    def extent(self, tensor: Tensor, dim: int) -> Extent:
+        """The size of a dimension, as a number whose origin is known."""
+        labels = self.of(tensor)
+        if not varies_along(labels, dim):
+            return Extent(torch.empty(0, dtype=torch.long), tensor.shape[dim])
+        return Extent(compact(labels).movedim(dim, 0).flatten(1)[:, 0], tensor.shape[dim])
 
-    def shared(self, labels: Tensor) -> Tensor:
-        """Whether the channel of each label has other labels too."""
-        every = self.channels(torch.arange(self._count))
-        return (torch.bincount(every)[self.channels(labels)] > 1) & (labels != NONE)
+    def _axis(self, name: str, axis: int, role: Role) -> Tensor:
+        key = (name, axis)
+        if key not in self.axes:
+            self.axes[key] = self.components.grow(self.shapes[name][axis])
+            self.roles[key] = []
+        if role not in self.roles[key]:
+            self.roles[key].append(role)
+        return self.axes[key]
 
-    def settle(self) -> dict[int, list[Resized]]:
-        """Evaluates what had to wait, into barriers; returns what must follow a channel's group."""
-        for labels, dim, barrier in self._constant:
-            if self._shared_vary(labels, dim):
-                self.bar(labels, barrier.kind, barrier.reason)
-        for (name, _), atoms in self.axes.items():
-            if name in self.opaque:
-                self.bar(atoms, self.opaque[name].kind, self.opaque[name].reason)
-        follows: dict[int, list[Resized]] = {}
-        for split in self._splits:
-            channels = self.channels(split.labels)
-            moving = [dim for dim in split.new if varies_along(channels, dim)]
-            held = [dim for dim in moving if dim in split.spelled and dim not in split.sizes]
-            if held or len(moving) > 1:
-                self.bar(split.labels, "fixed", split.reason)
-            elif moving and moving[0] in split.sizes:
-                for channel in channels.unique().tolist():
-                    follows.setdefault(channel, []).append(split.sizes[moving[0]])
-        return follows
+    def _elements(self, name: str) -> Tensor:
+        shape = self.shapes[name]
+        if len(shape) == 1:
+            return self._axis(name, 0, "per_channel")
+        if name not in self.elements:
+            self.elements[name] = self.components.grow(math.prod(shape)).view(shape)
+        return self.elements[name]
 
-    def _shared_vary(self, labels: Tensor, dim: int) -> bool:
-        """Whether channels differ along a dimension, apart from those of one label only.
+    def counted(self, labels: Tensor) -> Tensor:
+        """Which labels have a say: not the entries of a parameter that met no other tensor.
 
-        Those are entries that met no other tensor, such as the rows of a position table beyond the
-        example's length.
+        Those are, for example, the rows of a position table beyond the example's length.
         """
-        few = narrowed(labels.movedim(dim, -1))
-        rows, shared = self.channels(few), self.shared(few)
-        first = rows.gather(-1, shared.int().argmax(-1, keepdim=True))
-        return bool(((rows != first) & shared).any())
-
-    def _fresh(self, count: int) -> Tensor:
-        self._roots = None
-        self._count += count
-        return torch.arange(self._count - count, self._count)
+        alone = self.components.sizes(self.channels(labels)) < 2
+        entry = torch.zeros_like(alone)
+        for elements in self.elements.values():
+            first = int(elements.flatten()[0])
+            entry |= (labels >= first) & (labels < first + elements.numel())
+        return (labels != NONE) & ~(alone & entry)
 
 
 def varies_along(labels: Tensor, dim: int) -> bool:
     """Whether labels differ along a dimension."""
     if labels.shape[dim] < 2 or labels.stride(dim) == 0 or labels.numel() == 0:
         return False
-    few = narrowed(labels)
+    few = compact(labels)
     return bool((few != few.narrow(dim, 0, 1)).any())
-
-
-def narrowed(labels: Tensor) -> Tensor:
-    """Labels without the repetitions that expanding made."""
-    return _narrowed_together(labels, labels)[0]
-
-
-def _narrowed_together(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of one shape without the repetitions that they have in common."""
-    for dim in range(left.ndim):
-        if left.shape[dim] > 1 and left.stride(dim) == 0 and right.stride(dim) == 0:
-            left, right = left.narrow(dim, 0, 1), right.narrow(dim, 0, 1)
-    return left, right

@@ -7,7 +7,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.labels import NONE, narrowed
+from latewood.core.coupling.label_layout import compact, compact_together
+from latewood.core.coupling.labels import NONE
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -22,7 +23,7 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
         atoms: labels (size,) of the axis.
     """
     size = inputs.shape[-1]
-    inputs = narrowed(inputs)
+    inputs = compact(inputs)
     inputs = inputs.expand(*inputs.shape[:-1], size)
     call.labels.couple(inputs, atoms)
     fixed = (inputs == NONE).reshape(-1, size).any(0)
@@ -33,8 +34,18 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
 
 def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     """Couples a bias or another vector with one entry a channel with labels (..., size)."""
-    if tensor is not None:
+    if tensor is None:
+        return
+    if call.labels.view(tensor) is not None:
         call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+        return
+    labels = call.labels.of(tensor)
+    call.labels.couple(labels, atoms)
+    if bool((compact(labels) == NONE).any()):
+        for dim in range(-tensor.ndim, 0):
+            if tensor.shape[dim] > 1:
+                reason = f"{call.where} adds data of fixed size"
+                call.labels.must_not_vary(atoms, dim, "fixed", reason)
 
 
 def _linear(call: Call) -> Result:
@@ -45,7 +56,11 @@ def _linear(call: Call) -> Result:
 def _contract(
     call: Call, inputs: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
 ) -> Tensor:
+    """Labels of a product of activations (..., size) with a matrix."""
     labels = call.labels.of(inputs)
+    if call.labels.view(weight) is None:
+        reason = f"{call.where} uses a weight computed on the way"
+        call.labels.bar(call.labels.of(weight), "unknown", reason)
     atoms_in = call.labels.axis(weight, axis_in, "consumer")
     atoms_out = call.labels.axis(weight, 1 - axis_in, "producer")
     write(call, bias, atoms_out)
@@ -60,24 +75,80 @@ def _contract(
     return atoms_out
 
 
+def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Labels (..., rows, columns) of a product over the last dimension of two activations.
+
+    Args:
+        call: the operation.
+        left: labels (..., rows, size).
+        right: labels (..., columns, size).
+        bias: what is added.
+    """
+    for one, other in ((left, right), (right, left)):
+        if call.labels.vary(one, -1) and bool((compact(other) == NONE).any()):
+            call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
+        # What is summed over vanishes from the output, so it can only go as a whole.
+        call.labels.couple(one, one[..., :1])
+    first, second = left[..., :1], right[..., :1].transpose(-1, -2)
+    call.labels.couple(first, second)
+    first, second = torch.broadcast_tensors(first, second)
+    few = compact_together(first, second)
+    result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
+    write(call, bias, result)
+    return result
+
+
 def _matmul(call: Call) -> Result:
     left, right = call.positional[:2]
     if call.name == "rmatmul":
         left, right = right, left
-    names = call.labels.names
-    if id(right) in names and right.ndim == 2 and id(left) not in names:
-        return _contract(call, left, right, 0, None)
-    if left.ndim < 2 or right.ndim < 2 or id(left) in names or id(right) in names:
+    return _multiplied(call, left, right, None)
+
+
+def _multiplied(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) -> Result:
+    labels = call.labels
+    if labels.view(right) is not None and labels.view(left) is None:
+        if right.ndim == 2:
+            return _contract(call, left, right, 0, bias)
+        if right.ndim == 3 == left.ndim:
+            return _batched(call, left, right, bias)
+    if left.ndim < 2 or right.ndim < 2 or labels.view(left) or labels.view(right):
         return call.unknown()
-    first, second = call.labels.of(left), call.labels.of(right).transpose(-1, -2)
-    for one, other in ((first, second), (second, first)):
-        if call.labels.vary(one, -1) and bool((other == NONE).any()):
-            call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
-        # What is summed over vanishes from the output, so it can only go as a whole.
-        call.labels.couple(one, one[..., :1])
-    first, second = first[..., :1], second[..., :1].transpose(-1, -2)
-    call.labels.couple(first, second)
-    return torch.where(first != NONE, first, second)
+    return _product(call, labels.of(left), labels.of(right).transpose(-1, -2), bias)
+
+
+def _batched(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) -> Result:
+    """One matrix for each entry of the batch, such as a matrix for each expert or head."""
+    inputs = call.labels.of(left)
+    atoms_in = call.labels.axis(right, 1, "consumer")
+    atoms_out = call.labels.axis(right, 2, "producer")
+    if call.labels.vary(inputs, 0):
+        reason = f"{call.where} has a matrix for each channel"
+        for labels in (inputs, atoms_in, atoms_out):
+            call.labels.bar(labels, "fixed", reason)
+    read(call, inputs, atoms_in)
+    if bias is not None and call.labels.view(bias) is not None and bias.ndim == 3:
+        call.labels.couple(call.labels.axis(bias, 2, "per_channel"), atoms_out)
+    else:
+        write(call, bias, atoms_out)
+    return atoms_out
+
+
+def _grouped_product(call: Call) -> Result:
+    """Rows in groups, a matrix for each group: (rows, in) with (groups, in, out)."""
+    left, right = call.positional[:2]
+    if left.ndim != 2 or right.ndim != 3 or call.labels.view(right) is None:
+        return call.unknown()
+    atoms_out = call.labels.axis(right, 2, "producer")
+    read(call, call.labels.of(left), call.labels.axis(right, 1, "consumer"))
+    return atoms_out
+
+
+def _added_product(call: Call) -> Result:
+    """``addmm`` and its kin: a bias plus a product."""
+    pair = ("batch1", "batch2") if call.name.endswith("bmm") else ("mat1", "mat2")
+    bias, left, right = call.arguments("input", *pair)
+    return _multiplied(call, left, right, bias)
 
 
 def _convolution(call: Call) -> Result:
@@ -165,6 +236,8 @@ def _embedding(call: Call) -> Result:
 LAYER_RULES: Final[dict[str, Rule]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm"), _matmul),
+    **dict.fromkeys(("addmm", "addmv", "baddbmm", "addbmm"), _added_product),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped_product),
     **dict.fromkeys(
         (f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)), _convolution
     ),

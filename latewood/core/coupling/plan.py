@@ -63,10 +63,12 @@ class Resized:
     Args:
         module: qualified name of the module.
         attribute: the attribute's name.
+        per_channel: by how much it changes with one channel.
     """
 
     module: str
     attribute: str
+    per_channel: int = 1
 
 
 @dataclass(frozen=True)

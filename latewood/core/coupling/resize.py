@@ -306,18 +306,16 @@ def _axes_in(tensor: Tensor, shape: torch.Size, follows: Follows) -> dict[int, i
 def _counts(
     model: nn.Module, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
 ) -> list[tuple[nn.Module, str, int]]:
-    counts = []
+    counts: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
     for name, wanted in chosen.items():
         group = plan[name]
         for each in group.resized:
             module = model.get_submodule(each.module)
-            per_channel, rest = divmod(getattr(module, each.attribute), group.width)
-            if rest:
-                raise RequestError(
-                    f"{each.module}.{each.attribute}: does not count the channels of {name}"
-                )
-            counts.append((module, each.attribute, per_channel * len(wanted)))
-    return counts
+            change = each.per_channel * (len(wanted) - group.width)
+            key = (each.module, each.attribute)
+            module, _, value = counts.get(key, (module, "", getattr(module, each.attribute)))
+            counts[key] = (module, each.attribute, value + change)
+    return list(counts.values())
 
 
 def _moved(

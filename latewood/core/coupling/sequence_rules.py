@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from latewood.core.coupling.label_layout import compact
 from latewood.core.coupling.labels import NONE
 from latewood.core.coupling.layer_rules import read, write
 from latewood.core.coupling.traced_call import Call, Result, Rule
@@ -19,21 +20,26 @@ _GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 def _attention(call: Call) -> Result:
     """Heads are the channels: the size of a head sets the scale of its scores."""
-    labels = [call.labels.of(tensor) for tensor in call.arguments("query", "key", "value")]
+    names = ("query", "key", "value", "attn_mask")
+    tensors = [tensor for tensor in call.arguments(*names) if isinstance(tensor, Tensor)]
+    queries = tensors[0].shape[-3] if tensors[0].ndim > 2 else 1
     heads = []
-    for each in labels:
-        head = each[..., :1, :1]
-        call.labels.couple(each, head)
-        if head.ndim > 2 and head.shape[-3] < labels[0].shape[-3]:
-            head = head.repeat_interleave(labels[0].shape[-3] // head.shape[-3], -3)
+    for tensor in tensors:
+        labels = call.labels.of(tensor)
+        head = labels[..., :1, :1]
+        call.labels.couple(labels, head)
+        if head.ndim > 2 and 1 < head.shape[-3] < queries:
+            head = head.repeat_interleave(queries // head.shape[-3], -3)
         heads.append(head)
-    if any(bool((each == NONE).any()) for each in labels):
-        for each in labels:
-            call.labels.bar(each, "fixed", f"{call.where} meets data of fixed size")
-    query, key, value = heads
-    call.labels.couple(query, key)
-    call.labels.couple(query, value)
-    return value
+    for tensor, head in zip(tensors, heads, strict=True):
+        # A mask for all heads is no matter; one for each head must follow them.
+        shared = tensor.ndim < 3 or (tensor.shape[-3] == 1 and queries > 1)
+        if not shared and bool((compact(head) == NONE).any()):
+            for other in heads:
+                call.labels.bar(other, "fixed", f"{call.where} meets data of fixed size")
+    for head in heads:
+        call.labels.couple(heads[0], head)
+    return heads[2]
 
 
 def _multi_head_attention(call: Call) -> Result:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -11,20 +12,35 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
 from latewood.core.coupling.data_movement_rules import MOVE_RULES
+from latewood.core.coupling.einsum_rule import einsum_rule
+from latewood.core.coupling.elementwise_rules import ELEMENTWISE_RULES
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
-from latewood.core.modes import evaluated, unfused
-from latewood.core.selection import parametrization_list
-from latewood.errors import invalid
+from latewood.core.modes import attributes_restored, evaluated, unfused
+from latewood.core.selection import parametrization_list, stored_tensor
+from latewood.errors import RequestError, invalid
 
 __all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
-_RULES: Final[dict[str, Rule]] = {**MOVE_RULES, **LAYER_RULES, **SEQUENCE_RULES}
+_RULES: Final[dict[str, Rule]] = {
+    **ELEMENTWISE_RULES,
+    **MOVE_RULES,
+    **LAYER_RULES,
+    "einsum": einsum_rule,
+    **SEQUENCE_RULES,
+}
+
+_ALLOCATIONS: Final = (
+    *("zeros", "ones", "empty", "full"),
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
+)
+"""Functions that make a tensor of a size that the code gives."""
 
 
 def trace_channels(
@@ -49,15 +65,32 @@ def trace_channels(
         RequestError: the example does not reach any weight.
     """
     tensors = dict(layer_tensors(model))
-    with _computed(model) as names, evaluated(model), unfused(), torch.no_grad():
-        watcher = _Watcher(Labels(names))
-        with _call_stack(model, watcher.modules), watcher:
+    with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
+        watcher = _Watcher(Labels(computed))
+        _bar_split_weights(watcher.labels, computed, tensors)
+        with (
+            attributes_restored(model),
+            code_numbers(model),
+            _call_stack(model, watcher.modules),
+            watcher,
+        ):
             outputs = run_model(model, example_inputs)
         for output in outputs_of(outputs):
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
     if not watcher.labels.axes:
         raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
     return gather_plan(watcher.labels, list(tensors))
+
+
+def _bar_split_weights(
+    labels: Labels, computed: Mapping[str, Tensor], owners: Mapping[str, tuple[nn.Module, str]]
+) -> None:
+    for name, owner in owners.items():
+        try:
+            stored_tensor(*owner)
+        except RequestError:
+            reason = f"{name} is computed from several tensors, as weight norm does"
+            labels.bar_all_axes(computed[name], "fixed", reason)
 
 
 def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
@@ -104,33 +137,66 @@ class _Watcher(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         output = function(*args, **named)
-        outputs = list(tensors_in(output))
-        touched = any(
-            id(tensor) in self.labels.names or self.labels.has_any(tensor)
-            for tensor in tensors_in((args, named))
-        )
         name = getattr(function, "__name__", "").strip("_")
+        outputs = list(tensors_in(output))
+        touched = any(self.labels.touches(tensor) for tensor in tensors_in((args, named)))
+        if touched and not outputs:
+            measured = self._measured(function, name, args, named, output)
+            if measured is not None:
+                return measured
         if touched and (outputs or name == "setitem"):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
-            self._put(output, _RULES.get(name, Call.unknown)(call))
+            found = _RULES.get(name, Call.unknown)(call)
+            if _in_place(function) and isinstance(found, Tensor):
+                self.labels.overwrite(output, found)
+            else:
+                self._put(output, found)
+        elif name in _ALLOCATIONS and isinstance(output, Tensor):
+            self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
+
+    def _measured(
+        self, function: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> Any:
+        """A shape whose numbers know where they come from; None for other facts."""
+        if name == "size" and isinstance(output, int):
+            dim = args[1] if len(args) > 1 else named["dim"]
+            return CodeNumber(output, self.labels.extent(args[0], dim))
+        if name == "size" or getattr(function, "__self__", None) is torch.Tensor.shape:
+            return torch.Size(
+                [
+                    CodeNumber(size, self.labels.extent(args[0], dim))
+                    for dim, size in enumerate(output)
+                ]
+            )
+        return None
 
     def _put(self, output: Any, labels: Any) -> None:
         if isinstance(output, Tensor):
             if labels is not None:
                 self.labels.put(output, labels)
             return
-        for each, own in zip(output or (), labels or (), strict=False):
-            self._put(each, own)
+        for tensor, own in zip(output or (), labels or (), strict=False):
+            self._put(tensor, own)
+
+
+def _in_place(function: Callable[..., Any]) -> bool:
+    name = getattr(function, "__name__", "")
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
+    given: Any = args[1:] if name.startswith("new_") else args
+    given = given or (named["size"],)
+    return tuple(given[0] if isinstance(given[0], (tuple, list)) else given)
 
 
 @contextmanager
-def _computed(model: nn.Module) -> Iterator[dict[int, str]]:
-    """Names by id of what the layers compute with; each transformation runs once meanwhile."""
+def _computed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What the layers compute with, by name; each transformation runs once meanwhile."""
     with parametrize.cached():
-        found = {name: getattr(*place) for name, place in layer_tensors(model)}
-        yield {id(tensor): name for name, tensor in found.items()}
+        yield {name: getattr(*place) for name, place in layer_tensors(model)}
 
 
 @contextmanager
@@ -163,8 +229,11 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
 
 
 def outputs_of(outputs: Any) -> Iterable[Tensor]:
-    """The tensors in what a model returned."""
-    # Model-output classes of libraries hold their tensors as attributes.
-    return tensors_in(
-        outputs if isinstance(outputs, (Tensor, tuple, list, dict)) else vars(outputs)
-    )
+    """The tensors in what a model returned; what a cache holds is not among them.
+
+    Args:
+        outputs: a tensor, or nested tuples, lists, mappings and dataclasses, in which any other
+            object is taken for a cache.
+    """
+    known = isinstance(outputs, (Tensor, tuple, list, Mapping)) or is_dataclass(outputs)
+    return tensors_in(outputs if known else vars(outputs))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from latewood.core.coupling.code_numbers import CodeNumber
 from latewood.core.coupling.labels import Labels
-from latewood.core.coupling.plan import Resized
 
 __all__ = ["Call", "Result", "Rule", "argument_names", "tensors_in"]
 
@@ -28,17 +29,6 @@ _BARE: Final = {
 }
 """Order of the arguments of functions that ``torch`` itself has under the same name."""
 _SPELLED: Final = {torch.embedding: {"input": "indices"}}
-
-_COUNTS: Final = (
-    "heads",
-    "num_heads",
-    "n_heads",
-    "n_head",
-    "nhead",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
-"""Attributes that are known to hold how many parts a layer's code divides an axis into."""
 
 Result = Tensor | Sequence[Tensor | None] | None
 """Labels of an operation's output or outputs; None where no element belongs to a channel."""
@@ -85,20 +75,28 @@ class Call:
             return self.positional[position]
         return self.named.get(name, default)
 
+    def split_first(self, name: str = "input") -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """The first argument, and the others by position and by name.
+
+        Args:
+            name: of the first argument where it is given by name.
+        """
+        if self.positional:
+            return self.positional[0], self.positional[1:], self.named
+        others = {key: value for key, value in self.named.items() if key != name}
+        return self.named[name], (), others
+
+    def size(self, tensor: Tensor, dim: int) -> int:
+        """The size of a dimension, as a number of the code that knows where it comes from."""
+        return CodeNumber(tensor.shape[dim], self.labels.extent(tensor, dim))
+
     def unknown(self) -> Result:
         """Bars every channel that goes in: a rule for this use of the operation is missing."""
         reason = f"no rule for {self.where}"
         for tensor in tensors_in((self.positional, self.named)):
-            self.labels.bar(self.labels.of(tensor), "unknown", reason)
+            if self.labels.view(tensor) is None:
+                self.labels.bar(self.labels.of(tensor), "unknown", reason)
             self.labels.bar_all_axes(tensor, "unknown", reason)
-        return None
-
-    def counted_by(self, size: int) -> Resized | None:
-        """The attribute of a running module that holds a size, if it is one known to be a count."""
-        for name, module in reversed(self.modules):
-            for attribute in _COUNTS:
-                if getattr(module, attribute, None) == size:
-                    return Resized(name, attribute)
         return None
 
 
@@ -127,11 +125,13 @@ def argument_names(
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
+    """The tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
             yield from tensors_in(item)
-    elif isinstance(tree, dict):
+    elif isinstance(tree, Mapping):
         yield from tensors_in(list(tree.values()))
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        yield from tensors_in([getattr(tree, field.name) for field in dataclasses.fields(tree)])

@@ -400,14 +400,9 @@ def test_a_group_of_one_wide_channel_is_not_widened():
         widen_channels(model, plan, {"0": [0]})
 
 
-def test_a_count_that_is_not_one_is_refused():
+def test_a_count_moves_by_what_a_channel_is_of_it():
     model = Heads()
     plan = trace_channels(model, torch.randn(1, 5, 3))
-    wrong = plan["qkv"].__class__(
-        **{**vars(plan["qkv"]), "resized": (Resized("out", "out_features"),)}
-    )
-    with pytest.raises(
-        RequestError, match=r"out\.out_features: does not count the channels of qkv"
-    ):
-        slice_channels(model, ChannelPlan((wrong,)), {"qkv": [0]})
-    assert model.qkv.out_features == 18
+    assert plan["qkv"].resized == (Resized("", "heads", 1),)
+    slice_channels(model, plan, {"qkv": [0]})
+    assert model.heads == 1

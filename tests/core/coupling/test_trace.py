@@ -392,7 +392,7 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
         (lambda m, x: m.b(m.a(x) / m.a(x).sum(-1, keepdim=True)), "mixed", "sum in the model red"),
         (lambda m, x: m.b(m.a(x).amax(1, True) - m.a(x)), "mixed", "amax in the model reduces"),
         (lambda m, x: m.b(torch.fft.fft(m.a(x)).real), "unknown", "no rule for fft_fft"),
-        (lambda m, x: m.b(m.a(x).sort(-1)[0]), "unknown", "no rule for sort"),
+        (lambda m, x: m.b(m.a(x).sort(-1)[0]), "mixed", "sort in the model compares"),
         (lambda m, x: m.b(torch.cat([m.a(x)[:, :2], m.a(x)[:, 2:]], 1)), "fixed", "by position"),
         (lambda m, x: m.b(m.a(x)[:, [1, 0, 2, 3, 4, 5]]), "fixed", "by position"),
         (lambda m, x: m.b(torch.cat(m.a(x).split([2, 4], 1), 1)), "fixed", "by position"),
@@ -411,7 +411,11 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
         (lambda m, x: m.b(m.a(x) + x.repeat(1, 2)), "fixed", "meets data of fixed size"),
         (lambda m, x: m.b((torch.eye(6) @ m.a(x).T).T), "mixed", "against data of fixed size"),
         (lambda m, x: F.linear(m.a(x), m.b.weight * torch.ones(2, 6)), "unknown", "computed on"),
-        (lambda m, x: torch.einsum("bi,oi->bo", m.a(x), m.b.weight), "unknown", "no rule for ein"),
+        (
+            lambda m, x: torch.einsum("bi,oi,oi->bo", m.a(x), m.b.weight, m.b.weight),
+            "unknown",
+            "no rule for ein",
+        ),
     ],
 )
 def test_what_cannot_be_followed_is_a_barrier_with_its_reason(forward, kind, reason):
@@ -547,11 +551,10 @@ def test_channels_read_once_and_twice_are_told_apart():
     model = Model(
         lambda m, x: m.b(torch.cat([m.a(x), m.a(x)[:, :2]], 1)), a=linear(3, 4), b=linear(6, 2)
     )
-    plan = trace_channels(model, torch.randn(1, 3))
-    assert {group.width: kinds(group) for group in plan if group.name.startswith("a#")} == {
-        2: {"fixed"}
-    }
-    assert {each.multiplicity for group in plan for each in group.having("consumer")} == {1, 2}
+    plan = traced(model, torch.randn(1, 3))
+    # The code takes the first two by their places; the others may come and go behind them.
+    widths = [(group.width, kinds(group)) for group in plan if group.name in ("a", "a#2")]
+    assert widths == [(2, {"fixed"}), (2, set())]
 
 
 def test_verification_notices_a_tie_that_a_plan_misses():

@@ -1,0 +1,234 @@
+"""What had to wait until a run was over: which positions and numbers follow the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from latewood.core.coupling.code_numbers import (
+    Attribute,
+    CodeNumber,
+    attribute_of,
+    attributes_in,
+    recomputed,
+)
+from latewood.core.coupling.label_layout import compact
+from latewood.core.coupling.labels import NONE, Division, Labels, Parts, varies_along
+
+__all__ = ["Follows", "settle"]
+
+Follows = dict[Attribute, dict[int, int]]
+"""By attribute: for each channel that it counts, by how much."""
+
+
+def settle(labels: Labels) -> Follows:
+    """Evaluates a run's divisions, parts and sums over channels, into barriers.
+
+    Args:
+        labels: what a run left behind.
+
+    Returns:
+        The attributes that must follow the channels.
+    """
+    follows: Follows = {}
+    # A coupling can make other channels vary less, and attributes follow what is divided by them.
+    while _couple_shared(labels) or _couple_parts(labels, follows) or _follow(labels, follows):
+        pass
+    for _, few in labels.shared:
+        labels.bar(few, "fixed", "it meets every channel of another group, such as every head")
+    for parts in labels.parts:
+        for moving in _misplaced(labels, parts, follows):
+            labels.bar(moving, "fixed", f"{parts.where} takes channels by position")
+    for division in labels.divisions:
+        for moving, reason in _misfits(labels, division, follows):
+            labels.bar(moving, "fixed", f"{division.where} {reason}")
+    for constancy in labels.constancies:
+        if _counted_vary(labels, constancy.labels, constancy.dim):
+            labels.bar(constancy.labels, constancy.kind, constancy.reason)
+    for (name, _), atoms in labels.axes.items():
+        if name in labels.opaque:
+            labels.bar(atoms, labels.opaque[name].kind, labels.opaque[name].reason)
+    return follows
+
+
+def _along(channels: Tensor, dim: int) -> Tensor:
+    """Channels along a dimension, at the first place of the others."""
+    return _columns(compact(channels), dim)[:, 0]
+
+
+def _columns(channels: Tensor, dim: int) -> Tensor:
+    return channels.movedim(dim, 0).reshape(channels.shape[dim], -1)
+
+
+def _rows(channels: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """The different rows of channels along a dimension."""
+    different: Tensor = _columns(channels, dim).unique(dim=1)
+    return different.unbind(1)
+
+
+def _counts(row: Tensor) -> dict[int, int]:
+    channels, counts = row[row != NONE].unique(return_counts=True)
+    return dict(zip(channels.tolist(), counts.tolist(), strict=True))
+
+
+def _recomputed(labels: Labels, number: int, moving: Tensor, follows: Follows) -> int | None:
+    """A number of the code if some channels came twice."""
+    channels = set(moving.tolist())
+    attributes = {
+        attribute: attribute.value + sum(of[channel] for channel in channels & of.keys())
+        for attribute, of in follows.items()
+    }
+
+    def grown(extent: Tensor) -> int:
+        channels = labels.channels(extent)
+        # Where all turned out to be one channel, its dimension is another one.
+        return int(torch.isin(channels, moving).sum()) if varies_along(channels, 0) else 0
+
+    return recomputed(number, grown, attributes)
+
+
+def _follow(labels: Labels, follows: Follows) -> bool:
+    """Lets attributes that hold a size follow the channels they count; whether one began to."""
+    news = False
+    for size, row in _held_sizes(labels):
+        attribute = attribute_of(size)
+        if attribute is None:
+            continue
+        for channel, count in _counts(row).items():
+            if channel not in follows.setdefault(attribute, {}):
+                follows[attribute][channel] = count
+                news = True
+    return news
+
+
+def _held_sizes(labels: Labels) -> Iterator[tuple[int, Tensor]]:
+    """Sizes that the code has numbers for, with the channels along what they measure."""
+    for division in labels.divisions:
+        channels = labels.channels(division.labels)
+        for dim, size in enumerate(division.sizes):
+            if size is not None and varies_along(channels, dim):
+                yield size, _along(channels, dim)
+    for parts in labels.parts:
+        channels = labels.channels(parts.labels)
+        if varies_along(channels, parts.dim):
+            row = _along(channels, parts.dim)
+            for size, start in parts.sections:
+                yield size, row[start : start + size]
+
+
+def _couple_shared(labels: Labels) -> bool:
+    """Couples what met broadcast, where channels still differ along what it has; whether any did.
+
+    Entries for the size of a head, say, meet every head: where heads are the channels they are data
+    of fixed size.
+    """
+    for number, (many, few) in enumerate(labels.shared):
+        dims = [dim for dim in range(few.ndim) if varies_along(few, dim)]
+        if any(labels.vary(many, dim) for dim in dims):
+            labels.couple(many, few)
+            del labels.shared[number]
+            return True
+    return False
+
+
+def _couple_parts(labels: Labels, follows: Follows) -> bool:
+    """Couples parts of one size where the code would not follow a change in one of them."""
+    for parts in labels.parts:
+        # Where the code's bounds are plain numbers, nothing would make them follow.
+        if parts.equal < 2 or not any(type(bound) is CodeNumber for bound in parts.bounds or ()):
+            continue
+        if next(_misplaced(labels, parts, follows), None) is not None:
+            moved = parts.labels.movedim(parts.dim, 0)
+            apart = moved.unflatten(0, (parts.equal, -1))
+            before = labels.channels(apart)
+            labels.couple(apart, apart[:1])
+            if not torch.equal(labels.channels(apart), before):
+                return True
+    return False
+
+
+def _misplaced(labels: Labels, parts: Parts, follows: Follows) -> Iterator[Tensor]:
+    """Channels whose change would move others out of the part that the code takes."""
+    channels = compact(labels.channels(parts.labels))
+    if not varies_along(channels, parts.dim):
+        return
+    for row in _rows(channels, parts.dim):
+        if parts.bounds is None:
+            yield row
+            continue
+        edges = [int(bound) for bound in parts.bounds]
+        for moving in _alike(row, edges):
+            moves = torch.isin(row, moving).cumsum(0)
+            for bound, edge in zip(parts.bounds, edges, strict=True):
+                wanted = edge + (int(moves[edge - 1]) if edge else 0)
+                if _recomputed(labels, bound, moving, follows) != wanted:
+                    yield moving
+                    break
+
+
+def _alike(row: Tensor, edges: list[int]) -> Iterator[Tensor]:
+    """Channels along a row, put together where they lie in the same parts equally often."""
+    channels, places = row.unique(return_inverse=True)
+    starts = torch.bucketize(torch.arange(len(row)), torch.tensor(sorted(set(edges))), right=True)
+    table = torch.zeros(len(channels), int(starts.max()) + 1, dtype=torch.long)
+    table.index_put_((places, starts), torch.ones(len(row), dtype=torch.long), accumulate=True)
+    kinds = table.unique(dim=0, return_inverse=True)[1]
+    for kind in kinds.unique():
+        alike = channels[kinds == kind]
+        alike = alike[alike != NONE]
+        if len(alike):
+            yield alike
+
+
+def _misfits(labels: Labels, division: Division, follows: Follows) -> Iterator[tuple[Tensor, str]]:
+    """Channels whose change the code's shape would not follow, and why."""
+    channels = compact(labels.channels(division.labels))
+    shape = tuple(division.labels.shape)
+    moving = [dim for dim in range(channels.ndim) if varies_along(channels, dim)]
+    if sum(dim in division.new for dim in moving) > 1:
+        yield channels.unique(), f"divides channels into {shape}"
+        return
+    for dim in moving:
+        for row in _rows(channels, dim):
+            alike = row.unique()
+            alike = alike[alike != NONE]
+            wanted = list(shape)
+            wanted[dim] += int((row != NONE).sum())
+            for size, expected in zip(division.sizes, wanted, strict=True):
+                if size is None:
+                    continue
+                if _recomputed(labels, size, alike, follows) != expected:
+                    yield alike, f"divides channels into {shape}, of which {size} is fixed"
+                    break
+    yield from _strangers(labels, division, channels, follows)
+
+
+def _strangers(
+    labels: Labels, division: Division, channels: Tensor, follows: Follows
+) -> Iterator[tuple[Tensor, str]]:
+    """Channels that are not here, but that an attribute in the shape would follow."""
+    here = set(channels.unique().tolist())
+    if here == {NONE}:
+        return
+    for size in division.sizes:
+        for attribute in () if size is None else attributes_in(size):
+            elsewhere = set(follows.get(attribute, ())) - here
+            if elsewhere:
+                name = (
+                    f"{attribute.module}.{attribute.name}" if attribute.module else attribute.name
+                )
+                yield torch.tensor(sorted(elsewhere)), f"has other channels counted by {name}"
+
+
+def _counted_vary(labels: Labels, constant: Tensor, dim: int) -> bool:
+    """Whether channels differ along a dimension, apart from those of one label only.
+
+    Those are entries that met no other tensor, such as the rows of a position table beyond the
+    example's length.
+    """
+    few = compact(constant.movedim(dim, -1))
+    rows, counted = labels.channels(few), labels.counted(few)
+    first = rows.gather(-1, counted.int().argmax(-1, keepdim=True))
+    return bool(((rows != first) & counted).any())
