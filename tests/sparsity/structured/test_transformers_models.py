@@ -143,7 +143,7 @@ def test_a_model_is_trained_to_half_its_parameters(name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [
-        ("resnet", ["0.layers.1", "1.layers.1", "1.layers.2"]),
+        ("resnet", ["0.layers.0", "0.layers.1", "1.layers.1", "1.layers.2"]),
         ("regnet", ["0.layers.1", "1.layers.1", "1.layers.2"]),
         ("llama", ["0", "1", "2"]),
         ("vit", ["0", "1"]),
