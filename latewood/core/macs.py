@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latewood.core.devices import on_device
 from latewood.core.modes import undisturbed, unfused
 
-__all__ = ["macs"]
+__all__ = ["macs", "macs_by_module"]
 
 
-def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
+def macs(model: nn.Module, example_inputs: Sequence[Any] | dict[str, Any]) -> int:
     """Multiply-accumulates of one forward pass in evaluation mode.
 
     Those of convolutions, linear and recurrent layers and of attention's two products; masked
@@ -25,16 +26,57 @@ def macs(model: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     Args:
         model: any module. A custom operator counts if it has a formula of torch's
             ``register_flop_formula``.
-        example_inputs: the arguments of the forward pass; batch size 1 gives MACs per sample.
+        example_inputs: the arguments of the forward pass, a sequence of positional or a dict of
+            keyword arguments; batch size 1 gives MACs per sample.
     """
+    with _counting(model) as total:
+        if isinstance(example_inputs, dict):
+            model(**on_device(model, example_inputs))
+        else:
+            model(*on_device(model, example_inputs))
+        return total()
+
+
+def macs_by_module(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
+    """Multiply-accumulates of one forward pass by the names of the modules that do them.
+
+    Args:
+        model: as for ``macs``.
+        args: positional arguments of the forward pass, where the model is.
+        kwargs: its keyword arguments.
+
+    Returns:
+        For each module that was called, those of all its calls with all that is inside; "" is the
+        model itself.
+    """
+    counts: dict[str, int] = {}
+    with ExitStack() as stack:
+        total = stack.enter_context(_counting(model))
+        entered: list[int] = []
+        for name, module in model.named_modules():
+
+            def enter(_: nn.Module, __: Any) -> None:
+                entered.append(total())
+
+            def leave(_: nn.Module, __: Any, ___: Any, name: str = name) -> None:
+                counts[name] = counts.get(name, 0) + total() - entered.pop()
+
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        model(*args, **kwargs)
+    return counts
+
+
+@contextmanager
+def _counting(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Says how many multiply-accumulates there have been so far."""
     # Not before it is needed: it imports Triton where that is installed, more than a second.
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
     # The fused attention of evaluation mode is one operator without a formula.
     with undisturbed(model), unfused(), counter:
-        model(*on_device(model, example_inputs))
-    return int(counter.get_total_flops()) // 2
+        yield lambda: int(counter.get_total_flops()) // 2
 
 
 def _lstm_cpu(inputs: Sequence[int], *shapes: Any, **_: Any) -> int:

@@ -52,7 +52,7 @@ class Skipped:
     """Modules that did nothing.
 
     Args:
-        modules: by name, "identity" or "zeros".
+        modules: by name, "identity", "copy" or "zeros".
     """
 
     modules: dict[str, str]

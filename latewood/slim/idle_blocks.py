@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Final, Literal
 
 import torch
@@ -17,9 +18,20 @@ from latewood.slim.comparison import Examples
 from latewood.slim.dependence import Dependence
 from latewood.slim.dependence_rules import RULES
 
-__all__ = ["Idleness", "Skip", "Zeros", "idle_modules", "skip_modules"]
+__all__ = [
+    "Idleness",
+    "Overwrites",
+    "Skip",
+    "Zeros",
+    "idle_modules",
+    "replace_modules",
+    "skip_modules",
+]
 
-Idleness = Literal["identity", "zeros"]
+Idleness = Literal["identity", "copy", "zeros"]
+"""What a module returns: its input, a copy of it where one of the two is overwritten, zeros."""
+
+_FACT: Final = (bool, int, float, str, type(None))
 
 _SAME: Final = ("contiguous", "clone", "detach", "view", "reshape", "flatten", "expand")
 """Operations that leave the values as they are; they count where the shape stays too."""
@@ -30,20 +42,66 @@ _KEEPING_SIGN: Final = """
 """.split()  # noqa: SIM905
 
 
-class Skip(nn.Module):
-    """Returns its first argument, whatever else it is called with."""
+class _StandIn(nn.Module):
+    """Answers what the code around a module asks it, in its place.
+
+    ``nn.TransformerEncoder`` asks its first layer whether its attention is batch first, others ask
+    each layer for its kind of attention.
+
+    Args:
+        replaced: whose plain attributes it has, and those of the modules inside; None has none.
+    """
+
+    def __init__(self, replaced: nn.Module | None = None) -> None:
+        super().__init__()
+        if replaced is not None:
+            vars(self).update(_facts(replaced))
+
+
+class Skip(_StandIn):
+    """Returns its first argument, whatever else it is called with.
+
+    Args:
+        replaced: the module that it stands for.
+        copies: return a copy, since the input or the output is overwritten later.
+    """
+
+    def __init__(self, replaced: nn.Module | None = None, *, copies: bool = False) -> None:
+        super().__init__(replaced)
+        self.copies = copies
 
     def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
         """The input."""
-        return inputs
+        return inputs.clone() if self.copies else inputs
 
 
-class Zeros(nn.Module):
-    """Returns zeros shaped like its first argument, whatever else it is called with."""
+class Zeros(_StandIn):
+    """Returns zeros shaped like its first argument, whatever else it is called with.
+
+    Args:
+        replaced: the module that it stands for.
+    """
 
     def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
         """Zeros of the input's shape and type."""
         return torch.zeros_like(inputs)
+
+
+class Overwrites:
+    """Sees where an identity may not return its very input: one of the two is overwritten later."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def follow(self, name: str, inputs: Tensor, output: Tensor) -> None:
+        """Notes what a module was given and what it returned, when it has run."""
+        if _memory(inputs) != _memory(output):
+            pair = [(tensor, tensor._version) for tensor in (inputs, output)]
+            self._versions.setdefault(name, []).extend(pair)
+
+    def after(self, name: str) -> bool:
+        """Whether what the module was given or returned has been changed in place since."""
+        return any(tensor._version > version for tensor, version in self._versions.get(name, ()))
 
 
 def idle_modules(model: nn.Module, example_inputs: Examples) -> dict[str, Idleness]:
@@ -72,26 +130,67 @@ def idle_modules(model: nn.Module, example_inputs: Examples) -> dict[str, Idlene
         kind = next(iter(kinds)) if len(kinds) == 1 else None
         inside = any(name.startswith(f"{outer}.") for outer in idle)
         if kind is not None and not inside:
-            idle[name] = kind
+            overwritten = kind == "identity" and state.overwrites.after(name)
+            idle[name] = "copy" if overwritten else kind
     return idle
 
 
-def skip_modules(model: nn.Module, modules: Mapping[str, str]) -> None:
-    """Takes idle modules out of a model, with their parameters.
+def replace_modules(model: nn.Module, modules: Mapping[str, str]) -> None:
+    """Puts stand-ins in the places of modules, which keep their names.
 
     Args:
         model: changed in place.
-        modules: by name, "identity" or "zeros".
+        modules: by name, "identity", "copy" or "zeros".
     """
     for name, kind in modules.items():
-        model.set_submodule(name, Skip() if kind == "identity" else Zeros())
+        replaced = model.get_submodule(name)
+        if kind == "zeros":
+            stand_in: nn.Module = Zeros(replaced)
+        else:
+            stand_in = Skip(replaced, copies=kind == "copy")
+        model.set_submodule(name, stand_in.train(replaced.training))
+
+
+def skip_modules(model: nn.Module, modules: Mapping[str, str]) -> None:
+    """Takes idle modules out of a model, with their parameters; torch's encoders get shorter.
+
+    Args:
+        model: changed in place.
+        modules: by name, "identity", "copy" or "zeros".
+    """
+    replace_modules(model, modules)
     for encoder in model.modules():
         if isinstance(encoder, nn.TransformerEncoder):
-            # It asks its first layer about its attention, so a layer's stand-in cannot stay.
-            layers = [layer for layer in encoder.layers if not isinstance(layer, Skip)]
+            layers = [layer for layer in encoder.layers if not _is_plain_skip(layer)]
+            # It asks its first layer about its attention, so one must stay to answer.
+            layers = layers or [*encoder.layers][:1]
             if len(layers) < len(encoder.layers):
                 encoder.layers = nn.ModuleList(layers)
                 encoder.num_layers = len(layers)
+
+
+def _is_plain_skip(layer: nn.Module) -> bool:
+    return isinstance(layer, Skip) and not layer.copies
+
+
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module by name, and namespaces with those of its submodules."""
+    facts: dict[str, Any] = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, _FACT) and not name.startswith("_") and name != "training"
+    }
+    stand_ins = {
+        name: value for name, value in vars(module).items() if isinstance(value, SimpleNamespace)
+    }
+    inside = {
+        name: SimpleNamespace(**_facts(submodule)) for name, submodule in module.named_children()
+    }
+    return {**facts, **stand_ins, **inside}
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Values(Dependence):
@@ -103,6 +202,7 @@ class _Values(Dependence):
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__(names, RULES)
         self.verdicts: dict[str, set[Idleness | None]] = {}
+        self.overwrites = Overwrites()
         self._tokens: dict[int, tuple[Tensor, object]] = {}
         self._positive: set[object] = set()
 
@@ -165,9 +265,9 @@ class _Values(Dependence):
 
     def _renew(self, changed: Tensor) -> None:
         """After a change in place, what shares the memory has a new value."""
-        memory = changed.untyped_storage().data_ptr()
+        memory = _memory(changed)
         for tensor, _ in list(self._tokens.values()):
-            if tensor is changed or tensor.untyped_storage().data_ptr() == memory:
+            if tensor is changed or _memory(tensor) == memory:
                 self._tokens[id(tensor)] = (tensor, object())
 
 
@@ -193,6 +293,8 @@ def _modules_watched(model: nn.Module, state: _Values) -> Iterator[None]:
             if alike and (output.shape, output.dtype) == (first.shape, first.dtype):
                 if state.token(output) is token:
                     verdict = "identity"
+                    with torch._C.DisableTorchFunction():
+                        state.overwrites.follow(name, first, output)
                 elif any(module.children()) and state.is_zero(output):
                     verdict = "zeros"
             state.verdicts.setdefault(name, set()).add(verdict)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from latewood.errors import RequestError, invalid
-from latewood.sparsity.structured.costs import Cost, parameters
+from latewood.slim.comparison import Examples
+from latewood.sparsity.structured.costs import parameters
 from latewood.sparsity.structured.latency_measurement import measured_latency
 from latewood.sparsity.structured.latency_table import MeasuredLatency
+from latewood.sparsity.structured.running_cost import Cost
 from latewood.sparsity.structured.structure_spec import StructureSpec
 
 __all__ = ["Budget"]
@@ -46,7 +48,7 @@ class Budget:
         model: nn.Module,
         spec: StructureSpec,
         macs: Cost,
-        example_inputs: Sequence[Tensor],
+        example_inputs: Examples,
     ) -> Budget:
         """Reads a budget as a user writes it.
 
@@ -55,11 +57,11 @@ class Budget:
             model: the full model.
             spec: its structures.
             macs: multiply-accumulates of its networks.
-            example_inputs: the arguments of its forward pass.
+            example_inputs: what it is called with.
 
         Raises:
             RequestError: another kind, several, a value out of range, or one that not even the
-                narrowest network meets.
+                narrowest network meets, with one block if there are blocks.
         """
         if (
             not isinstance(budget, Mapping)
@@ -88,11 +90,13 @@ class Budget:
         full = cost.at([group.width for group in spec.groups], all_blocks)
         is_share = value <= 1 and kind != "latency_ms"
         limit = value * full if is_share else float(value)
-        least = cost.at([1] * len(spec.groups), [False] * len(spec.blocks))
+        least = _least(cost, spec)
         if least > limit:
+            of_what = "one channel in each group" + (" and one block" if spec.blocks else "")
+            share = f" (a share of {_as_share(least, full)})" if is_share else ""
             raise RequestError(
                 f"budget.{kind}: got {value!r}, which is {limit:.6g} of {full:.6g}; expected at "
-                f"least {least:.6g}, one channel in each group"
+                f"least {least:.6g}, {of_what}{share}"
             )
         return cls(kind, value, min(limit, full), full, cost, count)
 
@@ -110,3 +114,17 @@ class Budget:
             return self
         cost = self.cost.having(table)
         return self._limited(self.kind, self.value, cost, self.parameters, spec)
+
+
+def _least(cost: Cost, spec: StructureSpec) -> float:
+    """What the narrowest network costs; of the blocks, if there are any, the cheapest is there."""
+    # Without any block there may be nothing left that learns.
+    narrowest = [1] * len(spec.groups)
+    numbers = range(len(spec.blocks))
+    choices = [[number == only for number in numbers] for only in numbers] or [[]]
+    return min(cost.at(narrowest, blocks) for blocks in choices)
+
+
+def _as_share(least: float, full: float) -> str:
+    """A share of the full cost that is met when it is written again, rounded up."""
+    return f"{math.ceil(1e4 * least / full) / 1e4:g}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from latewood.sparsity.structured.budget import Budget
-from latewood.sparsity.structured.costs import Cost
 from latewood.sparsity.structured.live_structure import LiveStructure
+from latewood.sparsity.structured.running_cost import Cost
 
 __all__ = ["CostMeter"]
 

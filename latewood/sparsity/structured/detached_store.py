@@ -29,6 +29,8 @@ class DetachedStore:
         before: Sequence[Tensor],
         after: Sequence[Tensor],
         fresh: Callable[[tuple[int, ...]], Tensor],
+        *,
+        remember: bool = True,
     ) -> Tensor:
         """The tensor at other positions: present entries stay, detached ones return, some are new.
 
@@ -37,11 +39,13 @@ class DetachedStore:
             before: for each axis the positions of the full tensor that it has, ascending.
             after: those that it shall have.
             fresh: makes values for a shape.
+            remember: whether what goes is stored.
 
         Returns:
             The tensor at the positions after.
         """
-        if any(not _contains(new, old) for old, new in zip(before, after, strict=True)):
+        leaves = any(not _contains(new, old) for old, new in zip(before, after, strict=True))
+        if remember and leaves:
             self._store(current, before)
         values = fresh(tuple(len(positions) for positions in after)).to(current)
         if self._positions is not None:

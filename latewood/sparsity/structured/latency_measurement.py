@@ -18,6 +18,7 @@ from latewood.core.coupling.resize import replace_data
 from latewood.core.devices import device_of, on_device
 from latewood.core.modes import undisturbed
 from latewood.core.timing import least_times
+from latewood.slim.comparison import Examples
 from latewood.slim.layer_times import CallArguments, calls_of
 from latewood.sparsity.structured.latency_table import LayerLatency, MeasuredLatency, Surface
 from latewood.sparsity.structured.structure_spec import StructureSpec, TensorSpec
@@ -37,7 +38,7 @@ _FEATURE_COUNT: Final[Mapping[type[nn.Module], str]] = {
 
 
 def measured_latency(
-    model: nn.Module, spec: StructureSpec, example_inputs: Sequence[Tensor]
+    model: nn.Module, spec: StructureSpec, example_inputs: Examples
 ) -> MeasuredLatency:
     """Measures every layer at a few widths of what it makes and of what it reads.
 
@@ -47,7 +48,7 @@ def measured_latency(
     Args:
         model: the full model, without factors.
         spec: its structures.
-        example_inputs: the arguments of the forward pass; they decide the batch size.
+        example_inputs: what the model is called with; it decides the batch size.
     """
     threads = torch.get_num_threads()
     try:
@@ -63,7 +64,7 @@ def measured_latency(
     return latency.having(shared[0])
 
 
-def _measured(model: nn.Module, spec: StructureSpec, inputs: Sequence[Tensor]) -> MeasuredLatency:
+def _measured(model: nn.Module, spec: StructureSpec, inputs: Examples) -> MeasuredLatency:
     names = {id(module): name for name, module in model.named_modules()}
     tensors: dict[str, TensorSpec] = {}
     for tensor in spec.tensors.values():
@@ -81,16 +82,16 @@ def _measured(model: nn.Module, spec: StructureSpec, inputs: Sequence[Tensor]) -
         for name, tensor in tensors.items()
     ]
     full = [group.width for group in spec.groups]
-    of_layers = MeasuredLatency(layers, Surface((_SHARES,), torch.zeros(len(_SHARES))), full)
+    nothing = Surface((_SHARES,), torch.zeros(len(_SHARES)))
+    of_layers = MeasuredLatency(layers, nothing, full, spec.block_of)
     between = []
     for share in _SHARES:
         widths = [_width(spec, group, share) for group in range(len(full))]
-        whole = _milliseconds(
-            _narrowed(model, spec, dict(enumerate(widths))), [(tuple(inputs), {})]
-        )
+        narrow = _narrowed(model, spec, dict(enumerate(widths)))
+        whole = _milliseconds(narrow, calls_of(narrow, {"": narrow}, inputs)[""])
         between.append(max(whole - of_layers.at(widths, [True] * len(spec.blocks)), 0.0))
     values = torch.tensor(between, dtype=torch.float64)
-    return MeasuredLatency(layers, Surface.rising((_SHARES,), values), full)
+    return MeasuredLatency(layers, Surface.rising((_SHARES,), values), full, spec.block_of)
 
 
 def _layer_latency(
@@ -99,7 +100,7 @@ def _layer_latency(
     name: str,
     tensor: TensorSpec,
     calls: Sequence[CallArguments],
-    inputs: Sequence[Tensor],
+    inputs: Examples,
 ) -> LayerLatency:
     """Times one layer, over the widths of the groups on each of its axes.
 

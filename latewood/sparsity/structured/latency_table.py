@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from latewood.sparsity.structured.running_cost import Cost, CostPart
+
 __all__ = ["LayerLatency", "MeasuredLatency", "Surface"]
 
 
@@ -57,33 +59,53 @@ class LayerLatency:
     surface: Surface
     block: int | None
 
+    def at(self, widths: Sequence[int]) -> float:
+        """Milliseconds at the widths of all groups."""
+        sums = (sum(widths[group] for group in groups) for groups in self.variables)
+        return self.surface.at(*sums)
 
-class MeasuredLatency:
+
+class MeasuredLatency(Cost):
     """The sum of the layers' times, and of what is between them.
 
     Args:
         layers: of the full model.
         between: milliseconds outside of layers, over the mean share of channels.
         full: channels of each group in the full model.
+        block_of: for each group the removable block that it vanishes with, or None.
     """
 
     def __init__(
-        self, layers: Sequence[LayerLatency], between: Surface, full: Sequence[int]
+        self,
+        layers: Sequence[LayerLatency],
+        between: Surface,
+        full: Sequence[int],
+        block_of: Sequence[int | None],
     ) -> None:
         self._layers = list(layers)
         self._between = between
         self._full = list(full)
+        self._block_of = list(block_of)
 
-    def at(self, widths: Sequence[int], blocks: Sequence[bool]) -> float:
-        """Milliseconds of a network with these widths and blocks, by the table."""
-        pairs = zip(widths, self._full, strict=True)
-        mean_share = sum(width / full for width, full in pairs) / len(self._full)
-        total = self._between.at(mean_share)
-        for layer in self._layers:
-            if layer.block is None or blocks[layer.block]:
-                sums = (sum(widths[group] for group in groups) for groups in layer.variables)
-                total += layer.surface.at(*sums)
-        return total
+    def parts(self, blocks: Sequence[bool]) -> list[CostPart]:
+        """What is between the layers, and those that are there.
+
+        Channels inside an absent block have no share in what is between.
+        """
+        layers = [layer for layer in self._layers if layer.block is None or blocks[layer.block]]
+        there = tuple(
+            group for group, block in enumerate(self._block_of) if block is None or blocks[block]
+        )
+
+        def between(widths: Sequence[int]) -> float:
+            shares = (widths[group] / self._full[group] for group in there)
+            return self._between.at(sum(shares) / len(self._full))
+
+        of_layers = (
+            CostPart(tuple({group for groups in layer.variables for group in groups}), layer.at)
+            for layer in layers
+        )
+        return [CostPart(there, between), *of_layers]
 
     def table(self) -> list[Tensor]:
         """What was measured, for a file or for another process."""
@@ -96,7 +118,8 @@ class MeasuredLatency:
             replace(layer, surface=replace(layer.surface, values=measured))
             for layer, measured in zip(self._layers, values, strict=True)
         ]
-        return MeasuredLatency(layers, replace(self._between, values=between), self._full)
+        between_layers = replace(self._between, values=between)
+        return MeasuredLatency(layers, between_layers, self._full, self._block_of)
 
 
 def _interpolated(rows: Any, points: Sequence[tuple[int, float]]) -> float:

@@ -15,7 +15,7 @@ from latewood.core.coupling.attributes import Sizes
 from latewood.core.coupling.resize import replace_data
 from latewood.errors import RequestError
 from latewood.slim.edits import Channels, Edit, Skipped
-from latewood.slim.idle_blocks import Skip
+from latewood.slim.idle_blocks import replace_modules, skip_modules
 from latewood.sparsity.structured.detached_store import DetachedStore
 from latewood.sparsity.structured.gates import Estimator, Gate
 from latewood.sparsity.structured.new_weight_init import NewWeightScale, new_values
@@ -144,11 +144,15 @@ class LiveStructure:
             for group, present in zip(self.spec.groups, self.present, strict=True)
             if not bool(present.all())
         }
-        skipped = {block.name: "identity" for block in self._absent_blocks()}
+        skipped: dict[str, str] = {block.name: block.kind for block in self._absent_blocks()}
         return [
             *([Channels(channels)] if channels else []),
             *([Skipped(skipped)] if skipped else []),
         ]
+
+    def finalize(self) -> None:
+        """Takes the absent blocks out for good, as reading the ``edits`` from a file does."""
+        skip_modules(self.model, {block.name: block.kind for block in self._absent_blocks()})
 
     def state(self) -> dict[str, Any]:
         """What the model's own state does not hold: which structures, and what is detached."""
@@ -227,7 +231,7 @@ class LiveStructure:
             key: str, current: Tensor, fresh: Callable[[tuple[int, ...]], Tensor]
         ) -> Tensor:
             store = self._detached.get((tensor.name, key)) or DetachedStore()
-            values = store.exchange(current.detach(), *positions, fresh)
+            values = store.exchange(current.detach(), *positions, fresh, remember=remember)
             if remember:
                 self._detached[tensor.name, key] = store
             return values
@@ -247,7 +251,10 @@ class LiveStructure:
             self.spec.blocks, before.tolist(), self.blocks.tolist(), strict=True
         ):
             if was_there != is_there:
-                self.model.set_submodule(block.name, block.module if is_there else Skip())
+                if is_there:
+                    self.model.set_submodule(block.name, block.module)
+                else:
+                    replace_modules(self.model, {block.name: block.kind})
                 for parameter in block.module.parameters():
                     parameter.grad = None
 

@@ -127,7 +127,8 @@ class StructureSampler:
         present, blocks = largest_within(
             scores, block_scores, budget.cost, budget.limit, floor=freeze.floor
         )
-        structure.change_to(present, blocks, optimizer)
+        # What is detached now is forgotten with the factors.
+        structure.change_to(present, blocks, optimizer, remember=False)
         structure.fold(optimizer)
         for gate in structure.all_gates:
             gate.logits.grad = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import invalid
-from latewood.sparsity.structured.costs import Cost
+from latewood.sparsity.structured.running_cost import Cost, RunningCost
 
 __all__ = ["capped", "floored", "largest_within"]
 
@@ -61,18 +61,18 @@ def capped(
         if cost.at([1] * len(present), there) > limit:
             there[block] = False
     chosen = [channels.clone() for channels in present]
-    widths = [int(channels.sum()) for channels in chosen]
+    running = RunningCost(cost, [int(channels.sum()) for channels in chosen], there)
     ranked = sorted(
         (float(scores[group][channel]), group, channel)
         for group, channels in enumerate(chosen)
         for channel in channels.nonzero().flatten().tolist()
     )
     for _, group, channel in ranked:
-        if cost.at(widths, there) <= limit:
+        if running.total <= limit:
             break
-        if widths[group] > 1:
+        if running.widths[group] > 1:
             chosen[group][channel] = False
-            widths[group] -= 1
+            running.change(group, -1)
     return chosen, torch.tensor(there, dtype=torch.bool)
 
 
@@ -107,31 +107,36 @@ def largest_within(
     """
     narrowest = [1] * len(scores)
     widest = [len(channels) for channels in scores]
-    order = block_scores.argsort(descending=True, stable=True).tolist()
-    count = int((block_scores > 0).sum())
-    while count and cost.at(narrowest, _first(order, count)) > limit:
+    ranked_blocks = block_scores.argsort(descending=True, stable=True).tolist()
+    # One that does not even fit alone would keep out all that come behind it.
+    order = [
+        block
+        for block in ranked_blocks
+        if cost.at(narrowest, _only([block], len(ranked_blocks))) <= limit
+    ]
+    count = int((block_scores[order] > 0).sum())
+    while count and cost.at(narrowest, _only(order[:count], len(block_scores))) > limit:
         count -= 1
-    while count < len(order) and cost.at(widest, _first(order, count)) <= limit:
-        if cost.at(narrowest, _first(order, count + 1)) > limit:
+    while count < len(order) and cost.at(widest, _only(order[:count], len(block_scores))) <= limit:
+        if cost.at(narrowest, _only(order[: count + 1], len(block_scores))) > limit:
             break
         count += 1
-    blocks = _first(order, count)
+    blocks = _only(order[:count], len(block_scores))
     smallest = cost.at(narrowest, blocks)
     if smallest > limit:
         raise invalid("budget", limit, f"at least {smallest:.6g}, one channel in each group")
     ranks = [channels.argsort(descending=True, stable=True) for channels in scores]
     least = _floors(widest, blocks, cost, limit, floor)
-    widths = list(least)
+    running = RunningCost(cost, least, blocks)
     ranked = sorted(
         (-float(scores[group][channel]), group)
         for group, rank in enumerate(ranks)
         for channel in rank[least[group] :].tolist()
     )
     for _, group in ranked:
-        widths[group] += 1
-        if cost.at(widths, blocks) > limit:
-            widths[group] -= 1
-    widths = _traded(widths, least, widest, blocks, cost, limit)
+        if running.change(group, 1) > limit:
+            running.change(group, -1)
+    widths = _traded(running, least, widest, limit)
     chosen = []
     for width, rank in zip(widths, ranks, strict=True):
         channels = torch.zeros(len(rank), dtype=torch.bool)
@@ -159,34 +164,30 @@ def _floors(
 
 
 def _traded(
-    widths: list[int],
-    least: Sequence[int],
-    widest: Sequence[int],
-    blocks: list[bool],
-    cost: Cost,
-    limit: float,
+    running: RunningCost, least: Sequence[int], widest: Sequence[int], limit: float
 ) -> list[int]:
     """Widths with some channels of one group traded for some of another, if too much was unused."""
-    best, used = widths, cost.at(widths, blocks)
+    widths = list(running.widths)
+    best, used = widths, running.total
     numbers = range(len(widths))
     amounts = itertools.product(range(_MOST_TRADED + 1), range(1, _MOST_TRADED + 1))
     for (less, more), giving, taking in itertools.product(amounts, numbers, numbers):
         if used >= _GOOD_USE * limit:
             break
-        if giving == taking:
+        fits = widths[giving] - less >= least[giving] and widths[taking] + more <= widest[taking]
+        if giving == taking or not fits:
             continue
-        tried = list(widths)
-        tried[giving] -= less
-        tried[taking] += more
-        if tried[giving] < least[giving] or tried[taking] > widest[taking]:
-            continue
-        if used < (now := cost.at(tried, blocks)) <= limit:
-            best, used = tried, now
+        running.change(giving, -less)
+        if used < (now := running.change(taking, more)) <= limit:
+            best, used = list(running.widths), now
+        running.change(giving, less)
+        running.change(taking, -more)
     return best
 
 
-def _first(order: Sequence[int], count: int) -> list[bool]:
-    there = [False] * len(order)
-    for number in order[:count]:
+def _only(chosen: Sequence[int], count: int) -> list[bool]:
+    """Of so many blocks, which are chosen."""
+    there = [False] * count
+    for number in chosen:
         there[number] = True
     return there

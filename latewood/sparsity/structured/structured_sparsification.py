@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core import SHAPES, EndsOnce
+from latewood.core.coupling.traced_call import tensors_in
 from latewood.errors import RequestError, invalid
+from latewood.slim.comparison import Examples
 from latewood.slim.edits import remember
 from latewood.sparsity.soft_mask import DECIDED
 from latewood.sparsity.structured.budget import Budget
@@ -55,7 +57,8 @@ class StructuredSparsification(EndsOnce):
 
     Args:
         model: any module that ``core.trace_channels`` can follow, without transformations.
-        example_inputs: what it is called with: a tensor or positional tensors.
+        example_inputs: what it is called with: a tensor, a sequence of positional arguments, or a
+            dict of keyword arguments.
         budget: one of {"parameters": n} (all of them), {"macs": n} (of a forward pass on the
             example), {"latency_ms": t}, {"latency": share}; of the first two a number up to 1 is a
             share of the full model. The final network never exceeds it. A latency is measured once,
@@ -100,7 +103,7 @@ class StructuredSparsification(EndsOnce):
     def __init__(
         self,
         model: nn.Module,
-        example_inputs: Tensor | Sequence[Tensor],
+        example_inputs: Examples,
         *,
         budget: Mapping[str, float],
         total_steps: int,
@@ -155,7 +158,7 @@ class StructuredSparsification(EndsOnce):
         self.steps_per_epoch = steps_per_epoch
         self.epochs = math.ceil(total_steps / steps_per_epoch)
         self._model = model
-        self._examples = _as_sequence(example_inputs)
+        self._examples = _checked(example_inputs)
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)
@@ -302,6 +305,7 @@ class StructuredSparsification(EndsOnce):
         if not self.frozen:
             self._sampler.freeze(None, self.budget)
         self.finalized = True
+        self._structure.finalize()
         remember(self._model, self._structure.edits(), self._examples)
         return self._model
 
@@ -385,9 +389,14 @@ class StructuredSparsification(EndsOnce):
             )
 
 
-def _as_sequence(example_inputs: Any) -> tuple[Tensor, ...]:
-    is_tensor = isinstance(example_inputs, Tensor)
-    inputs = (example_inputs,) if is_tensor else tuple(example_inputs)
-    if not inputs or not all(isinstance(part, Tensor) for part in inputs):
-        raise invalid("example_inputs", type(example_inputs).__name__, "a tensor or tensors")
+def _checked(example_inputs: Any) -> Any:
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, (Sequence, dict)) or not any(
+        True for _ in tensors_in(list(inputs) if isinstance(inputs, Sequence) else inputs)
+    ):
+        raise invalid(
+            "example_inputs",
+            type(example_inputs).__name__,
+            "a tensor, or positional or keyword arguments with a tensor",
+        )
     return inputs
