@@ -128,6 +128,33 @@ def test_inspect(digits: Path, call) -> None:
     assert "conv1.weight" in shown
 
 
+def test_inspect_of_a_killed_run_reads_its_last_checkpoint(
+    digits: Path, call, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(digits, killed)
+    for name in ("summary.json", "model.safetensors"):
+        (killed / name).unlink()
+    code, shown = call("inspect", killed)
+    assert code == 0, shown
+    last = call("inspect", step(killed, LAST))[1]
+    assert shown.splitlines()[1:] == last.splitlines()[1:]
+
+
+@pytest.mark.parametrize("within", [".", "model.safetensors"])
+def test_inspect_refuses_a_checkpoint_with_a_changed_byte(
+    digits: Path, call, tmp_path: Path, within: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits, damaged)
+    weights = step(damaged, GROWING) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, shown = call("inspect", step(damaged, GROWING) / within)
+    assert code == 1 and "model.safetensors is corrupted" in shown
+
+
 def test_spectra(digits: Path, call, tmp_path: Path) -> None:
     table = tmp_path / "agreement.json"
     words = ("--reference", "final", "--out", tmp_path / "a.html", "--table", table)
