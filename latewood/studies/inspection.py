@@ -7,11 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from latewood.core import read_tensors
 from latewood.errors import RequestError
+from latewood.slim.saved_files import read_slim_values
 from latewood.spectra import analyze
 from latewood.spectra.analyze import COLUMNS
 from latewood.spectra.matrices.named_matrices import Conv, Lora, Split
+from latewood.studies.slim_run import is_slim_run
 from latewood.terminal.progress import Track
 from latewood.terminal.tables import Row
 from latewood.training import checkpoints
@@ -33,7 +37,8 @@ def inspect_checkpoint(
 
     Args:
         path: a safetensors or torch file, a Hugging Face model folder, a run folder, which stands
-            for its last checkpoint where the run has not finished, or a checkpoint in a run.
+            for its last checkpoint where the run has not finished, a checkpoint in a run, or the
+            folder of a slim model, whose compressed rows are left out.
         split: see ``analyze``, as ``conv`` and ``lora``.
         conv: see ``analyze``.
         lora: see ``analyze``.
@@ -46,7 +51,7 @@ def inspect_checkpoint(
         RequestError: nothing to read there, it holds no matrix, or a choice that is not allowed.
         WorkError: the file is torn or corrupted, or not the one that a checkpoint was written with.
     """
-    tensors = read_tensors(_weights(path))
+    tensors = _tensors(path)
 
     def shown(items: Iterable[Any], total: int) -> Iterator[Any]:
         assert track is not None
@@ -60,6 +65,13 @@ def inspect_checkpoint(
             "tensors with two or more dimensions"
         )
     return list(rows)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if is_slim_run(path):
+        # Its files number the tensors, and hold inputs as well, which are no weights.
+        return read_slim_values(path / "model")
+    return read_tensors(_weights(path))
 
 
 def _weights(path: Path) -> Path:

@@ -27,7 +27,7 @@ from latewood.training.randomness import caller_unchanged
 from latewood.training.recipe import Recipe, environment
 from latewood.training.run_folder import RunFolder, write_atomically
 
-__all__ = ["SlimRun", "slim_run"]
+__all__ = ["SlimRun", "is_slim_run", "slim_run"]
 
 MODES: Final[tuple[ExportForm, ...]] = ("auto", "slim", "csr", "dense")
 _MODEL: Final = "model"
@@ -128,16 +128,21 @@ def slim_run(
     return SlimRun(folder, rows, report)
 
 
+def is_slim_run(folder: Path) -> bool:
+    """Whether ``slim_run`` wrote this folder."""
+    try:
+        report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("format") == _FORMAT
+
+
 def _require_free(folder: Path, *, overwrite: bool) -> None:
     if folder.is_file():
         raise RequestError(f"--out: got '{folder}', which is a file; expected a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    try:
-        ours = json.loads((folder / _REPORT).read_text(encoding="utf-8")).get("format") == _FORMAT
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
+    if not is_slim_run(folder):
         raise RequestError(
             f"--out: got '{folder}', which is not empty and holds no slim model; expected a new or "
             "an empty folder"

@@ -141,6 +141,16 @@ def test_inspect_of_a_killed_run_reads_its_last_checkpoint(
     assert shown.splitlines()[1:] == last.splitlines()[1:]
 
 
+def test_inspect_of_a_slim_model_shows_its_weights_and_nothing_else(
+    digits: Path, call, tmp_path: Path
+) -> None:
+    code, shown = call("slim", digits, "--mode", "dense", "--out", tmp_path / "slim")
+    assert code == 0, shown
+    code, shown = call("inspect", tmp_path / "slim")
+    assert code == 0, shown
+    assert sorted(shown.splitlines()[2:]) == sorted(call("inspect", digits)[1].splitlines()[2:])
+
+
 @pytest.mark.parametrize("within", [".", "model.safetensors"])
 def test_inspect_refuses_a_checkpoint_with_a_changed_byte(
     digits: Path, call, tmp_path: Path, within: str
