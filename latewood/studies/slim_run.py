@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latewood.core.macs import macs
 from latewood.core.measure import file_bytes, nonzero_count, parameter_count
 from latewood.core.timing import least_times
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, WorkError, invalid
 from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim
 from latewood.tasks import Task
 from latewood.terminal.progress import Track
@@ -79,7 +79,8 @@ def slim_run(
     Raises:
         RequestError: no run there, one that is not finished, a mode or a batch that is not allowed,
             or a folder that holds something else.
-        WorkError: the weights are damaged, or a form differs from the model.
+        WorkError: the weights are damaged, a form differs from the model, or the folder cannot be
+            written.
     """
     if mode not in MODES:
         raise invalid("mode", mode, f"one of {', '.join(MODES)}")
@@ -121,7 +122,10 @@ def slim_run(
         "environment": environment(opened.recipe),
     }
     factory, arguments = _factory(opened.recipe, opened.task)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be written ({error.strerror})") from error
     # First, since it marks the folder as one that may be replaced.
     write_atomically(folder / _REPORT, json.dumps(report, indent=1) + "\n")
     save_slim(model, folder / _MODEL, factory=factory, arguments=arguments)

@@ -122,6 +122,12 @@ def test_slim(digits: Path, call, tmp_path: Path, form: str) -> None:
     assert ended[0] == last[0] and ended[0]["measure"] == "parameters"
 
 
+def test_slim_names_a_folder_that_cannot_be_made(digits: Path, call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, shown = call("slim", digits, "--mode", "dense", "--out", tmp_path / "file" / "slim")
+    assert code == 1 and "slim: cannot be written (Not a directory)" in shown
+
+
 def test_inspect(digits: Path, call) -> None:
     code, shown = call("inspect", digits, step(digits, GROWING))
     assert code == 0, shown
