@@ -98,10 +98,12 @@ def test_users_see_the_types(tmp_path: Path) -> None:
         "reveal_type(latewood.optim.AvaGrad)\n"
         "reveal_type(shipped_recipes()[0].task)\n"
         "reveal_type(load_recipe)\n"
+        "latewood.no_room  # type: ignore[attr-defined]\n"
+        "latewood.training.no_name  # type: ignore[attr-defined]\n"
     )
     python = tmp_path / "venv" / "bin" / "python"
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--python-executable", python, "script.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "script.py"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

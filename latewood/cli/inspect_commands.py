@@ -40,7 +40,7 @@ def inspect(
     Parameters
     ----------
     files
-        safetensors or torch files, run folders, or Hugging Face model folders.
+        safetensors or torch files, runs, checkpoints in them, or Hugging Face model folders.
     split
         Attention's fused projections as one matrix, or as queries, keys and values.
     conv

@@ -30,6 +30,7 @@ Scale = Literal["quick", "cpu", "full"]
 """quick: seconds, in the test suite; cpu: minutes on two cores; full: the paper's protocol."""
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
+"""All scales, the smallest first."""
 
 LABELS = {
     "P": "read in the paper",

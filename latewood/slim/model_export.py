@@ -26,6 +26,7 @@ from latewood.slim.removal import slimmed
 __all__ = ["ExportForm", "ExportReport", "LayerChoice", "export"]
 
 ExportForm = Literal["auto", "dense", "masked", "csr", "slim"]
+"""The forms of a model that ``export`` can write; "auto" is the fastest."""
 
 _MULTIPLES: Final = (8, 16)
 """Numbers of channels that kernels like; measured beside the exact ones."""

@@ -28,6 +28,7 @@ from latewood.slim.residual_branches import Scatter, branch_ends
 __all__ = ["Residual", "slim", "slimmed"]
 
 Residual = Literal["coupled", "inner", "scatter"]
+"""What happens to the channels that residual connections add up, see ``slim``."""
 
 
 def slim(

@@ -23,7 +23,7 @@ from latewood.slim.edits import (
     unpacked,
 )
 
-__all__ = ["load_slim", "repeat_edits", "save_edits", "save_slim"]
+__all__ = ["load_slim", "read_slim_values", "repeat_edits", "save_edits", "save_slim"]
 
 _SLIM_FORMAT = "latewood slim module 2"
 _EDITS_FORMAT = "latewood edits 1"
@@ -91,14 +91,7 @@ def load_slim(
         RequestError: no model to start from, or one that the recipe does not fit.
         WorkError: a file is missing, torn or not a slim module.
     """
-    content = load_state(path)
-    parts = {"format", "factory", "arguments", "edits", "examples", "state"}
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != _SLIM_FORMAT
-        or content.keys() != parts
-    ):
-        raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
+    content = _content(path)
     if make_model is None:
         make_model = _factory(content["factory"], trust)
     model = _made(make_model, content["arguments"]).eval()
@@ -109,6 +102,19 @@ def load_slim(
         _fill(model, content["state"])
     remember(model, edits, examples)
     return model
+
+
+def read_slim_values(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a slim module, without making the module.
+
+    Args:
+        path: the path that was given to ``save_slim``.
+
+    Raises:
+        WorkError: a file is missing, torn or not a slim module.
+    """
+    values: dict[str, torch.Tensor] = _content(path)["state"]
+    return values
 
 
 def save_edits(model: nn.Module, path: str | Path) -> None:
@@ -151,6 +157,18 @@ def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
     edited = _edited(model.eval(), edits, content["examples"])
     remember(edited, edits, content["examples"])
     return edited
+
+
+def _content(path: str | Path) -> dict[str, Any]:
+    content = load_state(path)
+    parts = {"format", "factory", "arguments", "edits", "examples", "state"}
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != _SLIM_FORMAT
+        or content.keys() != parts
+    ):
+        raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
+    return content
 
 
 def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The four readings of a network under soft masks: soft, hard, recalibrated, and undecided."""
+"""Four evaluations of a network under soft masks: soft, hard, recalibrated, and undecided."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def evaluate_masks(
             ``score``: 0.01 is one point of accuracy.
 
     Returns:
-        The four readings.
+        The four evaluations.
 
     Raises:
         RequestError: after ``finalize``.

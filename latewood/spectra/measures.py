@@ -13,6 +13,7 @@ from latewood.spectra.solvers.leading_vectors import factors
 __all__ = ["RankKind", "count90", "effective_rank", "gini", "singular_values", "stable_rank"]
 
 RankKind = Literal["exp", "entropy"]
+"""The effective rank as an exponential, or the entropy itself."""
 
 
 def singular_values(matrix: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latewood.core.macs import macs
 from latewood.core.measure import file_bytes, nonzero_count, parameter_count
 from latewood.core.timing import least_times
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, WorkError, invalid
 from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim
 from latewood.tasks import Task
 from latewood.terminal.progress import Track
@@ -27,7 +27,7 @@ from latewood.training.randomness import caller_unchanged
 from latewood.training.recipe import Recipe, environment
 from latewood.training.run_folder import RunFolder, write_atomically
 
-__all__ = ["SlimRun", "slim_run"]
+__all__ = ["SlimRun", "is_slim_run", "slim_run"]
 
 MODES: Final[tuple[ExportForm, ...]] = ("auto", "slim", "csr", "dense")
 _MODEL: Final = "model"
@@ -79,7 +79,8 @@ def slim_run(
     Raises:
         RequestError: no run there, one that is not finished, a mode or a batch that is not allowed,
             or a folder that holds something else.
-        WorkError: the weights are damaged, or a form differs from the model.
+        WorkError: the weights are damaged, a form differs from the model, or the folder cannot be
+            written.
     """
     if mode not in MODES:
         raise invalid("mode", mode, f"one of {', '.join(MODES)}")
@@ -121,11 +122,23 @@ def slim_run(
         "environment": environment(opened.recipe),
     }
     factory, arguments = _factory(opened.recipe, opened.task)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be written ({error.strerror})") from error
     # First, since it marks the folder as one that may be replaced.
     write_atomically(folder / _REPORT, json.dumps(report, indent=1) + "\n")
     save_slim(model, folder / _MODEL, factory=factory, arguments=arguments)
     return SlimRun(folder, rows, report)
+
+
+def is_slim_run(folder: Path) -> bool:
+    """Whether ``slim_run`` wrote this folder."""
+    try:
+        report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("format") == _FORMAT
 
 
 def _require_free(folder: Path, *, overwrite: bool) -> None:
@@ -133,11 +146,7 @@ def _require_free(folder: Path, *, overwrite: bool) -> None:
         raise RequestError(f"--out: got '{folder}', which is a file; expected a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    try:
-        ours = json.loads((folder / _REPORT).read_text(encoding="utf-8")).get("format") == _FORMAT
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
+    if not is_slim_run(folder):
         raise RequestError(
             f"--out: got '{folder}', which is not empty and holds no slim model; expected a new or "
             "an empty folder"

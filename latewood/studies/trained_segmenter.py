@@ -45,6 +45,8 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     Raises:
         RequestError: no run, one of another task, or one that is not finished.
     """
+    if not run.exists:
+        raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")
     recipe = load_recipe(run.recipe_path)
     if recipe.task["name"] != "foreground":
         raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")

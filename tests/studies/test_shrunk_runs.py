@@ -122,10 +122,53 @@ def test_slim(digits: Path, call, tmp_path: Path, form: str) -> None:
     assert ended[0] == last[0] and ended[0]["measure"] == "parameters"
 
 
+def test_slim_names_a_folder_that_cannot_be_made(digits: Path, call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, shown = call("slim", digits, "--mode", "dense", "--out", tmp_path / "file" / "slim")
+    assert code == 1 and "slim: cannot be written (Not a directory)" in shown
+
+
 def test_inspect(digits: Path, call) -> None:
     code, shown = call("inspect", digits, step(digits, GROWING))
     assert code == 0, shown
     assert "conv1.weight" in shown
+
+
+def test_inspect_of_a_killed_run_reads_its_last_checkpoint(
+    digits: Path, call, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(digits, killed)
+    for name in ("summary.json", "model.safetensors"):
+        (killed / name).unlink()
+    code, shown = call("inspect", killed)
+    assert code == 0, shown
+    last = call("inspect", step(killed, LAST))[1]
+    assert shown.splitlines()[1:] == last.splitlines()[1:]
+
+
+def test_inspect_of_a_slim_model_shows_its_weights_and_nothing_else(
+    digits: Path, call, tmp_path: Path
+) -> None:
+    code, shown = call("slim", digits, "--mode", "dense", "--out", tmp_path / "slim")
+    assert code == 0, shown
+    code, shown = call("inspect", tmp_path / "slim")
+    assert code == 0, shown
+    assert sorted(shown.splitlines()[2:]) == sorted(call("inspect", digits)[1].splitlines()[2:])
+
+
+@pytest.mark.parametrize("within", [".", "model.safetensors"])
+def test_inspect_refuses_a_checkpoint_with_a_changed_byte(
+    digits: Path, call, tmp_path: Path, within: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits, damaged)
+    weights = step(damaged, GROWING) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, shown = call("inspect", step(damaged, GROWING) / within)
+    assert code == 1 and "model.safetensors is corrupted" in shown
 
 
 def test_spectra(digits: Path, call, tmp_path: Path) -> None:

@@ -135,3 +135,8 @@ def test_what_cannot_work(folder, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"nothing")
     with pytest.raises(WorkError, match=r"torn\.png"):
         foreground(folder=str(tmp_path))
+
+
+def test_segmenter_of_no_run_is_refused_by_name(tmp_path) -> None:
+    with pytest.raises(RequestError, match=r"^network: got .*; expected the folder of a run"):
+        trained_segmenter(RunFolder(tmp_path))
