@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize
 
 from latewood.errors import RequestError, invalid, listed
 
-__all__ = ["WEIGHT_LAYERS", "Selected", "select_parameters", "stored_tensor"]
+__all__ = [
+    "WEIGHT_LAYERS",
+    "Selected",
+    "is_hugging_face_conv1d",
+    "select_parameters",
+    "stored_tensor",
+]
 
 WEIGHT_LAYERS: Final[tuple[type[nn.Module], ...]] = (
     nn.Linear,
@@ -27,7 +33,10 @@ WEIGHT_LAYERS: Final[tuple[type[nn.Module], ...]] = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
-"""Layer types whose weight matrices are selected when nothing else is asked for."""
+"""Layer types whose weight matrices are selected when nothing else is asked for.
+
+Hugging Face's ``Conv1D``, which GPT-2 is made of, counts as ``nn.Linear``.
+"""
 
 _ORDER: Final = (
     "weight_ih",
@@ -152,11 +161,20 @@ def select_parameters(
     return chosen
 
 
+def is_hugging_face_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is Hugging Face's linear layer that stores (in, out)."""
+    # By name, so that transformers need not be installed; a parametrized module is a subclass.
+    return hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+
+
 def _candidates(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[Selected]:
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         # Layers inside a transformation belong to it, not to the model.
-        if not isinstance(module, types) or "parametrizations" in module_name.split("."):
+        wanted = isinstance(module, types) or (
+            nn.Linear in types and is_hugging_face_conv1d(module)
+        )
+        if not wanted or "parametrizations" in module_name.split("."):
             continue
         for name in _weight_names(module):
             tensor = _identity(module, name)

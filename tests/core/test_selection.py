@@ -163,3 +163,18 @@ def test_split_tensors_are_seen_but_not_handed_out():
     assert selected.tensor.shape == (3, 2)
     with pytest.raises(RequestError, match="one piece"):
         stored_tensor(layer, "weight")
+
+
+def test_the_linear_layer_of_hugging_face_is_one():
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf = 4
+            self.weight = nn.Parameter(torch.ones(3, 4))
+            self.bias = nn.Parameter(torch.zeros(4))
+
+    model = nn.Sequential(Conv1D(), nn.Linear(4, 2))
+    parametrize.register_parametrization(model[0], "weight", Half())
+    assert [chosen.name for chosen in select_parameters(model)] == ["0.weight", "1.weight"]
+    (conv,) = select_parameters(nn.Sequential(nn.Conv1d(1, 1, 1), Conv1D()), types=(nn.Conv1d,))
+    assert conv.name == "0.weight"
