@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from latewood.core import MASK, Selected, select_parameters, transformations
 from latewood.errors import RequestError, invalid
@@ -33,7 +34,8 @@ def maskable(
     chosen = _select(model, include, exclude)
     for weight in chosen:
         _require_maskable(weight)
-    return chosen
+    # Weights without elements have nothing to prune, and no density.
+    return [weight for weight in chosen if weight.stored.numel() > 0] or chosen
 
 
 def _select(
@@ -47,6 +49,13 @@ def _select(
 
 
 def _require_maskable(selected: Selected) -> None:
+    for hook in selected.module._forward_pre_hooks.values():
+        # A mask on a factor could make a row of the direction 0, which its norm then divides.
+        if isinstance(hook, WeightNorm) and selected.parameter_name.startswith(f"{hook.name}_"):
+            raise RequestError(
+                f"model: {selected.name} is a factor of torch.nn.utils.weight_norm, which a mask "
+                "would not prune; remove_weight_norm first or exclude this parameter"
+            )
     for transformation in transformations(selected.module, selected.parameter_name):
         order = getattr(transformation, "order", None)
         if order == MASK:
