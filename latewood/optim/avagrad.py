@@ -358,7 +358,7 @@ class _KnownSums(NamedTuple):
 
 def _addresses(moments: list[Tensor]) -> list[int]:
     """Where moments lie: data that was replaced under a tensor, as growth does, has no version."""
-    return [moment.data_ptr() if is_plain(moment) else 0 for moment in moments]
+    return list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
 
 
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
