@@ -33,15 +33,17 @@ def finalize(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
         The model with plain layers: the same object, or what a method has made around its layers.
 
     Raises:
-        RequestError: a method that does not say its order; a mask over a number format that none of
-            the methods bakes; or a new model without the layers that later methods work on, or
-            without the new model that an earlier one has made.
+        RequestError: a method that does not say its order, or is finalized; a mask over a number
+            format that none of the methods bakes; or a new model without the layers that later
+            methods work on, or without the new model that an earlier one has made.
     """
     for method in methods:
         order = getattr(method, "order", "none")
         if order not in _FIRST_TO_LAST:
             allowed = "PRECISION, MASK, FAULTS, SHAPES or, without transformations, None"
             raise invalid(f"{type(method).__name__}.order", order, allowed)
+        if isinstance(method, EndsOnce):
+            method.require_active("finalize")
     ordered = sorted(methods, key=lambda method: _FIRST_TO_LAST.index(method.order))
     final = model
     for position, method in enumerate(ordered):

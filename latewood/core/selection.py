@@ -17,6 +17,7 @@ __all__ = [
     "EMBEDDING",
     "WEIGHT_LAYERS",
     "Selected",
+    "is_hugging_face_conv1d",
     "matrix_parameters",
     "select_parameters",
     "shared_with_embeddings",
@@ -226,6 +227,12 @@ def shared_with_embeddings(model: nn.Module) -> set[str]:
         for weight, reason in matrix_parameters(model)
         if reason is None and id(_identity(weight.module, weight.parameter_name)) in looked_up
     }
+
+
+def is_hugging_face_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is Hugging Face's linear layer that stores (in, out)."""
+    # By name, so that transformers need not be installed; a parametrized module is a subclass.
+    return hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def _no_weight(module: nn.Module, name: str, tensor: Tensor) -> str | None:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -79,12 +80,16 @@ _TENSOR_FUNCTIONS = (
 
 
 def tensors_are_virtual() -> bool:
-    """Whether tensors may stand for others now: traced, transformed, or seen by a dispatch mode."""
+    """Whether tensors may stand for others now, or carry more than their memory shows.
+
+    They are traced, transformed, seen by a dispatch mode, or may have tangents.
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or is_in_torch_dispatch_mode()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -93,7 +98,7 @@ def native_for(*tensors: Tensor) -> ModuleType | None:
 
     They need float32 on the CPU, one shape, one common dense layout, and real memory: not while
     torch.compile traces (the compiler fuses the reference itself), nor inside torch.func transforms
-    or dispatch modes, whose tensors have no memory of their own.
+    or dispatch modes, whose tensors have no memory of their own, nor where tensors have tangents.
 
     Args:
         tensors: the inputs.

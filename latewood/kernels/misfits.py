@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from latewood.errors import RequestError, invalid
 from latewood.kernels.dispatch import tensors_are_virtual
 
-__all__ = ["Misfit", "is_covered", "is_plain", "memory_misfit", "require_memory"]
+__all__ = ["Misfit", "has_memory", "is_covered", "is_plain", "memory_misfit", "require_memory"]
 
 _PLAIN = frozenset((Tensor, Parameter))
 
@@ -43,6 +43,17 @@ def is_covered(tensor: Tensor) -> bool:
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     end = tensor.storage_offset() + reach + 1
     return end * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is strided and has a storage; one of a batch of gradients has none."""
+    if tensor.layout is not torch.strided:
+        return False
+    try:
+        tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def memory_misfit(tensor: Tensor) -> Misfit | None:

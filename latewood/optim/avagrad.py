@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latewood.errors import invalid
+from latewood.kernels.misfits import is_plain
 from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
 from latewood.optim.base import Optimizer, ParameterBatch, form_of, local, number, positive, switch
 from latewood.optim.delayed_adam import delayed_scalars
@@ -256,6 +257,7 @@ class AvaGrad(Optimizer):
             self._known_sums[index] = _KnownSums(
                 batch.exp_avg_sqs,
                 [moment._version for moment in batch.exp_avg_sqs],
+                _addresses(batch.exp_avg_sqs),
                 [n.following for n in numbers],
                 [n.eps for n in numbers],
                 totals,
@@ -336,6 +338,7 @@ class _KnownSums(NamedTuple):
 
     moments: list[Tensor]
     versions: list[int]
+    addresses: list[int]
     corrections: list[Number]
     eps: list[float]
     totals: list[Number]
@@ -347,9 +350,15 @@ class _KnownSums(NamedTuple):
             len(moments) == len(self.moments)
             and all(map(operator.is_, moments, self.moments))
             and [moment._version for moment in moments] == self.versions
+            and _addresses(moments) == self.addresses
             and corrections == self.corrections
             and eps == self.eps
         )
+
+
+def _addresses(moments: list[Tensor]) -> list[int]:
+    """Where moments lie: data that was replaced under a tensor, as growth does, has no version."""
+    return list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
 
 
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:

@@ -38,7 +38,7 @@ def normaliser(
         process_group: processes that hold other tensors and count together with this one.
 
     Returns:
-        gamma; a tensor if any of ``sums`` or ``active`` is one.
+        gamma; a tensor if any of ``sums`` or ``active`` is one; 1 where no tensor has an element.
 
     Raises:
         WorkError: the sum is 0, as the rates are too small for their precision.
@@ -54,6 +54,9 @@ def normaliser(
         rates = torch.where(moving, some[0], every[0])
         return (torch.where(moving, some[1], every[1]) / rates).sqrt()
     total, size = some if some[1] > 0 else every
+    if size == 0.0:
+        # Only tensors without elements, which no factor moves.
+        return 1.0
     # A compiled graph does not know the number yet, and would end here.
     if not torch.compiler.is_compiling() and total == 0.0:
         raise WorkError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from latewood.core import MASK, Selected, select_parameters, transformations
 from latewood.core.selection import EMBEDDING, matrix_parameters, shared_with_embeddings
@@ -48,7 +49,8 @@ def maskable(
         _require_maskable(weight)
     if everything:
         _warn_of_most_left_out(model, chosen, dense)
-    return chosen
+    # Weights without elements have nothing to prune, and no density.
+    return [weight for weight in chosen if weight.stored.numel() > 0] or chosen
 
 
 def _dense_by_default(model: nn.Module, chosen: Sequence[Selected]) -> dict[str, str]:
@@ -84,6 +86,13 @@ def _warn_of_most_left_out(
 
 
 def _require_maskable(selected: Selected) -> None:
+    for hook in selected.module._forward_pre_hooks.values():
+        # A mask on a factor could make a row of the direction 0, which its norm then divides.
+        if isinstance(hook, WeightNorm) and selected.parameter_name.startswith(f"{hook.name}_"):
+            raise RequestError(
+                f"model: {selected.name} is a factor of torch.nn.utils.weight_norm, which a mask "
+                "would not prune; remove_weight_norm first or exclude this parameter"
+            )
     for transformation in transformations(selected.module, selected.parameter_name):
         order = getattr(transformation, "order", None)
         if order == MASK:

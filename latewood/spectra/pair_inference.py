@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from latewood.core.selection import WEIGHT_LAYERS
+from latewood.core.selection import WEIGHT_LAYERS, is_hugging_face_conv1d
 from latewood.spectra.layer_pairs import LayerPair, PairPart
 from latewood.spectra.matrices.attention import fused_layers, separate_layers
-from latewood.spectra.matrices.matrix_views import is_hugging_face_conv1d
 from latewood.spectra.pair_operands import fits
 
 __all__ = ["infer_pairs"]

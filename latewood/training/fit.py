@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -50,10 +51,12 @@ def fit(
         after_step: called with the number of steps taken, 1 first.
 
     Raises:
-        RequestError: ``clip_norm`` is not positive.
+        RequestError: ``clip_norm`` is not positive, the loss is no differentiable scalar, the
+            optimizer needs a closure, or it lacks a parameter of a method.
     """
     if clip_norm is not None and not clip_norm > 0.0:
         raise invalid("clip_norm", clip_norm, "a positive number, or None")
+    _require_step(optimizer, methods)
     clipped = unclaimed(model.parameters(), methods)
     for step, batch in enumerate(batches):
         if before_step is not None:
@@ -61,6 +64,9 @@ def fit(
         if rate_factor is not None:
             set_rates(optimizer, rate_factor(step))
         value = loss(model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise invalid("loss", shown, "a differentiable tensor with one element")
         penalty = total_penalty(methods)
         compute_gradients(value if penalty is None else value + penalty, optimizer)
         if clip_norm is not None:
@@ -68,6 +74,23 @@ def fit(
         update(optimizer, methods)
         if after_step is not None:
             after_step(step + 1)
+
+
+def _require_step(optimizer: Optimizer, methods: Sequence[Method]) -> None:
+    """Refuses an optimizer that could not take the steps of ``fit``."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise invalid("optimizer", type(optimizer).__name__, "one whose step needs no closure")
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for method in methods:
+        for group in method.parameter_groups():
+            for parameter in group["params"]:
+                if parameter.requires_grad and id(parameter) not in updated:
+                    raise invalid(
+                        "optimizer",
+                        f"one without a parameter of {type(method).__name__}",
+                        "an optimizer of core.parameter_groups(model, methods)",
+                    )
 
 
 def compute_gradients(loss: Tensor, optimizer: Optimizer, scaler: Any = None) -> None:

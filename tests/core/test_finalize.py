@@ -201,3 +201,13 @@ def test_the_methods_of_the_package_say_their_order():
     method = FixedMasks(network(), {"0.weight": torch.ones(4, 3).bool()})
     assert isinstance(method, Method) and method.order == MASK
     assert finalize(model := network(), []) is model
+
+
+def test_a_method_that_is_over_is_refused_before_another_is_changed():
+    model = network()
+    first = ContinuousSparsification(model, total_steps=1, include=("0",))
+    over = FixedMasks(model, {"1.weight": torch.ones_like(model[1].weight, dtype=torch.bool)})
+    over.finalize()
+    with pytest.raises(RequestError, match=r"^FixedMasks: finalized"):
+        finalize(model, [first, over])
+    assert not first.finalized and transformations(model[0], "weight")

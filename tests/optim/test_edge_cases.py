@@ -243,3 +243,33 @@ def test_gamma_follows_second_moments_that_were_edited():
     optimizer.state[p]["exp_avg_sq"].fill_(0.0)
     step(optimizer, 1.0)
     assert optimizer.param_groups[0]["gamma"].item() == pytest.approx(0.1, rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma_scope", ["global", "group", "tensor"])
+@pytest.mark.parametrize("options", FORMS)
+def test_a_tensor_without_elements_takes_part(options, gamma_scope):
+    alone, beside, without = parameter(1.0, 2.0), parameter(1.0, 2.0), parameter()
+    steps = AvaGrad([alone], gamma_scope=gamma_scope, **options)
+    others = AvaGrad([without, beside], gamma_scope=gamma_scope, **options)
+    empty = AvaGrad([without], gamma_scope=gamma_scope, **options)
+    for _ in range(3):
+        step(steps, 1.0)
+        step(others, 1.0, 1.0)
+        step(empty, 1.0)
+    assert torch.equal(alone, beside)
+
+
+def test_gamma_follows_a_moment_whose_data_was_replaced():
+    # As growth and sharding do; torch counts no version of that.
+    replaced, written = parameter(1.0, 2.0), parameter(1.0, 2.0)
+    for p, replace in ((replaced, True), (written, False)):
+        optimizer = AvaGrad([p])
+        for gradient in (1.0, 2.0):
+            step(optimizer, gradient)
+        moment = optimizer.state[p]["exp_avg_sq"]
+        if replace:
+            moment.data = moment * 100.0
+        else:
+            moment.mul_(100.0)
+        step(optimizer, 3.0)
+    assert torch.equal(replaced, written)

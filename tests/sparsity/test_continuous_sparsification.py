@@ -147,15 +147,26 @@ def test_models_that_cannot_be_masked_are_refused():
     masked = nn.Linear(2, 2)
     ContinuousSparsification(masked, total_steps=1)
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    with pytest.warns(FutureWarning):
+        hooked = nn.utils.weight_norm(nn.Linear(2, 2), dim=None)
     for model, message in [
         (masked, "model: weight already has a mask; finalize it first"),
         (normed, "model: weight has the parametrization _WeightNorm"),
+        (hooked, "model: weight_v is a factor of torch.nn.utils.weight_norm"),
         (nn.ReLU(), "model: got 'ReLU'"),
         (nn.Linear(2, 2, dtype=torch.complex64), "weight of torch.complex64"),
         (nn.Linear(2, 2, device="meta"), "weight on the meta device"),
     ]:
         with pytest.raises(RequestError, match=message):
             ContinuousSparsification(model, total_steps=1)
+
+
+def test_weights_without_elements_are_left_alone():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 0), nn.Linear(0, 2))
+    method = ContinuousSparsification(model, total_steps=1, initial_logit=0.1)
+    assert list(method.masks()) == ["0.weight"]
+    method.harden()
+    assert method.metrics()["density"] == 1.0
 
 
 # Training

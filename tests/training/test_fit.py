@@ -185,3 +185,31 @@ def test_a_norm_that_clips_everything_is_refused(norm):
     with pytest.raises(RequestError, match="clip_norm: got"):
         fit(model, samples(1), cross_entropy, sgd(model), clip_norm=norm)
     assert same(model, network())
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model = network()
+    with pytest.raises(RequestError, match="optimizer: got 'LBFGS'; expected one whose step needs"):
+        fit(model, samples(1), cross_entropy, torch.optim.LBFGS(model.parameters()))
+
+
+def test_an_optimizer_without_the_masks_is_refused():
+    model = network()
+    optimizer = sgd(model)
+    method = ContinuousSparsification(model, total_steps=2)
+    with pytest.raises(RequestError, match="without a parameter of ContinuousSparsification"):
+        fit(model, samples(2), cross_entropy, optimizer, methods=[method])
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [
+        (lambda model, batch: 1.0, "got 'float'"),
+        (lambda model, batch: model(batch[0]), "got \\(8, 3\\)"),
+        (lambda model, batch: torch.ones(()), "got \\(\\)"),
+    ],
+)
+def test_a_loss_that_is_no_differentiable_scalar_is_refused(loss, shown):
+    model = network()
+    with pytest.raises(RequestError, match=f"loss: {shown}; expected a differentiable tensor"):
+        fit(model, samples(1), loss, sgd(model))

@@ -254,7 +254,10 @@ def _changes(
         changes.append(_Change(tensor, where, layout, start))
         for optimizer in optimizers:
             for key, value in optimizer.state.get(tensor, {}).items():
-                if not isinstance(value, Tensor) or value.numel() == 1 < tensor.numel():
+                if not isinstance(value, Tensor):
+                    continue
+                # Of one element and fewer than two axes is a count of steps.
+                if value.dim() < 2 and value.numel() == 1 < tensor.numel():
                     continue
                 if value.shape != tensor.shape:
                     raise RequestError(

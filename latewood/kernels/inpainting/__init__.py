@@ -53,12 +53,13 @@ def ascend(images: Tensor, masks: Tensor, settings: Inpainting) -> SearchResult:
         raise invalid("images", tuple(images.shape), "floats (n, channels, height, width)")
     if masks.shape != (len(images), *images.shape[-2:]):
         raise invalid("masks", tuple(masks.shape), "(n, height, width) of the images")
-    if images.numel() == 0 and len(images) > 0:
+    if 0 in images.shape[1:]:
         raise invalid("images", tuple(images.shape), "one channel, row and column or more")
     if masks.device != images.device:
         raise invalid("masks", str(masks.device), f"the device of the images, {images.device}")
     require_memory(images=images, masks=masks)
-    images, masks = images.detach().contiguous(), masks.bool().contiguous()
+    # Not bool(), which leaves the bytes of what was viewed as bool as they are, 255 of them, say.
+    images, masks = images.detach().contiguous(), (masks != 0).contiguous()
     compiled = native_for(images) if settings.downscale == 1 else None
     if compiled is None or not compiled.readable(masks):
         return ascend_reference(images, masks, settings)

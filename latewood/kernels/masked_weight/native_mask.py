@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latewood.kernels.dispatch import native, native_for
 from latewood.kernels.masked_weight.reference_mask import mask_slope
-from latewood.kernels.misfits import is_plain, require_memory
+from latewood.kernels.misfits import has_memory, is_plain, require_memory
 
 __all__ = ["MaskSum", "MaskedWeight", "is_plain_number"]
 
@@ -43,10 +43,11 @@ class MaskedWeight(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, logits, temperature = ctx.saved_tensors
         # Gradients are wanted of this backward, or it is traced, or somebody replaced the data of
-        # a saved tensor: only plain torch deals with that.
+        # a saved tensor, or the gradient is sparse or a batch: only plain torch deals with that.
         if (
             torch.is_grad_enabled()
             or gradient.shape != weight.shape
+            or not has_memory(gradient)
             or native_for(weight, logits) is None
         ):
             require_memory(weight=weight, logits=logits)
@@ -85,7 +86,7 @@ class MaskSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         logits, temperature = ctx.saved_tensors
-        if torch.is_grad_enabled() or native_for(logits) is None:
+        if torch.is_grad_enabled() or not has_memory(gradient) or native_for(logits) is None:
             require_memory(logits=logits)
             return gradient * mask_slope(logits, temperature, ctx.scale), None, None
         logits_gradient = torch.empty_like(logits)

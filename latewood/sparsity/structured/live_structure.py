@@ -274,7 +274,8 @@ def _refuse_states(resized: Sequence[TensorSpec], optimizer: Optimizer) -> None:
     for tensor in resized:
         shape = tensor.stored.shape
         for key, value in optimizer.state.get(tensor.stored, {}).items():
-            if isinstance(value, Tensor) and value.shape != shape and value.numel() > 1:
+            counts = isinstance(value, Tensor) and value.dim() < 2 and value.numel() == 1
+            if isinstance(value, Tensor) and value.shape != shape and not counts:
                 raise RequestError(
                     f"optimizer: its {key} of {tensor.name} has shape {tuple(value.shape)}; "
                     f"expected the parameter's {tuple(shape)}, to change size with it"

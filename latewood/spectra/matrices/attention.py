@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from latewood.core.selection import is_hugging_face_conv1d
 from latewood.errors import invalid
 from latewood.spectra.alignment import attention_projections
-from latewood.spectra.matrices.matrix_views import is_hugging_face_conv1d
 
 __all__ = [
     "FUSED",

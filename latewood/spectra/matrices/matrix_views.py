@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latewood.core.selection import is_hugging_face_conv1d
+
 __all__ = [
     "CONVOLUTIONS",
     "as_matrix",
@@ -12,7 +14,6 @@ __all__ = [
     "conv_transpose_matrix",
     "expert_matrices",
     "has_taps",
-    "is_hugging_face_conv1d",
     "matrix_parameter",
     "parameter_matrix",
     "tap_matrices",
@@ -156,9 +157,3 @@ def matrix_parameter(
     if name == "weight" and is_hugging_face_conv1d(module):
         return matrix.transpose(0, 1)
     return matrix.reshape(shape)
-
-
-def is_hugging_face_conv1d(module: nn.Module) -> bool:
-    """Whether a layer is Hugging Face's linear layer that stores (in, out)."""
-    # By name, so that transformers need not be installed; a parametrized module is a subclass.
-    return hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)

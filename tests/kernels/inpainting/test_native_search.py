@@ -173,3 +173,17 @@ def test_the_binding_refuses_sizes_that_do_not_go_together() -> None:
             compiled.inpainting_ascend(some, start, *wrong_result, *tail)
     with pytest.raises(ValueError, match="settings"):
         compiled.inpainting_ascend(some, start, *result, 2, 3, 16, 16, [], 2, 4, 1e-3, 3, 1)
+
+
+def test_bytes_seen_as_bool_count_as_true() -> None:
+    start = starts(2, 9, 11)
+    seen = (start.to(torch.uint8) * 255).view(torch.bool)
+    for picture in (images(3, 2, 3, 9, 11), images(3, 2, 3, 9, 11).double()):
+        result, expected = (ascend(picture, masks, Inpainting()) for masks in (seen, start))
+        assert torch.equal(result.masks, expected.masks)
+        assert torch.equal(result.inpainting, expected.inpainting)
+
+
+def test_no_images_without_pixels_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"images: got .*; expected one channel, row and"):
+        ascend(torch.zeros(0, 0, 5, 5), torch.zeros(0, 5, 5, dtype=torch.bool), Inpainting())

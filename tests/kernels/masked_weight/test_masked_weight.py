@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
@@ -319,3 +320,52 @@ def test_the_binding_refuses_tensors_that_are_not_alike():
             native().masked_weight_forward(weight, other, 1.0, 1.0, torch.empty(5), 1)
         with pytest.raises(ValueError, match=r"alike|float32"):
             native().mask_sum_backward(1.0, weight, 1.0, 1.0, other, 1)
+
+
+def pair():
+    generator = torch.Generator().manual_seed(5)
+    weight, logits = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    return weight.requires_grad_(), logits.requires_grad_()
+
+
+def test_a_batch_of_gradients_comes_back_as_the_references_does():
+    weight, logits = pair()
+    beta = torch.tensor(2.0)
+    gradients = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(6))
+
+    def batch(outputs, inputs, given):
+        return torch.autograd.grad(outputs, inputs, given, is_grads_batched=True)
+
+    of_weight = batch(masked_weight(weight, logits, beta, 2.0), (weight, logits), gradients)
+    expected = batch(
+        masked_weight_reference(weight, logits, beta, 2.0), (weight, logits), gradients
+    )
+    torch.testing.assert_close(of_weight, expected)
+    of_sum = batch(mask_sum(logits, beta, 2.0), (logits,), gradients[:, 0, 0])
+    expected = batch(mask_sum_reference(logits, beta, 2.0), (logits,), gradients[:, 0, 0])
+    torch.testing.assert_close(of_sum, expected)
+
+
+@needs_native
+def test_a_sparse_gradient_stays_sparse():
+    weight, logits = pair()
+    rows = torch.tensor([1, 4])
+    table = masked_weight(weight, logits, torch.tensor(2.0), 2.0)
+    torch.nn.functional.embedding(rows, table, sparse=True).sum().backward()
+    assert weight.grad.is_sparse and logits.grad.is_sparse
+    mask = torch.zeros(6, 4)
+    mask[rows] = 2.0 * torch.sigmoid(2.0 * logits.detach()[rows])
+    torch.testing.assert_close(weight.grad.to_dense(), mask)
+
+
+def test_tangents_pass_through_in_forward_mode():
+    weight, logits = (tensor.detach() for tensor in pair())
+    beta, tangent = torch.tensor(2.0), torch.ones(6, 4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight, tangent)
+        masked = forward_ad.unpack_dual(masked_weight(dual, logits, beta, 2.0))
+        dual = forward_ad.make_dual(logits, tangent)
+        total = forward_ad.unpack_dual(mask_sum(dual, beta, 2.0))
+    p = torch.sigmoid(beta * logits)
+    torch.testing.assert_close(masked.tangent, 2.0 * p)
+    torch.testing.assert_close(total.tangent, (4.0 * p * (1 - p)).sum())

@@ -4,10 +4,17 @@ import copy
 import shutil
 import warnings
 
+import pytest
 import torch
+from torch import nn
 
+from latewood.core import parameter_groups, stored_tensor
 from latewood.core.state import load_state, save_state
+from latewood.errors import RequestError
+from latewood.optim import AvaGrad
+from latewood.sparsity import StructuredSparsification
 from latewood.training import checkpoints
+from latewood.training.fit import fit
 from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
@@ -133,3 +140,57 @@ def test_a_copy_of_the_model_in_mid_growth_stands_alone(runs):
     run.epoch()
     with torch.no_grad():
         assert torch.equal(twin(*run.inputs), before)
+
+
+def test_gamma_sees_the_rates_of_the_structures_that_are_there():
+    """What AvaGrad remembers of the rates between two steps must not outlive a change of shape."""
+
+    def start():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        method = StructuredSparsification(
+            model, batch, budget={"macs": 0.5}, total_steps=12, steps_per_epoch=3
+        )
+        return model, method
+
+    def train_on(model, method, optimizer):
+        def begin(step):
+            if step % 3 == 0:
+                method.restructure(optimizer)
+
+        def loss(model, batch):
+            return model(batch).pow(2).mean()
+
+        fit(model, [batch] * 6, loss, optimizer, methods=[method], before_step=begin)
+
+    batch = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    model, method = start()
+    optimizer = AvaGrad(parameter_groups(model, [method]))
+    train_on(model, method, optimizer)
+    parts = (method, model, optimizer)
+    states = copy.deepcopy([part.state_dict() for part in parts])
+    other, again = start()
+    again.reshape(states[0])
+    fresh = AvaGrad(parameter_groups(other, [again]))
+    for part, state in zip((again, other, fresh), states, strict=True):
+        part.load_state_dict(state)
+    train_on(model, method, optimizer)
+    train_on(other, again, fresh)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_factored_optimizer_state_is_refused_also_with_one_element():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    method = StructuredSparsification(
+        model, torch.zeros(1, 4), budget={"macs": 0.5}, total_steps=4, steps_per_epoch=1
+    )
+    optimizer = torch.optim.SGD(parameter_groups(model, [method]), lr=0.1)
+    method.restructure(optimizer)
+    for layer in (model[0], model[2]):
+        # Adafactor's of a weight with one input or output; a count would have no such axes.
+        optimizer.state[stored_tensor(layer, "weight")] = {"row_var": torch.zeros(1, 1)}
+    with pytest.raises(RequestError, match=r"optimizer: its row_var of .* has shape \(1, 1\)"):
+        for _ in range(4):
+            method.step()
+            method.restructure(optimizer)
