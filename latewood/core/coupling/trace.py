@@ -22,6 +22,7 @@ from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
+from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
@@ -33,6 +34,7 @@ __all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 _RULES: Final[dict[str, Rule]] = {
     **ELEMENTWISE_RULES,
     **MOVE_RULES,
+    **POSITION_RULES,
     **LAYER_RULES,
     "einsum": einsum_rule,
     **SEQUENCE_RULES,
