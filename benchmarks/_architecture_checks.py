@@ -33,7 +33,19 @@ from latewood.slim.comparison import mapped
 from latewood.sparsity import FixedMasks
 from latewood.sparsity.structured import StructuredSparsification
 
-__all__ = ["CHECKS", "Findings", "Outcome", "Word", "attempt", "check_architecture"]
+__all__ = [
+    "CHECKS",
+    "Findings",
+    "Outcome",
+    "Word",
+    "WrongResult",
+    "attempt",
+    "check_architecture",
+    "float_outputs",
+    "in_double",
+    "require_equal",
+    "require_like",
+]
 
 Word = Literal["ok", "refused", "wrong", "error", "slow", "-"]
 
@@ -82,7 +94,7 @@ class Findings:
     plan: ChannelPlan | None = None
 
 
-class _Wrong(Exception):
+class WrongResult(Exception):
     """A result that is not that of the model."""
 
 
@@ -119,7 +131,7 @@ def attempt(action: Callable[[], object], limit: float) -> Outcome:
             action()
     except _OutOfTime:
         word, reason = "slow", f"over {limit:.0f} s"
-    except (WorkError, _Wrong) as error:
+    except (WorkError, WrongResult) as error:
         word, reason = "wrong", _line(error)
     except LatewoodError as error:
         word, reason = "refused", _line(error)
@@ -196,66 +208,71 @@ def _weight_shares(
         groups = axes.get(name, [])
         if any(not group.barriers and group.width > 1 for group in groups):
             sizes[0] += size
-        elif any({barrier.kind for barrier in group.barriers} == {"normalised"} for group in groups):
+        elif any(
+            {barrier.kind for barrier in group.barriers} == {"normalised"} for group in groups
+        ):
             sizes[1] += size
         else:
             sizes[2] += size
             held = {
-                f"{barrier.kind}: {barrier.reason}" for group in groups for barrier in group.barriers
+                f"{barrier.kind}: {barrier.reason}"
+                for group in groups
+                for barrier in group.barriers
             }
             reasons.update(dict.fromkeys(held or {"never met by the trace"}, size))
     total = sum(sizes) or 1
     return (sizes[0] / total, sizes[1] / total, sizes[2] / total), reasons.most_common()
 
 
-def _float_outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+def float_outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The outputs of a model that are not counts or indices."""
     with torch.no_grad():
         outputs = [*outputs_of(run_model(model, inputs))]
     return [output for output in outputs if output.is_floating_point()]
 
 
-def _require_like(outputs: list[Tensor], exact: list[Tensor], what: str) -> None:
+def require_like(outputs: list[Tensor], exact: list[Tensor], what: str) -> None:
+    """Raises unless outputs have the shapes of others and are finite."""
     shapes, expected = ([tuple(output.shape) for output in list_] for list_ in (outputs, exact))
     if shapes != expected:
-        raise _Wrong(f"{what}: outputs of shapes {shapes}, before {expected}")
+        raise WrongResult(f"{what}: outputs of shapes {shapes}, before {expected}")
     if not all(bool(output.isfinite().all()) for output in outputs if output.numel()):
-        raise _Wrong(f"{what}: outputs are not finite")
+        raise WrongResult(f"{what}: outputs are not finite")
 
 
-def _require_equal(
-    outputs: list[Tensor], exact: list[Tensor], what: str, tolerance: float
-) -> None:
-    _require_like(outputs, exact, what)
+def require_equal(outputs: list[Tensor], exact: list[Tensor], what: str, tolerance: float) -> None:
+    """Raises unless outputs equal others, relative to the largest of those."""
+    require_like(outputs, exact, what)
     largest = max((float(one.abs().max()) for one in exact if one.numel()), default=0.0) or 1.0
     pairs = zip(outputs, exact, strict=True)
     error = max((float((one - two).abs().max()) for one, two in pairs if one.numel()), default=0.0)
     if not error <= tolerance * largest:
-        raise _Wrong(f"{what}: outputs differ by {error / largest:.1e} of the largest")
+        raise WrongResult(f"{what}: outputs differ by {error / largest:.1e} of the largest")
 
 
-def _in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any, float]:
+def in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any, float]:
     """The model and its inputs in float64 where its operations exist in it, and a tolerance."""
     double = copy.deepcopy(model).double()
     wide = mapped(inputs, lambda x: x.double() if x.is_floating_point() else x)
     try:
-        _float_outputs(double, wide)
+        float_outputs(double, wide)
     except RuntimeError:
         return model, inputs, SINGLE_TOLERANCE
     return double, wide, TOLERANCE
 
 
 def _halve(model: nn.Module, plan: ChannelPlan, inputs: Any) -> None:
-    exact = _float_outputs(model, inputs)
+    exact = float_outputs(model, inputs)
     keep = {}
     for number, group in enumerate(plan.free):
         order = torch.randperm(group.width, generator=torch.Generator().manual_seed(number))
         keep[group.name] = order[: math.ceil(group.width / 2)]
     slice_channels(model, plan, keep)
-    _require_like(_float_outputs(model, inputs), exact, "half of the channels")
+    require_like(float_outputs(model, inputs), exact, "half of the channels")
 
 
 def _widen(model: nn.Module, plan: ChannelPlan, inputs: Any) -> None:
-    exact = _float_outputs(model, inputs)
+    exact = float_outputs(model, inputs)
     copies = {
         group.name: range(math.ceil(group.width / 2))
         for group in plan.free
@@ -263,17 +280,17 @@ def _widen(model: nn.Module, plan: ChannelPlan, inputs: Any) -> None:
         if group.width > 1
     }
     widen_channels(model, plan, copies)
-    _require_like(_float_outputs(model, inputs), exact, "half as many channels again")
+    require_like(float_outputs(model, inputs), exact, "half as many channels again")
 
 
 def _slim(model: nn.Module, inputs: Any) -> None:
-    model, inputs, tolerance = _in_double(model, inputs)
+    model, inputs, tolerance = in_double(model, inputs)
     for seed in range(2):
         masked = copy.deepcopy(model)
         _switch_off(masked, inputs, seed)
-        exact = _float_outputs(masked, inputs)
+        exact = float_outputs(masked, inputs)
         smaller = slim(masked, inputs, tolerance=tolerance)
-        _require_equal(_float_outputs(smaller, inputs), exact, f"slim, draw {seed}", tolerance)
+        require_equal(float_outputs(smaller, inputs), exact, f"slim, draw {seed}", tolerance)
 
 
 def _switch_off(model: nn.Module, inputs: Any, seed: int) -> None:
@@ -303,7 +320,7 @@ def _switch_off(model: nn.Module, inputs: Any, seed: int) -> None:
 
 
 def _train(model: nn.Module, inputs: Any) -> None:
-    exact = _float_outputs(model, inputs)
+    exact = float_outputs(model, inputs)
     full = sum(parameter.numel() for parameter in model.parameters())
     method = StructuredSparsification(
         model,
@@ -328,5 +345,5 @@ def _train(model: nn.Module, inputs: Any) -> None:
     smaller = method.finalize().eval()
     size = sum(parameter.numel() for parameter in smaller.parameters())
     if size > 0.5 * full:
-        raise _Wrong(f"structured sparsification: {size} of {full} parameters are left")
-    _require_like(_float_outputs(smaller, inputs), exact, "structured sparsification")
+        raise WrongResult(f"structured sparsification: {size} of {full} parameters are left")
+    require_like(float_outputs(smaller, inputs), exact, "structured sparsification")

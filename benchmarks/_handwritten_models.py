@@ -349,7 +349,9 @@ class FeaturePyramid(nn.Module):
             for i, o in ((3, 16), (16, 24), (24, 32))
         )
         self.lateral = nn.ModuleList(nn.Conv2d(width, 20, 1) for width in (16, 24, 32))
-        self.classes = nn.Sequential(nn.Conv2d(20, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 6, 1))
+        self.classes = nn.Sequential(
+            nn.Conv2d(20, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 6, 1)
+        )
         self.boxes = nn.Sequential(nn.Conv2d(20, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 4, 1))
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import logging
 import sys
@@ -110,8 +109,7 @@ def _tried(name: str, architecture: Architecture) -> _Row:
     findings = check_architecture(model, inputs, LIMIT_SECONDS)
     graph = pruned = Outcome("-")
     if find_spec(PEER) is not None:
-        twin = copy.deepcopy(model)
-        graph, pruned = prune_half(twin, inputs, findings.plan, LIMIT_SECONDS)
+        graph, pruned = prune_half(model, inputs, findings.plan, LIMIT_SECONDS)
     return _Row(name, architecture.family, findings, graph, pruned)
 
 
