@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from latewood.core.devices import device_of
 
 __all__ = ["attributes_restored", "evaluated", "undisturbed", "unfused"]
 
-_REGISTRIES: Final = frozenset(vars(nn.Module()))
-"""What every module has: its parameters, buffers, submodules, hooks and mode."""
+_CONTENTS: Final = frozenset({"_parameters", "_buffers", "_modules", "training"})
+"""What of a module is no attribute of its own."""
 
 
 @contextmanager
@@ -66,22 +66,30 @@ def unfused() -> Iterator[None]:
 
 @contextmanager
 def attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Puts the attributes of all modules back, so that what a run keeps for the next is forgotten.
+    """Puts attributes and hooks of all modules back: what a run keeps for the next is forgotten.
 
     Args:
-        model: any module; parameters, buffers and submodules are not attributes.
+        model: any module; parameters, buffers and submodules stay as they are.
     """
-    before = [
-        (module, {name: copy.copy(value) if type(value) in (dict, list) else value
-                  for name, value in vars(module).items() if name not in _REGISTRIES})
-        for module in model.modules()
-    ]
+    before = [(module, _attributes(module)) for module in model.modules()]
     try:
         yield
     finally:
         for module, attributes in before:
             now = vars(module)
-            for name in [name for name in now if name not in _REGISTRIES]:
-                if name not in attributes:
-                    del now[name]
-            now.update(attributes)
+            for name in now.keys() - _CONTENTS - attributes.keys():
+                del now[name]
+            for name, (value, items) in attributes.items():
+                now[name] = value
+                if items is not None:
+                    value.clear()
+                    value.update(items)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
+    """A module's attributes; of those that are dicts (caches, hooks) what they hold as well."""
+    return {
+        name: (value, dict(value) if type(value) in (dict, OrderedDict) else None)
+        for name, value in vars(module).items()
+        if name not in _CONTENTS
+    }

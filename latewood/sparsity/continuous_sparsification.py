@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -16,7 +16,7 @@ from latewood.core.attached_masks import AttachedMasks
 from latewood.errors import RequestError, invalid, listed
 from latewood.sparsity.density import largest_logits, largest_only, require_reachable
 from latewood.sparsity.maskable_weights import maskable
-from latewood.sparsity.momentum import clear_before_next_step
+from latewood.sparsity.momentum import MomentumReset
 from latewood.sparsity.soft_mask import DECIDED, MOST_UNDECIDED, SoftMask, unit_scale
 from latewood.sparsity.temperature_schedule import TemperatureSchedule
 
@@ -128,7 +128,7 @@ class ContinuousSparsification(EndsOnce):
         self._model = model
         self._step = 0
         self._tickets: list[dict[str, Tensor]] = []
-        self._cancel: Callable[[], None] | None = None
+        self._momentum_reset: MomentumReset | None = None
         self._final_metrics: dict[str, float] | None = None
 
         def make(weight: Selected) -> SoftMask:
@@ -177,7 +177,7 @@ class ContinuousSparsification(EndsOnce):
     @property
     def hardened(self) -> bool:
         """Whether the masks are fixed."""
-        return all(mask.hard_mask is not None for mask in self._masks.values())
+        return all(mask.frozen for mask in self._masks.values())
 
     def mask_parameters(self) -> list[nn.Parameter]:
         """The logits, in the model's order.
@@ -227,6 +227,8 @@ class ContinuousSparsification(EndsOnce):
             RequestError: after ``finalize``.
         """
         self.require_active("step")
+        if self._momentum_reset is not None and not self._momentum_reset.pending:
+            self._keep_momentum()
         before = self.round
         self._step += 1
         if self.round > before and not self.hardened:
@@ -333,6 +335,7 @@ class ContinuousSparsification(EndsOnce):
         self._attached.fold()
         for weight in self._frozen:
             weight.requires_grad_(True)
+        self._keep_momentum()
         self._final_metrics = final_metrics
         self.finalized = True
         return self._model
@@ -366,7 +369,8 @@ class ContinuousSparsification(EndsOnce):
         state: dict[str, Any] = {"step": self._step}
         if self.rounds > 1:
             state["tickets"] = self.tickets[:-1]
-            state["momentum_is_stale"] = self._cancel is not None
+            reset = self._momentum_reset
+            state["momentum_is_stale"] = reset is not None and reset.pending
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -384,11 +388,9 @@ class ContinuousSparsification(EndsOnce):
             {name: mask.clone() for name, mask in ticket.items()}
             for ticket in state.get("tickets", ())
         ]
-        if self._cancel is not None:
-            self._cancel()
-            self._cancel = None
+        self._keep_momentum()
         if state.get("momentum_is_stale"):
-            self._clear_momentum()
+            self._momentum_reset = MomentumReset(self.mask_parameters())
         self._set_temperature()
 
     @torch.no_grad()
@@ -399,13 +401,13 @@ class ContinuousSparsification(EndsOnce):
             reset = (mask.temperature * mask.mask_logits).clamp_max_(self.initial_logit)
             mask.mask_logits.copy_(reset)
         if not self.carry_momentum:
-            self._clear_momentum()
+            self._keep_momentum()
+            self._momentum_reset = MomentumReset(self.mask_parameters())
 
-    def _clear_momentum(self) -> None:
-        def done() -> None:
-            self._cancel = None
-
-        self._cancel = clear_before_next_step(self.mask_parameters(), done)
+    def _keep_momentum(self) -> None:
+        if self._momentum_reset is not None:
+            self._momentum_reset.remove()
+            self._momentum_reset = None
 
     def _set_temperature(self) -> None:
         temperature = self.temperature

@@ -27,8 +27,8 @@ class SoftMask(nn.Module):
     """Multiplies a weight by a mask that starts soft and ends binary.
 
     ``weight * scale * sigmoid(temperature * mask_logits)`` while soft,
-    ``weight * scale * H(mask_logits)`` while ``hard`` is set, with H(z) = 1 if z > 0 else 0, and
-    ``weight * scale * hard_mask`` after ``freeze``.
+    ``weight * scale * H(mask_logits)`` while ``hard`` is set and after ``freeze``, with H(z) = 1 if
+    z > 0 else 0. A copy made while soft stays soft, and takes in what is averaged into it later.
 
     Args:
         weight: the tensor to mask, any shape.
@@ -40,9 +40,8 @@ class SoftMask(nn.Module):
     """
 
     order = MASK
-    follows: ClassVar = {"mask_logits": Follows(), "hard_mask": Follows()}
+    follows: ClassVar = {"mask_logits": Follows()}
     temperature: Tensor
-    hard_mask: Tensor | None
 
     def __init__(self, weight: Tensor, *, initial_logit: float, scale: float) -> None:
         super().__init__()
@@ -53,45 +52,51 @@ class SoftMask(nn.Module):
         )
         # A tensor, because torch.compile would recompile for every new value of a Python number.
         self.register_buffer("temperature", torch.ones((), dtype=dtype, device=weight.device))
-        self.register_buffer("hard_mask", None)
         self.scale = scale
         self.hard = False
+        self.frozen = False
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, with the shape and dtype of ``weight``."""
-        if self.hard or self.hard_mask is not None:
+        if self.hard or self.frozen:
             # Selecting, where multiplying would keep the NaN of a pruned entry.
             return torch.where(self.binary(), weight * self.scale, 0)
         return masked_weight(weight, self.mask_logits, self.temperature, self.scale)
 
     def binary(self) -> Tensor:
-        """The binary mask, H(mask_logits) or what was frozen: bool, with the weight's shape."""
-        return self.mask_logits.detach() > 0 if self.hard_mask is None else self.hard_mask
+        """The binary mask, H(mask_logits): bool, with the weight's shape."""
+        return self.mask_logits.detach() > 0
 
     def undecided(self) -> Tensor:
         """Which entries are still between kept and pruned: bool, with the weight's shape."""
-        if self.hard_mask is not None:
-            return torch.zeros_like(self.hard_mask)
+        if self.frozen:
+            return torch.zeros_like(self.mask_logits, dtype=torch.bool)
         return (self.temperature * self.mask_logits.detach()).abs() < DECIDED
 
     def total(self) -> Tensor:
         """The sum of the soft mask, a 0-dim tensor differentiable in the logits."""
         return mask_sum(self.mask_logits, self.temperature, self.scale)
 
+    @torch.no_grad()
     def freeze(self, mask: Tensor) -> None:
         """Fixes the mask; the logits neither train nor decay from here on.
 
         Args:
             mask: bool, with the weight's shape.
         """
-        self.hard_mask = mask.detach().clone()
-        self.mask_logits.requires_grad_(False)
+        self.frozen = True
+        # The logits say the mask, not one buffer more: an average of the weights that began before,
+        # or another process, would find itself with fewer buffers than the model.
+        logits = self.mask_logits.requires_grad_(False)
+        size = logits.detach().abs().clamp_min_(torch.finfo(logits.dtype).tiny)
+        differs = mask != self.binary()
+        logits.copy_(torch.where(differs, torch.where(mask, size, -size), logits))
         # An optimizer skips a parameter without gradient: no momentum or decay moves it again.
-        self.mask_logits.grad = None
+        logits.grad = None
 
     def extra_repr(self) -> str:
         """The state in words."""
-        state = "frozen" if self.hard_mask is not None else "hard" if self.hard else "soft"
+        state = "frozen" if self.frozen else "hard" if self.hard else "soft"
         return f"{tuple(self.mask_logits.shape)}, scale={self.scale:.6g}, {state}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SoftMask:
@@ -105,14 +110,46 @@ class SoftMask(nn.Module):
         super()._apply(move, recurse)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Writes the mask too once it is frozen, as its readers expect."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.frozen:
+            destination[prefix + "hard_mask"] = self.binary()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Becomes frozen or soft as the state is, since a frozen mask has one entry more."""
-        if prefix + "hard_mask" in state_dict:
-            self.freeze(torch.empty_like(self.mask_logits, dtype=torch.bool))
-        elif prefix + "mask_logits" in state_dict and self.hard_mask is not None:
-            self.hard_mask = None
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        mask = state_dict.get(prefix + "hard_mask")
+        if mask is not None:
+            if prefix + "hard_mask" in unexpected_keys:
+                unexpected_keys.remove(prefix + "hard_mask")
+            if mask.shape == self.mask_logits.shape:
+                self.freeze(mask.to(self.mask_logits.device))
+            else:
+                shapes = f"{tuple(mask.shape)}, expected {tuple(self.mask_logits.shape)}"
+                error_msgs.append(f"{prefix}hard_mask: shape {shapes}")
+        elif prefix + "mask_logits" in state_dict and self.frozen:
+            self.frozen = False
             self.mask_logits.requires_grad_(True)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def unit_scale(initial_logit: float, like: Tensor) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import inspect
 import json
 import math
 import sys
 import typing
+from collections import ChainMap, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -302,10 +304,7 @@ class _Parameter:
 def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:
     """The named parameters of a callable, and whether it takes any keyword besides."""
     target = factory.__init__ if inspect.isclass(factory) else factory
-    try:
-        hints = typing.get_type_hints(target, include_extras=True)
-    except (NameError, TypeError):
-        hints = {}
+    hints = _hints(target)
     parameters: dict[str, _Parameter] = {}
     open_ended = False
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -320,6 +319,19 @@ def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, _Parameter], boo
                 positional_only=parameter.kind is inspect.Parameter.POSITIONAL_ONLY,
             )
     return parameters, open_ended
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a callable by parameter; {} if it cannot have any."""
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except TypeError:
+        return {}
+    except NameError:
+        # What only type checkers import is nothing that a recipe could write.
+        own = getattr(inspect.unwrap(target), "__globals__", {})
+        names = ChainMap(own, vars(builtins), defaultdict(lambda: Any))
+        return typing.get_type_hints(target, localns=names, include_extras=True)
 
 
 def _of_default(default: Any) -> Any:

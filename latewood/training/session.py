@@ -102,6 +102,7 @@ class Session(RunContext):
         self._list_parameters()
         splits = split_points(self.steps_per_epoch) if self.recipe.split_points else ()
         self.kept_steps = frozenset({*self.recipe.keep_at, *splits})
+        self._waited_for = self._with_gradients()
         self.objective_noise = torch.Generator(self.processes.device)
         self.augment_noise = torch.Generator()
 
@@ -134,15 +135,18 @@ class Session(RunContext):
 
     def begin_epoch(self) -> None:
         """Lets methods change the model's shapes; what was built around it is built anew."""
-        if self.step % self.steps_per_epoch:
-            return
         changed = [
             method.restructure(self.optimizer)
             for method in self.methods.values()
-            if isinstance(method, Restructuring)
+            if isinstance(method, Restructuring) and self.step % self.steps_per_epoch == 0
         ]
-        if any(changed):
+        # What averages the gradients would wait for those of a mask that has been fixed.
+        waited_for, self._waited_for = self._waited_for, self._with_gradients()
+        if any(changed) or (self.processes.count > 1 and waited_for != self._waited_for):
             self._wrap_anew()
+
+    def _with_gradients(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self.model.parameters()]
 
     def _wrap_anew(self) -> None:
         # What averages the gradients has hooks on the parameters as they were, until it is gone.

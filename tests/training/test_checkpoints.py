@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latewood.errors import RequestError, WorkError
+from latewood.sparsity import ContinuousSparsification
 from latewood.training import checkpoints
 from latewood.training.checkpoints import discard_after, latest, load_into, save, steps, write_model
 
@@ -201,3 +202,20 @@ def test_a_model_with_tied_and_strided_weights_is_written(tmp_path):
     del read["turned"]
     load_into(again, read, "here")
     assert torch.equal(again[0].weight, model[0].weight)
+
+
+def test_a_fixed_mask_goes_into_a_soft_one_and_back():
+    states, models = [], []
+    for density in (None, 0.5):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+        method = ContinuousSparsification(model, total_steps=4)
+        if density is not None:
+            method.density_target(density)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        models.append(model)
+    for model, state in zip(models, reversed(states), strict=True):
+        load_into(model, state, "here")
+        assert model.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RequestError, match="head is not in the model"):
+        load_into(models[0], {**states[1], "head": torch.zeros(1)}, "here")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ from pydantic import Field
 from latewood.errors import RequestError
 from latewood.training import components
 from latewood.training.components import REGISTRIES, build, check, importable, resolve
+
+if TYPE_CHECKING:
+    from elsewhere import OnlyForCheckers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,10 @@ def factory(
     return Made(dict(locals()))
 
 
+def partly_known(*, rate: "float | torch.Tensor" = 1.0, group: "OnlyForCheckers | None" = None):
+    return rate, group
+
+
 def open_ended(*, first: int, **rest):
     return first, rest
 
@@ -61,7 +68,7 @@ def registered(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "test_components_here", sys.modules[__name__])
-    for name in ("factory", "open_ended", "failing"):
+    for name in ("factory", "open_ended", "partly_known", "failing"):
         monkeypatch.setitem(components.METHODS, name, f"test_components_here:{name}")
 
 
@@ -136,6 +143,12 @@ def test_a_missing_argument_is_named_unless_it_is_offered_or_not_known_yet():
     assert refused({"name": "factory"}) == "methods[0].rate: missing; expected a number"
     assert check("method", {"name": "factory"}, "m", offered={"rate"}) == {}
     assert check("method", {"name": "factory"}, "m", offered=None) == {}
+
+
+def test_a_name_that_only_type_checkers_know_leaves_the_other_arguments_checked():
+    assert check("method", {"name": "partly_known", "rate": 2}, "m") == {"rate": 2.0}
+    assert refused({"name": "partly_known", "rate": "x"}).endswith("expected a number")
+    assert refused({"name": "partly_known", "group": "x"}).startswith("methods[0].group: got 'x'")
 
 
 def test_a_callable_that_takes_any_keyword_gets_it():

@@ -124,6 +124,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         home,
         "both",
         "half steps=9 device=auto",
+        "hard methods.0.harden_at=0.5",
         "many task.samples=1",
         "both",
         "nan model.fails=divide",
@@ -155,6 +156,8 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
             "RequestError: folder: got 'both', which holds"
         )
         assert outcome(home, "half", rank).startswith("done")
+        # Halfway the logits stop, and nothing waits for their gradients.
+        assert outcome(home, "hard", rank).startswith("done")
         words = "RequestError: processes: got 2 for 1 training samples; expected at most 1"
         assert outcome(home, "many", rank).startswith(words)
         # Only the second process has the broken layer, yet both know which one it is.

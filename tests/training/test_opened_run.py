@@ -206,7 +206,7 @@ def test_what_is_no_run_is_refused(plain, tmp_path, monkeypatch):
         (tmp_path, "is in no run's folder"),
         (plain / "nothing.safetensors", "does not exist"),
         (plain / "checkpoints", "holds no weights"),
-        (plain / "metrics.jsonl", ""),
+        (plain / "metrics.jsonl", "not a readable torch file"),
     ):
         with pytest.raises((RequestError, WorkError), match=why):
             open_run(path)

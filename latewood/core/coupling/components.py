@@ -64,7 +64,7 @@ class Components:
         return torch.from_numpy(self._sizes[roots.numpy()])
 
     def _resolved(self, labels: np.ndarray) -> np.ndarray:
-        found = self._parent[labels]
+        found: np.ndarray = self._parent[labels]
         while True:
             further = self._parent[found]
             if np.array_equal(further, found):

@@ -36,7 +36,7 @@ def settle(labels: Labels) -> Follows:
     # A coupling can make other channels vary less, and attributes follow what is divided by them.
     while _couple_shared(labels) or _couple_parts(labels, follows) or _follow(labels, follows):
         pass
-    for channels, few in labels.shared:
+    for _, few in labels.shared:
         labels.bar(few, "fixed", "it meets every channel of another group, such as every head")
     for parts in labels.parts:
         for moving in _misplaced(labels, parts, follows):
@@ -44,9 +44,9 @@ def settle(labels: Labels) -> Follows:
     for division in labels.divisions:
         for moving, reason in _misfits(labels, division, follows):
             labels.bar(moving, "fixed", f"{division.where} {reason}")
-    for constant, dim, barrier in labels.constant:
-        if _shared_vary(labels, constant, dim):
-            labels.bar(constant, barrier.kind, barrier.reason)
+    for constancy in labels.constancies:
+        if _counted_vary(labels, constancy.labels, constancy.dim):
+            labels.bar(constancy.labels, constancy.kind, constancy.reason)
     for (name, _), atoms in labels.axes.items():
         if name in labels.opaque:
             labels.bar(atoms, labels.opaque[name].kind, labels.opaque[name].reason)
@@ -64,7 +64,8 @@ def _columns(channels: Tensor, dim: int) -> Tensor:
 
 def _rows(channels: Tensor, dim: int) -> tuple[Tensor, ...]:
     """The different rows of channels along a dimension."""
-    return _columns(channels, dim).unique(dim=1).unbind(1)
+    different: Tensor = _columns(channels, dim).unique(dim=1)
+    return different.unbind(1)
 
 
 def _counts(row: Tensor) -> dict[int, int]:
@@ -221,13 +222,13 @@ def _strangers(
                 yield torch.tensor(sorted(elsewhere)), f"has other channels counted by {name}"
 
 
-def _shared_vary(labels: Labels, constant: Tensor, dim: int) -> bool:
+def _counted_vary(labels: Labels, constant: Tensor, dim: int) -> bool:
     """Whether channels differ along a dimension, apart from those of one label only.
 
     Those are entries that met no other tensor, such as the rows of a position table beyond the
     example's length.
     """
-    rows = labels.channels(compact(constant.movedim(dim, -1)))
-    shared = (labels.components.sizes(rows) > 1) & (rows != NONE)
-    first = rows.gather(-1, shared.int().argmax(-1, keepdim=True))
-    return bool(((rows != first) & shared).any())
+    few = compact(constant.movedim(dim, -1))
+    rows, counted = labels.channels(few), labels.counted(few)
+    first = rows.gather(-1, counted.int().argmax(-1, keepdim=True))
+    return bool(((rows != first) & counted).any())

@@ -59,7 +59,7 @@ def _listed(value: Any) -> Sequence[Tensor]:
 
 def _repeat(call: Call) -> Result:
     first, rest, _ = call.split_first()
-    counts = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
+    counts: Any = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
     counts = counts or call.named.get("repeats", call.named.get("dims"))
     counts = [1] * (first.ndim - len(counts)) + list(counts)
     return _moved(call, first, lambda labels: repeated(labels, counts))
@@ -285,7 +285,7 @@ def _chunk(call: Call) -> Result:
 
 def _split(call: Call) -> Result:
     first, rest, named = call.split_first("tensor")
-    sizes = rest[0] if rest else named.get("split_size_or_sections", named.get("split_size"))
+    sizes: Any = rest[0] if rest else named.get("split_size_or_sections", named.get("split_size"))
     dim = (rest[1] if len(rest) > 1 else named.get("dim", 0)) % first.ndim
     if call.labels.view(first) is None:
         total = first.shape[dim]

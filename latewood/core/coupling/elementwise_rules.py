@@ -25,6 +25,7 @@ def _elementwise(call: Call) -> Result:
     labels = [call.labels.of(tensor).expand(shape) for tensor in tensors]
     for tensor, own in zip(tensors, labels, strict=True):
         _meet_fixed_size(call, tensor, own, labels)
+    _pass_statistic(call, tensors, labels)
     # Entries of a parameter that stands beside channels, such as a table of positions, are theirs.
     order = sorted(range(len(tensors)), key=lambda n: call.labels.view(tensors[n]) is not None)
     result = labels[order[0]]
@@ -34,6 +35,24 @@ def _elementwise(call: Call) -> Result:
         join = call.labels.merge if wider else call.labels.meet
         result = join(result, labels[number])
     return result
+
+
+def _pass_statistic(call: Call, tensors: list[Tensor], labels: list[Tensor]) -> None:
+    """Follows a mean over channels until it meets those channels again: then it is a norm's."""
+    known = call.labels.statistics
+    constancies = [known[tensor] for tensor in tensors if tensor in known]
+    if not constancies or not isinstance(call.output, Tensor):
+        return
+    rest = [own for tensor, own in zip(tensors, labels, strict=True) if tensor not in known]
+    channels = [own for own in rest if bool((compact(own) != NONE).any())]
+    if not channels:
+        known[call.output] = constancies[0]
+    for constancy in constancies:
+        wanted = call.labels.channels(compact(constancy.labels))
+        for own in channels:
+            if own.ndim == wanted.ndim and torch.equal(call.labels.channels(compact(own)), wanted):
+                constancy.kind = "normalised"
+                constancy.reason = f"{call.where} divides channels by a mean over them"
 
 
 def _varies_more(labels: Tensor, than: Tensor) -> bool:
@@ -113,6 +132,9 @@ def _reduce(call: Call) -> Result:
         labels = merged(call, labels, axis, "reduces over channels")
     if output.ndim < inputs.ndim:
         labels = labels.squeeze(tuple(dims))
+    elif call.name in _MEANS and call.labels.constancies:
+        for mean in tensors_in(call.output):
+            call.labels.statistics[mean] = call.labels.constancies[-1]
     return labels if isinstance(call.output, Tensor) else tuple(labels for _ in call.output)
 
 
@@ -159,11 +181,14 @@ def _normalize(call: Call) -> Result:
 def _glu(call: Call) -> Result:
     inputs, *_ = call.split_first()
     dim = call.argument(1, "dim", -1)
-    gate = call.labels.of(inputs).unflatten(dim, (2, -1))
-    first, second = gate.unbind(dim if dim >= 0 else dim - 1)
-    call.labels.couple(first, second)
-    return first
+    halves: Tensor = (
+        call.labels.of(inputs).unflatten(dim, (2, -1)).movedim(dim if dim >= 0 else dim - 1, 0)
+    )
+    call.labels.couple(halves[0], halves[1])
+    return halves[0]
 
+
+_MEANS: Final = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
 _ELEMENTWISE: Final = """
     abs acos add addcdiv addcmul alpha_dropout asin atan atan2 bernoulli bfloat16 bool ceil celu
@@ -191,6 +216,10 @@ _POOLS: Final = [
     for n in (1, 2, 3)
 ] + [f"{adaptive}max_pool{n}d_with_indices" for adaptive in ("", "adaptive_") for n in (1, 2, 3)]
 
+_FACTS: Final = """
+    arange bincount histc new_empty new_full new_ones new_tensor new_zeros
+""".split()  # noqa: SIM905
+
 ELEMENTWISE_RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
@@ -204,7 +233,17 @@ ELEMENTWISE_RULES: Final[dict[str, Rule]] = {
         _spatial,
     ),
     **dict.fromkeys(
-        "new_empty new_full new_ones new_tensor new_zeros histc bincount arange".split(), _none
+        [
+            "new_empty",
+            "new_full",
+            "new_ones",
+            "new_tensor",
+            "new_zeros",
+            "histc",
+            "bincount",
+            "arange",
+        ],
+        _none,
     ),
     "normalize": _normalize,
     "glu": _glu,

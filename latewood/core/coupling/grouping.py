@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +14,6 @@ from latewood.core.coupling.labels import NONE, Labels
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member, Resized
 
 __all__ = ["gather_plan"]
-
-_Axis = tuple[str, int]
 
 
 def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
@@ -33,40 +33,83 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
             follows.setdefault(channel, []).append(Resized(attribute.module, attribute.name, count))
     place = {name: position for position, name in enumerate(order)}
     axes = sorted(labels.axes, key=lambda axis: (place[axis[0]], axis[1]))
-    positions: dict[int, dict[int, list[int]]] = {}
-    for number, axis in enumerate(axes):
-        for index, channel in enumerate(labels.channels(labels.axes[axis]).tolist()):
-            positions.setdefault(channel, {}).setdefault(number, []).append(index)
+    seats = _Seats.of([labels.channels(labels.axes[axis]) for axis in axes])
     held: dict[int, dict[Barrier, None]] = {}
     for barred, barrier in labels.barriers:
         for channel in labels.channels(barred).unique().tolist():
             held.setdefault(channel, {})[barrier] = None
-    alike: dict[tuple[tuple[tuple[int, int], ...], tuple[Barrier, ...]], list[int]] = {}
-    for channel, where in positions.items():
-        signature = tuple((number, len(indices)) for number, indices in where.items())
-        alike.setdefault((signature, tuple(held.get(channel, ()))), []).append(channel)
+    alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
+    for number, channel in enumerate(seats.channels.tolist()):
+        signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
+        alike.setdefault((signature, tuple(held.get(channel, ()))), []).append(number)
 
     groups: list[tuple[tuple[int, int], ChannelGroup]] = []
-    for (signature, barriers), channels in alike.items():
-        numbers = [number for number, _ in signature]
-        made = [number for number in numbers if "producer" in labels.roles[axes[number]]]
-        first = (made or numbers)[0]
-        channels.sort(key=lambda channel: positions[channel][first][0])
+    for (_, barriers), members_of in alike.items():
+        where = seats.of_channels(members_of)
+        made = [number for number in where if "producer" in labels.roles[axes[number]]]
+        first = (made or list(where))[0]
+        # Channels of a group stand in the order in which its first axis has them.
+        order_there = where[first][:, 0].argsort()
         members = tuple(
-            Member(*axes[number], role, indices)
-            for number in numbers
-            for indices in [torch.tensor([positions[channel][number] for channel in channels])]
+            Member(*axes[number], role, indices[order_there])
+            for number, indices in where.items()
             for role in labels.roles[axes[number]]
         )
+        channels = seats.channels[members_of].tolist()
         layer = axes[first][0].rpartition(".")[0] or axes[first][0]
         resized = tuple(
-            dict.fromkeys(each for channel in channels for each in follows.get(channel, ()))
+            dict.fromkeys(number for channel in channels for number in follows.get(channel, ()))
         )
         name = layer if made else f"{layer}.inputs"
-        start = (first, positions[channels[0]][first][0])
+        start = (first, int(where[first][:, 0].min()))
         groups.append((start, ChannelGroup(name, len(channels), members, barriers, resized)))
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
+
+
+@dataclass(frozen=True)
+class _Seats:
+    """Where each channel sits, sorted by channel, then axis, then position.
+
+    Args:
+        channels: each once.
+        starts: where the seats of each channel begin, and where the last end.
+        axes: number of the axis of each seat.
+        positions: on that axis.
+    """
+
+    channels: np.ndarray
+    starts: np.ndarray
+    axes: np.ndarray
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> _Seats:
+        """Sorts what lies along all axes.
+
+        Args:
+            rows: the channel at each position of each axis.
+        """
+        channel = torch.cat(list(rows)).numpy()
+        axis = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        position = np.concatenate([np.arange(len(row)) for row in rows])
+        order = np.lexsort((position, axis, channel))
+        channels, starts = np.unique(channel[order], return_index=True)
+        ends = np.append(starts, len(order))
+        return cls(channels, ends, axis[order], position[order])
+
+    def of_channels(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """By axis, the positions (channels, multiplicity) of channels that sit alike."""
+        start = self.starts[list(numbers)]
+        one = slice(start[0], self.starts[numbers[0] + 1])
+        axes, counts = np.unique(self.axes[one], return_counts=True)
+        found: dict[int, Tensor] = {}
+        offset = 0
+        for axis, count in zip(axes.tolist(), counts.tolist(), strict=True):
+            seats = start[:, None] + offset + np.arange(count)
+            found[axis] = torch.from_numpy(self.positions[seats])
+            offset += count
+        return found
 
 
 def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:

@@ -20,7 +20,7 @@ from latewood.core.coupling.components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
-__all__ = ["NONE", "Division", "Labels", "Parts", "WeightView", "varies_along"]
+__all__ = ["NONE", "Constancy", "Division", "Labels", "Parts", "WeightView", "varies_along"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,23 @@ class Parts:
     where: str
 
 
+@dataclass
+class Constancy:
+    """What bars the labels of a tensor if their channels differ along a dimension.
+
+    Args:
+        labels: of the tensor.
+        dim: the dimension.
+        kind: of the barrier.
+        reason: the operation in words.
+    """
+
+    labels: Tensor
+    dim: int
+    kind: BarrierKind
+    reason: str
+
+
 class Labels:
     """The labels of all tensors met while a model runs, and what was learned about them.
 
@@ -83,6 +100,7 @@ class Labels:
 
     Attributes:
         allocated: the code's numbers for the sizes of tensors that were made without data.
+        statistics: of tensors that are a mean over channels or made of one, what it demands.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -92,12 +110,13 @@ class Labels:
         self.elements: dict[str, Tensor] = {}
         self.barriers: list[tuple[Tensor, Barrier]] = []
         self.opaque: dict[str, Barrier] = {}
-        self.constant: list[tuple[Tensor, int, Barrier]] = []
+        self.constancies: list[Constancy] = []
         self.divisions: list[Division] = []
         self.parts: list[Parts] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
         self.allocated = WeakIdKeyDictionary()
+        self.statistics = WeakIdKeyDictionary()
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._of = WeakIdKeyDictionary()
         self._views = WeakIdKeyDictionary()
@@ -201,7 +220,7 @@ class Labels:
         """Couples labels of one shape, and returns those of the first, or of the second if none."""
         self.couple(left, right)
         few = compact_together(left, right)
-        return torch.where(few[0] != NONE, *few).expand(left.shape)
+        return torch.where(few[0] != NONE, few[0], few[1]).expand(left.shape)
 
     def bar(self, labels: Tensor, kind: BarrierKind, reason: str) -> None:
         """Declares that the channels of some labels cannot change."""
@@ -217,10 +236,14 @@ class Labels:
         if name is not None:
             self.opaque.setdefault(name, Barrier(kind, reason))
 
-    def must_not_vary(self, labels: Tensor, dim: int, kind: BarrierKind, reason: str) -> None:
+    def must_not_vary(
+        self, labels: Tensor, dim: int, kind: BarrierKind, reason: str
+    ) -> Constancy | None:
         """Bars the labels if, when all is known, their channels differ along a dimension."""
-        if varies_along(labels, dim):
-            self.constant.append((labels, dim, Barrier(kind, reason)))
+        if not varies_along(labels, dim):
+            return None
+        self.constancies.append(Constancy(labels, dim, kind, reason))
+        return self.constancies[-1]
 
     def vary(self, labels: Tensor, dim: int) -> bool:
         """Whether channels differ along a dimension, as far as is known."""
@@ -253,6 +276,18 @@ class Labels:
         if name not in self.elements:
             self.elements[name] = self.components.grow(math.prod(shape)).view(shape)
         return self.elements[name]
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Which labels have a say: not the entries of a parameter that met no other tensor.
+
+        Those are, for example, the rows of a position table beyond the example's length.
+        """
+        alone = self.components.sizes(self.channels(labels)) < 2
+        entry = torch.zeros_like(alone)
+        for elements in self.elements.values():
+            first = int(elements.flatten()[0])
+            entry |= (labels >= first) & (labels < first + elements.numel())
+        return (labels != NONE) & ~(alone & entry)
 
 
 def varies_along(labels: Tensor, dim: int) -> bool:

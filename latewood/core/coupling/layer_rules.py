@@ -93,7 +93,7 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
     call.labels.couple(first, second)
     first, second = torch.broadcast_tensors(first, second)
     few = compact_together(first, second)
-    result = torch.where(few[0] != NONE, *few).expand(first.shape)
+    result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
     write(call, bias, result)
     return result
 

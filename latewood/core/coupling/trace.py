@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
 from latewood.core.coupling.data_movement_rules import MOVE_RULES
+from latewood.core.coupling.einsum_rule import einsum_rule
 from latewood.core.coupling.elementwise_rules import ELEMENTWISE_RULES
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
@@ -22,8 +23,8 @@ from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
-from latewood.core.selection import parametrization_list
-from latewood.errors import invalid
+from latewood.core.selection import parametrization_list, stored_tensor
+from latewood.errors import RequestError, invalid
 
 __all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
@@ -31,6 +32,7 @@ _RULES: Final[dict[str, Rule]] = {
     **ELEMENTWISE_RULES,
     **MOVE_RULES,
     **LAYER_RULES,
+    "einsum": einsum_rule,
     **SEQUENCE_RULES,
 }
 
@@ -65,6 +67,7 @@ def trace_channels(
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         watcher = _Watcher(Labels(computed))
+        _bar_split_weights(watcher.labels, computed, tensors)
         with (
             attributes_restored(model),
             code_numbers(model),
@@ -77,6 +80,17 @@ def trace_channels(
     if not watcher.labels.axes:
         raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
     return gather_plan(watcher.labels, list(tensors))
+
+
+def _bar_split_weights(
+    labels: Labels, computed: Mapping[str, Tensor], owners: Mapping[str, tuple[nn.Module, str]]
+) -> None:
+    for name, owner in owners.items():
+        try:
+            stored_tensor(*owner)
+        except RequestError:
+            reason = f"{name} is computed from several tensors, as weight norm does"
+            labels.bar_all_axes(computed[name], "fixed", reason)
 
 
 def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,9 +57,7 @@ class LiveStructure:
         """Which removable blocks are there, bool."""
         self._generator, self._birth = generator, birth
         # Of the full layers: a depthwise one with a single channel looks like any other.
-        self._sizes = {
-            id(tensor.module): Sizes.of(tensor.module) for tensor in spec.tensors.values()
-        }
+        self._sizes = {tensor.module: Sizes.of(tensor.module) for tensor in spec.tensors.values()}
         self._detached: dict[tuple[str, str], DetachedStore] = {}
         self._factors = SoftFactors(spec, estimator)
         self.gates = self._factors.gates
@@ -121,7 +120,7 @@ class LiveStructure:
         self.present, self.blocks = after, blocks.clone()
         for tensor in resized:
             self._exchange(tensor, before, optimizer, remember=remember)
-        for layer in {id(tensor.module) for tensor in resized}:
+        for layer in {tensor.module for tensor in resized}:
             self._sizes[layer].refresh()
         for count in self.spec.counts:
             setattr(count.module, count.attribute, count.per_channel * self.widths[count.group])
@@ -159,6 +158,8 @@ class LiveStructure:
             "present": list(self.present),
             "blocks": self.blocks,
             "folded": self.folded,
+            # Of the values that training began with, which a rebuilt model need not have.
+            "deviations": {name: tensor.deviation for name, tensor in self.spec.tensors.items()},
             "memories": {key: state for key, state in stores.items() if state is not None},
             "detached": {
                 block.name: dict(block.module.state_dict()) for block in self._absent_blocks()
@@ -183,7 +184,11 @@ class LiveStructure:
             self.fold(None)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores what is detached."""
+        """Restores what is detached, and the scale of what is new."""
+        # Checkpoints of earlier versions have none.
+        for name, deviation in state.get("deviations", {}).items():
+            tensor = self.spec.tensors[name]
+            self.spec.tensors[name] = replace(tensor, deviation=deviation)
         self._detached = {key: DetachedStore.of(saved) for key, saved in state["memories"].items()}
         for block in self.spec.blocks:
             if block.name in state["detached"]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -219,6 +220,14 @@ class SpectralProbe:
         while self._worker.pending:
             observations += self._from_worker(None, wait=True)
         return observations
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpectralProbe:
+        # What is under way would change what is being copied.
+        self._worker.settle()
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def _earlier(self, now: int, *, due: bool) -> list[Observation]:
         """An earlier observation of the worker, if its time has come."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -74,6 +75,14 @@ class ResolvedMatrices:
             _require_fitting(model, self.pairs)
         self._layout: tuple[list[nn.Module], list[object]] | None = None
         self._resolved: tuple[list[MatrixView], dict[str, Operands]] = ([], {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResolvedMatrices:
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        copied.model = copy.deepcopy(self.model, memo)
+        # Views read through functions, which a copy would share, and with them the old model.
+        copied._layout, copied._resolved = None, ([], {})
+        return copied
 
     def part(self, turn: int | None, parts: int) -> ObservedPart:
         """One of so many parts of what there is now.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -118,6 +120,18 @@ class Worker(Generic[T]):
         """
         return self._futures.popleft().result()
 
+    def settle(self) -> None:
+        """Waits until nothing is under way; the results stay to be taken."""
+        wait_for(self._futures)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Worker[T]:
+        """A worker with a thread of its own, in which results that nobody has taken are too."""
+        self.settle()
+        copied = copy.copy(self)
+        copied._pool = None
+        copied._futures = deque(_copied(future, memo) for future in self._futures)
+        return copied
+
     def _room(self) -> bool:
         unfinished = [future for future in self._futures if not future.done()]
         if len(unfinished) < self.length:
@@ -131,3 +145,13 @@ class Worker(Generic[T]):
                 self.dropped += 1
                 return True
         return False
+
+
+def _copied(future: Future[T], memo: dict[int, Any]) -> Future[T]:
+    copied: Future[T] = Future()
+    error = future.exception()
+    if error is None:
+        copied.set_result(copy.deepcopy(future.result(), memo))
+    else:
+        copied.set_exception(error)
+    return copied

@@ -411,7 +411,11 @@ FEATURES = {"a": lambda: linear(3, 6), "b": lambda: linear(6, 2)}
         (lambda m, x: m.b(m.a(x) + x.repeat(1, 2)), "fixed", "meets data of fixed size"),
         (lambda m, x: m.b((torch.eye(6) @ m.a(x).T).T), "mixed", "against data of fixed size"),
         (lambda m, x: F.linear(m.a(x), m.b.weight * torch.ones(2, 6)), "unknown", "computed on"),
-        (lambda m, x: torch.einsum("bi,oi->bo", m.a(x), m.b.weight), "unknown", "no rule for ein"),
+        (
+            lambda m, x: torch.einsum("bi,oi,oi->bo", m.a(x), m.b.weight, m.b.weight),
+            "unknown",
+            "no rule for ein",
+        ),
     ],
 )
 def test_what_cannot_be_followed_is_a_barrier_with_its_reason(forward, kind, reason):

@@ -1,0 +1,121 @@
+"""How channels pass through sums of products that are written with letters."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latewood.core.coupling.elementwise_rules import merged
+from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.layer_rules import read
+from latewood.core.coupling.traced_call import Call, Result
+
+__all__ = ["einsum_rule"]
+
+
+def einsum_rule(call: Call) -> Result:
+    """Treats a parameter among the operands as a weight, and other operands like a product."""
+    equation, *operands = call.positional
+    if not isinstance(equation, str):
+        return call.unknown()
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    terms, output = _letters(equation, operands)
+    weights = [number for number, x in enumerate(operands) if call.labels.view(x) is not None]
+    repeated = any(len(set(term)) < len(term) for term in terms)
+    if repeated or len(weights) > 1 or (weights and len(operands) != 2):
+        return call.unknown()
+    if weights:
+        number = weights[0]
+        return _weighted(
+            call, operands[1 - number], terms[1 - number], operands[number], terms[number], output
+        )
+    labels = [
+        _summed(call, call.labels.of(x), term, output, [t for t in terms if t is not term])
+        for x, term in zip(operands, terms, strict=True)
+    ]
+    shape = call.output.shape
+    aligned = [_aligned(own, term, output).expand(shape) for own, term in labels]
+    result = aligned[0]
+    for other in aligned[1:]:
+        result = call.labels.merge(result, other)
+    return result
+
+
+def _letters(equation: str, operands: list[Any]) -> tuple[list[str], str]:
+    """The letters of each operand and of the output, with letters in the place of dots."""
+    left, _, output = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "->" not in equation:
+        every = "".join(terms).replace(".", "")
+        output = "".join(sorted(letter for letter in set(every) if every.count(letter) == 1))
+        output = "..." + output if "..." in left else output
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    most = max(
+        (
+            x.ndim - len(term.replace(".", ""))
+            for x, term in zip(operands, terms, strict=True)
+            if "." in term
+        ),
+        default=0,
+    )
+    for number, (x, term) in enumerate(zip(operands, terms, strict=True)):
+        if "." in term:
+            count = x.ndim - len(term.replace(".", ""))
+            terms[number] = term.replace("...", "".join(spare[most - count : most]))
+    return terms, output.replace("...", "".join(spare[:most]))
+
+
+def _summed(
+    call: Call, labels: Tensor, term: str, output: str, others: list[str]
+) -> tuple[Tensor, str]:
+    """Labels without the letters that the output lacks."""
+    for letter in term:
+        if letter in output:
+            continue
+        dim = term.index(letter)
+        if any(letter in other for other in others):
+            # What is summed over vanishes from the output, so it can only go as a whole.
+            first = labels.narrow(dim, 0, 1)
+            if call.labels.vary(labels, dim) and bool((labels == NONE).any()):
+                call.labels.bar(labels, "mixed", f"{call.where} sums channels against others")
+            call.labels.couple(labels, first)
+            labels = first
+        else:
+            labels = merged(call, labels, dim, "sums over channels")
+    return labels, term
+
+
+def _aligned(labels: Tensor, term: str, output: str) -> Tensor:
+    """Labels with the output's dimensions, of size 1 where the operand has none."""
+    shared = [letter for letter in output if letter in term]
+    gone = [dim for dim, letter in enumerate(term) if letter not in output]
+    labels = labels.squeeze(tuple(gone)) if gone else labels
+    rest = [letter for letter in term if letter in output]
+    labels = labels.permute([rest.index(letter) for letter in shared])
+    for position, letter in enumerate(output):
+        if letter not in term:
+            labels = labels.unsqueeze(position)
+    return labels
+
+
+def _weighted(
+    call: Call, inputs: Tensor, term: str, weight: Tensor, letters: str, output: str
+) -> Result:
+    labels = call.labels.of(inputs)
+    summed = [letter for letter in letters if letter in term and letter not in output]
+    made = [letter for letter in letters if letter not in term and letter in output]
+    both = [letter for letter in letters if letter in term and letter in output]
+    varying = [letter for letter in term if call.labels.vary(labels, term.index(letter))]
+    if len(summed) != 1 or len(made) > 1 or any(letter in both for letter in varying):
+        return call.unknown()
+    atoms_in = call.labels.axis(weight, letters.index(summed[0]), "consumer")
+    read(call, labels.movedim(term.index(summed[0]), -1), atoms_in)
+    if not made:
+        return torch.full((), NONE).expand(call.output.shape)
+    atoms_out = call.labels.axis(weight, letters.index(made[0]), "producer")
+    shape = [-1 if letter == made[0] else 1 for letter in output]
+    return atoms_out.view(shape)

@@ -1,0 +1,84 @@
+"""The registries' entries as cases of the contract tests, and the little each needs to be built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from latewood.training.components import REGISTRIES, resolve
+
+Kind = Literal["method", "probe", "optimizer"]
+
+ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
+    "method": {
+        "continuous_sparsification": [
+            {"final_temperature": 50.0},
+            {"rounds": 2, "harden_at": 0.5, "density": 0.5, "penalty_weight": 1e-3},
+        ],
+        "gradual_magnitude_pruning": [{"density": 0.3}],
+        "structured_sparsification": [
+            {"budget": {"parameters": 0.5}, "growth_logit": 0.0},
+            {"budget": {"macs": 0.6}, "preset": "paper", "growth_logit": 0.0},
+        ],
+    },
+    "probe": {
+        "spectral": [{"every": 2}, {"every": 2, "worker": True, "pairs": "auto", "parts": 2}],
+    },
+    "optimizer": {
+        "sgd": [{"lr": 0.05, "momentum": 0.9}],
+        "adam": [{"lr": 0.01}],
+        "adamw": [{"lr": 0.01}],
+        "avagrad": [{"lr": 0.5}],
+        "avagradw": [{"lr": 0.5, "weight_decay": 1e-3}],
+        "delayed_adam": [{"lr": 0.01}],
+        "adabound": [{"lr": 0.01}],
+        "amsbound": [{"lr": 0.01}],
+        "csgd": [{"lr": 0.2, "momentum": 0.9}],
+    },
+}
+"""By registry and name: the smallest valid arguments first, then those that reach other phases."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registered entry with one set of arguments."""
+
+    kind: Kind
+    name: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return self.name if self.number == 0 else f"{self.name}-{self.number + 1}"
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The entry as a section of a recipe."""
+        registered = ARGUMENTS[self.kind].get(self.name)
+        if registered is None:
+            pytest.fail(
+                f"{self.kind.upper()}S has {self.name!r} without an entry in "
+                "tests/contracts/entries.py; add its smallest valid arguments"
+            )
+        return {"name": self.name, **registered[self.number]}
+
+    @property
+    def factory(self) -> Any:
+        """The class that the entry names."""
+        return resolve(self.kind, self.name)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the class is the package's own, not one of torch's."""
+        return str(self.factory.__module__).startswith("latewood.")
+
+
+def cases(*kinds: Kind) -> list[Case]:
+    """Every registered entry with every set of arguments that the table has for it."""
+    return [
+        Case(kind, name, number)
+        for kind in kinds
+        for name in REGISTRIES[kind]
+        for number in range(len(ARGUMENTS[kind].get(name, [{}])))
+    ]
