@@ -83,6 +83,7 @@ class Findings:
         outcomes: by check.
         shares: of the weights that are in a free group, in one that only a norm holds, in others.
         reasons: why weights cannot change, and how many numbers are held by it, most first.
+        seconds: that ``trace_channels`` took.
         change: of the outputs, as ``verify_plan`` gives it.
         plan: of the model, if it was traced.
     """
@@ -90,6 +91,7 @@ class Findings:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     shares: tuple[float, float, float] = (0.0, 0.0, 1.0)
     reasons: list[tuple[str, int]] = field(default_factory=list)
+    seconds: float = math.nan
     change: float = math.nan
     plan: ChannelPlan | None = None
 
@@ -167,8 +169,14 @@ def check_architecture(model: nn.Module, inputs: Any, limit: float) -> Findings:
     findings = Findings()
 
     def trace() -> None:
-        findings.plan = trace_channels(model, inputs)
+        traced = copy.deepcopy(model)
+        exact = float_outputs(traced, inputs)
+        start = time.perf_counter()
+        findings.plan = trace_channels(traced, inputs)
+        findings.seconds = time.perf_counter() - start
         findings.shares, findings.reasons = _weight_shares(model, findings.plan)
+        outputs = float_outputs(traced, inputs)
+        require_equal(outputs, exact, "the model after it was traced", SINGLE_TOLERANCE)
 
     findings.outcomes["trace"] = attempt(trace, limit)
     plan = findings.plan
@@ -177,7 +185,7 @@ def check_architecture(model: nn.Module, inputs: Any, limit: float) -> Findings:
         return findings
 
     def verify() -> None:
-        findings.change = verify_plan(model, plan, inputs)
+        findings.change = verify_plan(copy.deepcopy(model), plan, inputs)
 
     checks: dict[str, Callable[[], None]] = {
         "verify": verify,

@@ -49,8 +49,8 @@ def prune_half(
         How the graph ended, and how the pruned model ran: "ok"; "error" if something raised;
         "wrong" if outputs have another shape or other values.
     """
-    model, inputs, tolerance = in_double(model, inputs)
-    pruners = []
+    model, inputs, tolerance = in_double(copy.deepcopy(model), inputs)
+    pruners: list[Any] = []
     built = attempt(lambda: pruners.append(_pruner(copy.deepcopy(model), inputs, plan)), limit)
     if built.word != "ok":
         return built, Outcome("-")
