@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
 __all__ = ["NONE", "Constancy", "Division", "Labels", "Parts", "WeightView", "varies_along"]
+
+
+_MANY: Final = 4096
+"""Labels of one tensor beyond which it pays to look for dimensions along which they agree."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,18 @@ class Labels:
 
     def put(self, tensor: Tensor, labels: Tensor) -> None:
         """Remembers the labels of a tensor."""
-        self._of[tensor] = labels.expand(tensor.shape)
+        labels = labels.expand(tensor.shape)
+        if compact(labels).numel() > _MANY:
+            labels = self._collapsed(labels)
+        self._of[tensor] = labels
+
+    def _collapsed(self, labels: Tensor) -> Tensor:
+        """Labels repeated along the dimensions in which they turned out to be the same channels."""
+        few = compact(self.channels(labels))
+        for dim in range(few.ndim):
+            if few.shape[dim] > 1 and not varies_along(few, dim):
+                few = few.narrow(dim, 0, 1)
+        return few.expand(labels.shape)
 
     def overwrite(self, tensor: Tensor, labels: Tensor) -> None:
         """Remembers the labels of a tensor that was written in place, and of what it is part of."""
@@ -258,7 +273,8 @@ class Labels:
         labels = self.of(tensor)
         if not varies_along(labels, dim):
             return Extent(torch.empty(0, dtype=torch.long), tensor.shape[dim])
-        return Extent(compact(labels).movedim(dim, 0).flatten(1)[:, 0], tensor.shape[dim])
+        size = tensor.shape[dim]
+        return Extent(compact(labels).movedim(dim, 0).reshape(size, -1)[:, 0], size)
 
     def _axis(self, name: str, axis: int, role: Role) -> Tensor:
         key = (name, axis)
