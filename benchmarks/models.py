@@ -23,7 +23,7 @@ from benchmarks._torch_pruning import prune_half
 
 LIMIT_SECONDS: Final = 60.0
 """For each check of an architecture."""
-PEER_LIMIT_SECONDS: Final = 20.0
+PEER_LIMIT_SECONDS: Final = 10.0
 """For each of Torch-Pruning's two."""
 SERVED_SHARE: Final = 0.5
 """Least share of the weights in free groups of an architecture that counts as served."""
