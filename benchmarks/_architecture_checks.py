@@ -139,7 +139,11 @@ def attempt(action: Callable[[], object], limit: float) -> Outcome:
         word, reason = "refused", _line(error)
     except Exception as error:
         word, reason = "error", f"{type(error).__name__}: {_line(error)}{_place(error)}"
-    return Outcome(word, reason, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if word == "error" and seconds >= limit:
+        # The stop came out as another exception, from within torch's own code.
+        word, reason = "slow", f"over {limit:.0f} s"
+    return Outcome(word, reason, seconds)
 
 
 def _line(error: Exception) -> str:

@@ -36,8 +36,8 @@ def prune_half(
 
     It is told what it cannot know: which layers make the model's outputs, and is given a loss in
     which all outputs meet; nothing about heads, as we are told nothing. First only groups without
-    layer norms go, on a copy: it must then compute what the model does with zeros for all that
-    reads them. Then everything goes.
+    layer norms and grouped convolutions go, on a copy: it must then compute what the model does
+    with zeros for all that reads them. Then everything goes.
 
     Args:
         model: in evaluation mode; it stays as it is.
@@ -83,13 +83,13 @@ def _pruner(model: nn.Module, inputs: Any, plan: ChannelPlan | None) -> Any:
 
 
 def _prune_followed(pruner: Any, zeroed: nn.Module) -> nn.Module:
-    """Prunes the groups without layer norms, and zeroes in a copy of the model what reads them."""
+    """Prunes what can be compared, and zeroes in a copy of the model what reads it."""
     names = {module: name for name, module in pruner.model.named_modules()}
     there: dict[str, list[int]] = {}
     for group in pruner.step(interactive=True):
         targets = [item.dep.target.module for item in group]
         layers = [target for target in targets if type(target).__module__.startswith("torch.nn")]
-        if not all(isinstance(layer, _FOLLOWED) for layer in layers):
+        if not all(_is_followed(layer) for layer in layers):
             continue
         for item in group:
             layer = item.dep.target.module
@@ -104,6 +104,13 @@ def _prune_followed(pruner: Any, zeroed: nn.Module) -> nn.Module:
         group.prune()
     pruned: nn.Module = pruner.model
     return pruned
+
+
+def _is_followed(layer: nn.Module) -> bool:
+    if isinstance(layer, _CONVOLUTIONS) and 1 < layer.groups < layer.in_channels:
+        # Its channels go by their places within the groups, which may lie behind others.
+        return False
+    return isinstance(layer, _FOLLOWED)
 
 
 def _reads(layer: nn.Module) -> bool:
