@@ -35,9 +35,9 @@ def prune_half(
     """Builds its dependency graph and prunes half of every group, as its own examples do.
 
     It is told what it cannot know: which layers make the model's outputs, and is given a loss in
-    which all outputs meet; nothing about heads, as we are told nothing. First only groups without
-    layer norms and grouped convolutions go, on a copy: it must then compute what the model does
-    with zeros for all that reads them. Then everything goes.
+    which all outputs meet; nothing about heads, as we are told nothing. Everything goes first.
+    Then, on a copy, only groups without layer norms and grouped convolutions: it must compute what
+    the model does with zeros for all that reads them.
 
     Args:
         model: in evaluation mode; it stays as it is.
@@ -56,16 +56,25 @@ def prune_half(
         return built, Outcome("-")
 
     def prune() -> None:
-        zeroed = copy.deepcopy(model)
-        pruned = _prune_followed(pruners[0], zeroed)
-        exact = float_outputs(zeroed, inputs)
-        what = "unread channels removed"
-        require_equal(float_outputs(pruned, inputs), exact, what, tolerance)
-        pruner = _pruner(copy.deepcopy(model), inputs, plan)
+        exact = float_outputs(model, inputs)
+        pruner = pruners[0]
         pruner.step()
         require_like(float_outputs(pruner.model, inputs), exact, "half of the channels")
 
-    return built, attempt(prune, limit)
+    pruned = attempt(prune, limit)
+    if pruned.word != "ok":
+        return built, pruned
+
+    def compare() -> None:
+        zeroed = copy.deepcopy(model)
+        smaller = _prune_followed(_pruner(copy.deepcopy(model), inputs, plan), zeroed)
+        exact = float_outputs(zeroed, inputs)
+        what = "unread channels removed"
+        require_equal(float_outputs(smaller, inputs), exact, what, tolerance)
+
+    compared = attempt(compare, limit)
+    # What else goes wrong here may be the comparison's fault.
+    return built, compared if compared.word == "wrong" else pruned
 
 
 def _pruner(model: nn.Module, inputs: Any, plan: ChannelPlan | None) -> Any:
