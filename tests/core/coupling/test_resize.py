@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from latewood.core.coupling import (
-    ChannelPlan,
     Resized,
     slice_channels,
     trace_channels,
