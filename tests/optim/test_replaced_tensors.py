@@ -153,8 +153,11 @@ def test_one_changed_tensor_is_refused_whole_or_stepped_like_the_reference(
 @pytest.mark.parametrize("name", ["data", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
 def test_what_fits_no_more_is_refused_by_name(name, change):
     parameters, optimizer = prepared(AMSBound, {})
-    if not replace(parameters, optimizer, 2, name, BROKEN[change]):
-        pytest.skip("torch itself refuses")
+    replaced = replace(parameters, optimizer, 2, name, BROKEN[change])
+    # Data and gradients of another layout or device torch refuses itself.
+    assert replaced == (name not in ("data", "grad") or change not in ("sparse", "meta"))
+    if not replaced:
+        return
     if (name, change) in (("grad", "double"), ("grad", "expanded")):
         optimizer.step()
         return
@@ -168,11 +171,9 @@ def test_what_fits_no_more_is_refused_by_name(name, change):
         optimizer.step()
 
 
-@pytest.mark.parametrize("change", ODD)
+@pytest.mark.parametrize("change", sorted(ODD.keys() - {"half"}))  # half is another precision
 @pytest.mark.parametrize("name", ["grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
 def test_what_lies_elsewhere_is_stepped_as_before(name, change):
-    if change == "half":
-        pytest.skip("another precision")
     results = []
     for changed in (False, True):
         parameters, optimizer = prepared(AMSBound, {})
