@@ -318,3 +318,17 @@ def test_figures_on_a_gpu_are_those_of_the_cpu() -> None:
         on_gpu = measure(model.cuda(), (inputs,))
         for key in KEYS - {"latency_ms"}:
             assert on_gpu[key] == on_cpu[key], key
+
+
+def test_modules_that_turn_gradients_on_are_counted():
+    class Insistent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            hidden = self.a(x).requires_grad_()[None]
+            with torch.enable_grad():
+                return self.b(hidden)
+
+    assert macs(Insistent(), (torch.randn(1, 3),)) == 3 * 4 + 4 * 2
