@@ -185,7 +185,7 @@ class Labels:
 
     def touches(self, tensor: Tensor) -> bool:
         """Whether an element of the tensor belongs to a channel, as far as is known."""
-        if id(tensor) in self._names or tensor in self._views:
+        if id(tensor) in self._names or tensor in self._views or tensor in self.statistics:
             return True
         found: Tensor | None = self._of.get(tensor)
         return found is not None and bool((compact(found) != NONE).any())

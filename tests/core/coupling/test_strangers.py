@@ -357,3 +357,41 @@ def test_networks_that_view_what_they_transposed_become_slim(name):
     smaller = slim(model, inputs)
     count = lambda network: sum(parameter.numel() for parameter in network.parameters())
     assert count(smaller) < count(model)
+
+
+class HandWrittenNorm(nn.Module):
+    def __init__(self, width, centred):
+        super().__init__()
+        self.weight, self.centred = nn.Parameter(torch.rand(width) + 0.5), centred
+
+    def forward(self, x):
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_norms_written_by_hand_are_norms(centred):
+    model = nn.Sequential(nn.Linear(3, 6), HandWrittenNorm(6, centred), nn.Linear(6, 2))
+    plan = trace_channels(model, torch.randn(2, 3))
+    assert {barrier.kind for barrier in plan["0"].barriers} == {"normalised"}
+
+
+def test_a_gate_of_all_channels_is_no_norm():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gate, self.b = nn.Linear(3, 6), nn.Linear(1, 1), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x * self.gate(x.mean(-1, keepdim=True)))
+
+    plan = trace_channels(Gated(), torch.randn(2, 3))
+    assert "mixed" in {barrier.kind for barrier in plan["a"].barriers}
+
+
+def test_the_stream_of_a_llama_is_held_by_its_norms_alone():
+    model, inputs = NETWORKS["llama"][0]()
+    stream = trace_channels(model, inputs)["model.embed_tokens"]
+    assert {barrier.kind for barrier in stream.barriers} == {"normalised"}

@@ -14,8 +14,8 @@ from latewood.spectra import ChannelSymmetries, connect, match_channels, matched
 # The stream that all layers write to, heads, and the hidden units of each block of two.
 LEAST_GROUPS = {
     "gpt2": 5,
-    "llama": 4,
-    "mixtral": 2,
+    "llama": 5,
+    "mixtral": 3,
     "t5": 6,
     "vit": 5,
     "bert": 5,
@@ -51,6 +51,10 @@ def outputs(model, inputs):
         return [y for y in outputs_of(run_model(model, inputs)) if y.is_floating_point()]
 
 
+# Their norms compute in float32 whatever the model does, and sum a permuted stream otherwise.
+IN_SINGLE = ("llama", "mixtral")
+
+
 @pytest.mark.parametrize("architecture", LEAST_GROUPS)
 def test_every_free_group_may_be_permuted_and_is_found_again(architecture, transformers_kit):
     model, inputs = build(architecture, transformers_kit)
@@ -66,7 +70,9 @@ def test_every_free_group_may_be_permuted_and_is_found_again(architecture, trans
         assert any(not torch.equal(state[key], shuffled[key]) for key in state), name
         model.load_state_dict(shuffled)
         for one, other in zip(expected, outputs(model, inputs), strict=True):
-            assert float((one - other).abs().max() / one.abs().max()) < 1e-12, name
+            normed = architecture in IN_SINGLE and plan[name].barriers
+            tolerance = 1e-6 if normed else 1e-12
+            assert float((one - other).abs().max() / one.abs().max()) < tolerance, name
 
     permutations = symmetries.random(seed=3)
     shuffled = symmetries.permuted(state, permutations)
