@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.code_numbers import Extent
-from latewood.core.coupling.components import NONE, Components
+from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
