@@ -42,7 +42,7 @@ freeze = 0.7
 """
 
 SCRIPT = """
-import hashlib, json, os, sys, warnings
+import hashlib, json, os, sys, torch, warnings
 warnings.simplefilter("ignore")
 from latewood.sparsity.structured.live_structure import LiveStructure
 from latewood.training.run import train
@@ -59,7 +59,11 @@ LiveStructure.change_to = watched
 result = train("recipe.toml", folder="run", show_progress=False)
 bits = b"".join(p.detach().numpy().tobytes() for p in result.model.parameters())
 seen.append(hashlib.sha256(bits).hexdigest())
-json.dump(seen, open(f"rank-{os.environ['RANK']}.json", "w"))
+with open(f"rank-{os.environ['RANK']}.json", "w") as file:
+    json.dump(seen, file)
+# gloo's own threads sometimes abort an ordinary exit on a loaded machine, when all is done.
+torch.distributed.barrier()
+os._exit(0)
 """
 
 
