@@ -35,7 +35,8 @@ def verify_plan(
 ) -> float:
     """Removes a random choice of channels of every free group from a copy and compares the outputs.
 
-    On a float64 copy in evaluation mode, what reads the channels to be removed is set to zero; then
+    On a float64 copy in evaluation mode (in the model's own precision where it cannot compute in
+    float64; the error is then scaled down by 1e-7, what separates the two), what reads the channels to be removed is set to zero; then
     removing them must not change the output. Code that the trace could not see through (a size
     written as a number) shows here.
 

@@ -129,7 +129,6 @@ def test_a_plan_is_right_and_leaves_channels_free(name):
     plan = trace_channels(model, inputs)
     assert verify_plan(model, plan, inputs) <= 1e-12
     assert len([group for group in plan.free if group.width > 1]) >= least
-    assert all(type(value) is not type(plan) for value in vars(model).values())
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
 
@@ -277,12 +276,6 @@ def test_weights_kept_in_pieces_are_a_barrier():
     assert verify_plan(model, plan, torch.randn(1, 3)) == 0.0
 
 
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-
 class Branch(nn.Module):
     def forward(self, x):
         return torch.fft.fft(x).real
@@ -303,9 +296,9 @@ def test_users_teach_operations_and_modules():
     by_class = trace_channels(model, inputs, rules={Branch: same})
     assert [group.name for group in by_class.free] == ["a"]
     assert "forward" not in vars(model.branch)
-    real = torch.Tensor.real.__get__
-    by_function = trace_channels(model, inputs, rules={torch.fft.fft: same, real: same})
-    assert by_function["a"].barriers == () or by_function["a"].barriers[0].kind == "unknown"
+    known = {torch.fft.fft: same, torch.Tensor.real.__get__: same}
+    by_function = trace_channels(model, inputs, rules=known)
+    assert not any("fft" in barrier.reason for barrier in by_function["a"].barriers)
     with pytest.raises(RequestError, match="rules: got 'linear'"):
         trace_channels(model, inputs, rules={"linear": same})
 
