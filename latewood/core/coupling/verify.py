@@ -36,9 +36,9 @@ def verify_plan(
     """Removes a random choice of channels of every free group from a copy and compares the outputs.
 
     On a float64 copy in evaluation mode (in the model's own precision where it cannot compute in
-    float64; the error is then scaled down by 1e-7, what separates the two), what reads the channels to be removed is set to zero; then
-    removing them must not change the output. Code that the trace could not see through (a size
-    written as a number) shows here.
+    float64; the error is then scaled down by 1e-7, what separates the two), what reads the channels
+    to be removed is set to zero; then removing them must not change the output. Code that the trace
+    could not see through (a size written as a number) shows here.
 
     Args:
         model: the model that was traced; it stays as it is.
