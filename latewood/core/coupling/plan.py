@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from torch import Tensor
 
+from latewood.core.coupling.layer import Layer
 from latewood.errors import invalid
 
 __all__ = ["Barrier", "BarrierKind", "ChannelGroup", "ChannelPlan", "Member", "Resized", "Role"]
@@ -100,9 +101,11 @@ class ChannelPlan:
 
     Args:
         groups: in the order in which the model's parameters are registered.
+        layers: by name of the weight, every one of two or more axes that the run used.
     """
 
     groups: tuple[ChannelGroup, ...]
+    layers: Mapping[str, Layer] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:

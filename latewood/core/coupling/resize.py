@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core.coupling.attributes import Sizes
+from latewood.core.coupling.layer import Layer
 from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
@@ -124,8 +125,9 @@ def _checked(indices: Indices, group: ChannelGroup, argument: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A new axis: which old position each new one holds, and which of them are copies."""
+    """A new axis: its old size, the old position each new one holds, and which are copies."""
 
+    size: int
     source: Tensor
     copied: Tensor
     moved: dict[tuple[int, int], int]
@@ -161,7 +163,16 @@ def _resize(
         layer.refresh()
     for module, attribute, value in counts:
         setattr(module, attribute, value)
-    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan))
+    facts = {name: _resized(layer, layouts) for name, layer in plan.layers.items()}
+    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan), facts)
+
+
+def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
+    def source(axis: int) -> tuple[int, Tensor] | None:
+        layout = layouts.get((layer.weight, axis))
+        return None if layout is None else (layout.size, layout.source)
+
+    return layer.resized(source)
 
 
 def _layout(
@@ -193,7 +204,7 @@ def _layout(
             moved[position, number] = len(source)
             source.append(position)
             copied.append(True)
-    return _Layout(torch.tensor(source), torch.tensor(copied), moved)
+    return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
 
 
 def _runs(indices: Tensor) -> list[tuple[int, int]]:
