@@ -21,7 +21,14 @@ from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
 __all__ = [
-    *("NONE", "Constancy", "Division", "Labels", "Parts", "Used", "WeightView"),
+    "NONE",
+    "Alignment",
+    "Constancy",
+    "Division",
+    "Labels",
+    "Parts",
+    "Used",
+    "WeightView",
     "varies_along",
 ]
 
@@ -101,6 +108,21 @@ class Used:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """A number of positions that an operation insists on.
+
+    Args:
+        labels: along a dimension, (size,).
+        multiple: what the size must be a multiple of.
+        reason: the operation in words.
+    """
+
+    labels: Tensor
+    multiple: int
+    reason: str
+
+
 @dataclass
 class Constancy:
     """What bars the labels of a tensor if their channels differ along a dimension.
@@ -140,6 +162,7 @@ class Labels:
         self.constancies: list[Constancy] = []
         self.divisions: list[Division] = []
         self.parts: list[Parts] = []
+        self.alignments: list[Alignment] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
         self.allocated = WeakIdKeyDictionary()

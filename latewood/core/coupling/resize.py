@@ -51,8 +51,9 @@ def slice_channels(
 
     Raises:
         RequestError: an unknown group, channels that are not there, a group behind a barrier, a
-            transformation's tensor of which nothing says how it follows, or an optimizer state
-            whose shape is not its parameter's.
+            width that is no multiple of the group's ``multiple_of``, a transformation's tensor of
+            which nothing says how it follows, or an optimizer state whose shape is not its
+            parameter's.
     """
     kept: dict[str, list[int]] = {}
     for name, chosen in keep.items():
@@ -60,6 +61,7 @@ def slice_channels(
         indices = sorted(_checked(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
+        group.require_width(len(indices), "keep")
         kept[name] = indices
     return _resize(model, plan, kept, optimizers)
 
@@ -99,6 +101,7 @@ def widen_channels(
         indices = _checked(sources, group, "copies")
         if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
             raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
+        group.require_width(group.width + len(indices), "copies")
         chosen[name] = [*range(group.width), *indices]
     return _resize(model, plan, chosen, optimizers)
 
