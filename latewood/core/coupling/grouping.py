@@ -67,12 +67,8 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         wanted = [alignment for channel in channels for alignment in aligned.get(channel, ())]
         multiple = math.lcm(*(multiple for multiple, _ in wanted))
         reasons = tuple(dict.fromkeys(reason for _, reason in wanted))
-        groups.append(
-            (
-                start,
-                ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons),
-            )
-        )
+        group = ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons)
+        groups.append((start, group))
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
 

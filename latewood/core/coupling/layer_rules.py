@@ -84,6 +84,10 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
         right: labels (..., columns, size).
         bias: what is added.
     """
+    if call.labels.by_head_size and call.labels.vary(left, -1) and call.labels.vary(right, -1):
+        call.labels.contract_by_entry(left, right, call.where)
+        shape = torch.broadcast_shapes(left[..., :1].shape, right[..., :1].transpose(-1, -2).shape)
+        return torch.full((), NONE).expand(shape)
     for one, other in ((left, right), (right, left)):
         if call.labels.vary(one, -1) and bool((compact(other) == NONE).any()):
             call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")

@@ -11,10 +11,21 @@ from torch import Tensor
 from latewood.core.coupling.layer import Layer
 from latewood.errors import invalid
 
-__all__ = ["Barrier", "BarrierKind", "ChannelGroup", "ChannelPlan", "Member", "Resized", "Role"]
+__all__ = [
+    "Barrier",
+    "BarrierKind",
+    "ChannelGroup",
+    "ChannelPlan",
+    "Member",
+    "Queries",
+    "Resized",
+    "Role",
+    "ScoreScale",
+]
 
 Role = Literal["producer", "consumer", "per_channel"]
 BarrierKind = Literal["input", "output", "lookup", "normalised", "fixed", "mixed", "unknown"]
+ScoreScale = Literal["size", "fixed"]
 
 _WIDEST_CELL: Final = 60
 
@@ -73,6 +84,21 @@ class Resized:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """Where a tensor makes queries.
+
+    Args:
+        tensor: name of a weight or bias.
+        axis: its axis of outputs.
+        columns: of the group's member there: column j of its ``indices`` are places of queries.
+    """
+
+    tensor: str
+    axis: int
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that exist or vanish together in all their members.
 
@@ -84,6 +110,9 @@ class ChannelGroup:
         resized: attributes that follow the width.
         multiple_of: widths that operations can compute with are multiples of this.
         aligned_by: the operations that want it, in words.
+        score_scale: for entries of queries and keys, how the factor on their scores goes with their
+            number: "size" (one over its root) or "fixed"; None for all other channels.
+        queries: of entries of queries and keys, what makes the queries.
     """
 
     name: str
@@ -93,6 +122,8 @@ class ChannelGroup:
     resized: tuple[Resized, ...] = ()
     multiple_of: int = 1
     aligned_by: tuple[str, ...] = ()
+    score_scale: ScoreScale | None = None
+    queries: tuple[Queries, ...] = ()
 
     @property
     def at_least(self) -> int:
