@@ -27,6 +27,7 @@ from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
+from latewood.core.coupling.shuffle_rules import SHUFFLE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.selection import parametrization_list, stored_tensor
@@ -42,6 +43,7 @@ _RULES: Final[dict[str, Rule]] = {
     "einsum": einsum_rule,
     **ATTENTION_RULES,
     **SEQUENCE_RULES,
+    **SHUFFLE_RULES,
 }
 
 Axis = tuple[str, int]
