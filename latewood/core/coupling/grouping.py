@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,17 +11,24 @@ from torch import Tensor
 
 from latewood.core.coupling.consequences import settle
 from latewood.core.coupling.labels import NONE, Labels
+from latewood.core.coupling.norm_recognition import MetNorm
+from latewood.core.coupling.padded_values import PaddedValues
+from latewood.core.coupling.padding import with_padding
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member, Resized
 
 __all__ = ["gather_plan"]
 
 
-def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
+def gather_plan(
+    labels: Labels, order: Sequence[str], norms: Sequence[MetNorm], values: PaddedValues
+) -> ChannelPlan:
     """Gathers channels that sit on the same axes, equally often, into groups.
 
     Args:
         labels: what a run left behind.
         order: names of the model's tensors in order of registration.
+        norms: that the run went through.
+        values: what new channels would hold.
 
     Returns:
         The groups, in that order.
@@ -38,6 +45,10 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
     for barred, barrier in labels.barriers:
         for channel in labels.channels(barred).unique().tolist():
             held.setdefault(channel, {})[barrier] = None
+    normalised: dict[int, list[MetNorm]] = {}
+    for norm in norms:
+        for channel in labels.channels(norm.labels).unique().tolist():
+            normalised.setdefault(channel, []).append(norm)
     alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
     for number, channel in enumerate(seats.channels.tolist()):
         signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
@@ -62,7 +73,9 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         )
         name = layer if made else f"{layer}.inputs"
         start = (first, int(where[first][:, 0].min()))
-        groups.append((start, ChannelGroup(name, len(channels), members, barriers, resized)))
+        group = ChannelGroup(name, len(channels), members, barriers, resized)
+        over = {id(norm): norm for channel in channels for norm in normalised.get(channel, ())}
+        groups.append((start, with_padding(group, list(over.values()), values)))
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
 
@@ -118,7 +131,7 @@ def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:
         used[group.name] = used.get(group.name, 0) + 1
         count = used[group.name]
         name = group.name if count == 1 else f"{group.name}#{count}"
-        yield ChannelGroup(name, group.width, group.members, group.barriers, group.resized)
+        yield replace(group, name=name)
 
 
 def _settle_elements(labels: Labels) -> None:
