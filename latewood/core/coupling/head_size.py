@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from latewood.core.coupling.flow import Flow, Node, Scores
 from latewood.core.coupling.layer_facts import covered_rows
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Queries, ScoreScale
-from latewood.core.coupling.resize import widen_channels
 from latewood.core.coupling.trace import Axis, layer_tensors, traced
 from latewood.core.coupling.traced_call import Rule
+from latewood.core.coupling.widening import widen_channels
 from latewood.core.selection import stored_tensor
 from latewood.errors import invalid
 

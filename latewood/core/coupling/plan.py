@@ -17,12 +17,16 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "Member",
+    "Norm",
+    "NormKind",
+    "Padding",
     "Queries",
     "Resized",
     "Role",
     "ScoreScale",
 ]
 
+NormKind = Literal["layer", "rms", "group", "unknown"]
 Role = Literal["producer", "consumer", "per_channel"]
 BarrierKind = Literal["input", "output", "lookup", "normalised", "fixed", "mixed", "unknown"]
 ScoreScale = Literal["size", "fixed"]
@@ -99,6 +103,54 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm whose statistics run over the channels of a group.
+
+    Told by what it computes, whatever its class is called.
+
+    Args:
+        module: qualified name of the module that computes it.
+        kind: "layer" subtracts the mean and divides by the deviation, "rms" divides by the root of
+            the mean square, "group" does as "layer" within groups of channels; "unknown": none of
+            these.
+        weight: name of the scale, None without one.
+        bias: name of the shift, None without one.
+        eps: attribute of the module that is added to the variance or mean square; None if none was
+            found that does so.
+        offset: the scale is offset + weight: 1 in Gemma, else 0.
+        on_root: whether eps is added to the root of the mean square instead.
+    """
+
+    module: str
+    kind: NormKind
+    weight: str | None = None
+    bias: str | None = None
+    eps: str | None = None
+    offset: float = 0.0
+    on_root: bool = False
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How a group that norms hold can become wider without a change of what they compute.
+
+    New channels that hold the mean of the old ones leave mean and relative variance to a layer
+    norm, zeros the relative mean square to an RMS norm.
+
+    Args:
+        kind: "mean" or "zero"; "" where neither fits.
+        obstacle: why padding would change the function; "" if nothing stands against it.
+        factors: tensors with an entry a channel that multiply it, other than the norms' own.
+        silent: tensors that read the channels where new ones hold 0, as they do behind a norm.
+    """
+
+    kind: Literal["mean", "zero", ""]
+    obstacle: str
+    factors: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that exist or vanish together in all their members.
 
@@ -113,6 +165,8 @@ class ChannelGroup:
         score_scale: for entries of queries and keys, how the factor on their scores goes with their
             number: "size" (one over its root) or "fixed"; None for all other channels.
         queries: of entries of queries and keys, what makes the queries.
+        norms: what normalises over the channels.
+        padding: how the group can become wider nevertheless; None where only free groups can.
     """
 
     name: str
@@ -124,6 +178,8 @@ class ChannelGroup:
     aligned_by: tuple[str, ...] = ()
     score_scale: ScoreScale | None = None
     queries: tuple[Queries, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    padding: Padding | None = None
 
     @property
     def at_least(self) -> int:
