@@ -267,8 +267,10 @@ def in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any, float]:
     double = copy.deepcopy(model).double()
     wide = mapped(inputs, lambda x: x.double() if x.is_floating_point() else x)
     try:
-        float_outputs(double, wide)
+        outputs = float_outputs(double, wide)
     except RuntimeError:
+        return model, inputs, SINGLE_TOLERANCE
+    if not all(bool(output.isfinite().all()) for output in outputs):
         return model, inputs, SINGLE_TOLERANCE
     return double, wide, TOLERANCE
 

@@ -15,7 +15,9 @@ __all__ = ["ELEMENTWISE_RULES", "merged"]
 
 
 def _elementwise(call: Call) -> Result:
-    tensors = [x for x in tensors_in((call.positional, call.named)) if x.ndim > 0]
+    operands = list(tensors_in((call.positional, call.named)))
+    # In a cast, a tensor behind the first only says which type is wanted.
+    tensors = [x for x in operands[: 1 if call.name in _CASTS else None] if x.ndim > 0]
     if not tensors:
         return None
     view = _scaled_view(call, tensors)
@@ -188,6 +190,7 @@ def _glu(call: Call) -> Result:
     return halves[0]
 
 
+_CASTS: Final = ("to", "type", "type_as")
 _MEANS: Final = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
 _ELEMENTWISE: Final = """

@@ -7,7 +7,7 @@ elementwise operations and contractions couple labels. Coupled labels are one ch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,13 +101,16 @@ class Labels:
 
     Args:
         tensors: the parameters and buffers by name, as their layers compute with them.
+        others: further tensors that are some of those to the layers that compute with them.
 
     Attributes:
         allocated: the code's numbers for the sizes of tensors that were made without data.
         statistics: of tensors that are a mean over channels or made of one, what it demands.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], others: Sequence[tuple[str, Tensor]] = ()
+    ) -> None:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.axes: dict[tuple[str, int], Tensor] = {}
         self.roles: dict[tuple[str, int], list[Role]] = {}
@@ -121,7 +124,9 @@ class Labels:
         self.components = Components()
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        # Held, since an id may be another tensor's once its own is gone.
+        self._named = [*others, *tensors.items()]
+        self._names = {id(tensor): name for name, tensor in self._named}
         self._of = WeakIdKeyDictionary()
         self._views = WeakIdKeyDictionary()
 

@@ -37,7 +37,9 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     if tensor is None:
         return
     if call.labels.view(tensor) is not None:
-        call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+        entries = call.labels.axis(tensor, 0, "per_channel")
+        call.labels.couple(entries, atoms)
+        bar_beside_data(call, entries, atoms)
         return
     labels = call.labels.of(tensor)
     call.labels.couple(labels, atoms)
@@ -46,6 +48,20 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
             if tensor.shape[dim] > 1:
                 reason = f"{call.where} adds data of fixed size"
                 call.labels.must_not_vary(atoms, dim, "fixed", reason)
+
+
+def bar_beside_data(call: Call, entries: Tensor, labels: Tensor) -> None:
+    """Bars entries of a vector that meet what belongs to no channel.
+
+    Args:
+        call: the operation.
+        entries: labels (size,) of the vector.
+        labels: labels (..., size) that it meets.
+    """
+    few = compact(labels)
+    absent = (few == NONE).expand(*few.shape[:-1], labels.shape[-1])
+    alone = absent.reshape(-1, labels.shape[-1]).any(0) & (entries != NONE)
+    call.labels.bar(entries[alone], "fixed", f"{call.where} meets data of fixed size")
 
 
 def _linear(call: Call) -> Result:
@@ -213,8 +229,11 @@ def _layer_norm(call: Call) -> Result:
             labels, dim, "normalised", f"{call.where} averages over the channels"
         )
     for tensor in (weight, bias):
-        if tensor is not None:
-            call.labels.couple(call.labels.of(tensor), labels)
+        if tensor is None:
+            continue
+        entries = call.labels.of(tensor)
+        call.labels.couple(entries, labels)
+        bar_beside_data(call, entries.flatten(), labels.flatten(-len(shape)))
     return labels
 
 

@@ -24,10 +24,11 @@ from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
-from latewood.core.coupling.traced_call import Call, Rule, tensors_in
+from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
+from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
-from latewood.errors import RequestError, invalid, listed
+from latewood.errors import LatewoodError, RequestError, invalid, listed
 
 __all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
 
@@ -50,6 +51,8 @@ _ALLOCATIONS: Final = (
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 )
 """Functions that make a tensor of a size that the code gives."""
+_DIVISIONS: Final = ("view", "reshape", "unflatten")
+"""Functions that give a tensor the sizes that the code holds."""
 
 
 def trace_channels(
@@ -88,7 +91,7 @@ def trace_channels(
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         functions, classes = _sorted_rules(rules)
-        watcher = _Watcher(Labels(computed), functions)
+        watcher = _Watcher(Labels(computed, _other_uses(model, computed)), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
@@ -223,10 +226,12 @@ class _Watcher(TorchFunctionMode):
             measured = self._measured(function, name, args, named, output)
             if measured is not None:
                 return measured
+        # The shape of data without channels may still be made of numbers that count some.
+        touched = touched or (name in _DIVISIONS and _are_counted((args, named)))
         if touched and (outputs or name == "setitem"):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
-            found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
+            found = self._rule(function, name)(call)
             if _in_place(function) and isinstance(found, Tensor):
                 self.labels.overwrite(output, found)
             else:
@@ -234,6 +239,11 @@ class _Watcher(TorchFunctionMode):
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
+
+    def _rule(self, function: Callable[..., Any], name: str) -> Rule:
+        if function in self._rules:
+            return self._rules[function]
+        return _careful(_RULES[name]) if name in _RULES else Call.unknown
 
     def _measured(
         self, function: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], output: Any
@@ -272,9 +282,32 @@ class _Watcher(TorchFunctionMode):
             self._put(tensor, own)
 
 
+def _careful(rule: Rule) -> Rule:
+    """A rule of ours that leaves a use of its operation that it does not know to the barriers."""
+
+    def applied(call: Call) -> Result:
+        try:
+            return rule(call)
+        except LatewoodError:
+            raise
+        except Exception:
+            return call.unknown()
+
+    return applied
+
+
 def _in_place(function: Callable[..., Any]) -> bool:
     name = getattr(function, "__name__", "")
     return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _are_counted(tree: Any) -> bool:
+    """Whether numbers of known origin are among the arguments of a call."""
+    if isinstance(tree, (tuple, list)):
+        return any(_are_counted(item) for item in tree)
+    if isinstance(tree, dict):
+        return any(_are_counted(item) for item in tree.values())
+    return type(tree) is CodeNumber
 
 
 def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
@@ -288,6 +321,17 @@ def _computed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What the layers compute with, by name; each transformation runs once meanwhile."""
     with parametrize.cached():
         yield {name: getattr(*place) for name, place in layer_tensors(model)}
+
+
+def _other_uses(model: nn.Module, computed: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """What layers compute with in further uses of a tied weight, by its first name.
+
+    Under transformations that is another tensor in each use.
+    """
+    others = []
+    for first, *rest in parameter_uses(model).values():
+        others += [(first.name, use.tensor) for use in rest if first.name in computed]
+    return others
 
 
 @contextmanager
