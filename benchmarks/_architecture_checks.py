@@ -330,7 +330,10 @@ def _switch_off(model: nn.Module, inputs: Any, seed: int) -> None:
             else:
                 with torch.no_grad():
                     tensor.index_fill_(member.axis, gone, 0)
-    FixedMasks(model, masks)
+    # Others need no mask, and some take none: a weight under weight norm, say.
+    used = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    if used:
+        FixedMasks(model, used)
 
 
 def _train(model: nn.Module, inputs: Any) -> None:

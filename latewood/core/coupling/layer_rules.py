@@ -66,14 +66,13 @@ def bar_beside_data(call: Call, entries: Tensor, labels: Tensor) -> None:
 
 def _linear(call: Call) -> Result:
     inputs, weight, bias = call.arguments("input", "weight", "bias")
-    return _contract(call, inputs, weight, 1, bias)
+    return _contract(call, call.labels.of(inputs), weight, 1, bias)
 
 
 def _contract(
-    call: Call, inputs: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
+    call: Call, labels: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
 ) -> Tensor:
-    """Labels of a product of activations (..., size) with a matrix."""
-    labels = call.labels.of(inputs)
+    """Labels of a product of activations, labels (..., size), with a matrix."""
     if call.labels.view(weight) is None:
         reason = f"{call.where} uses a weight computed on the way"
         call.labels.bar(call.labels.of(weight), "unknown", reason)
@@ -105,13 +104,19 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
             call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
         # What is summed over vanishes from the output, so it can only go as a whole.
         call.labels.couple(one, one[..., :1])
-    first, second = left[..., :1], right[..., :1].transpose(-1, -2)
-    call.labels.couple(first, second)
-    first, second = torch.broadcast_tensors(first, second)
-    few = compact_together(first, second)
-    result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
+    first, second = torch.broadcast_tensors(left[..., :1], right[..., :1].transpose(-1, -2))
+    result = _alongside(call, first, second)
     write(call, bias, result)
     return result
+
+
+def _alongside(call: Call, first: Tensor, second: Tensor) -> Tensor:
+    """Labels of one shape together; one channel beside many is no part of any of them."""
+    for many, few in ((first, second), (second, first)):
+        wide = [dim for dim in range(many.ndim) if call.labels.vary(many, dim)]
+        if wide and not any(call.labels.vary(few, dim) for dim in range(few.ndim)):
+            return call.labels.meet(many, few)
+    return call.labels.merge(first, second)
 
 
 def _matmul(call: Call) -> Result:
@@ -125,9 +130,15 @@ def _multiplied(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) ->
     labels = call.labels
     if labels.view(right) is not None and labels.view(left) is None:
         if right.ndim == 2:
-            return _contract(call, left, right, 0, bias)
+            return _contract(call, labels.of(left), right, 0, bias)
         if right.ndim == 3 == left.ndim:
             return _batched(call, left, right, bias)
+    if labels.view(left) is not None and left.ndim == 2 <= right.ndim:
+        # W x is x' W', seen from the other side.
+        result = _contract(call, labels.of(right).transpose(-1, -2), left, 1, None)
+        column = torch.atleast_2d(result).transpose(-1, -2)
+        write(call, bias, column)
+        return column
     if left.ndim < 2 or right.ndim < 2 or labels.view(left) or labels.view(right):
         return call.unknown()
     return _product(call, labels.of(left), labels.of(right).transpose(-1, -2), bias)

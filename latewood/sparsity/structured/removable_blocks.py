@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +57,11 @@ def removable_blocks(
         plan: its channel plan.
         example_inputs: what the model is called with.
     """
-    tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
-    endings = _endings_by_module(model, plan, tensors)
+    owners = dict(layer_tensors(model))
+    tensors = {name: getattr(*owner) for name, owner in owners.items()}
+    # A factor can scale parameters only: a frozen norm holds its weight and bias as buffers.
+    fixed = {name for name, (module, attribute) in owners.items() if attribute in module._buffers}
+    endings = _endings_by_module(model, plan, fixed)
     with torch.no_grad(), evaluated(model), unfused(), _unsettled(model):
         trials = _Trials(endings, tensors)
         with trials.watching(model):
@@ -168,9 +171,9 @@ def _is_identity(module: nn.Module, given: CallArguments) -> bool:
 
 
 def _endings_by_module(
-    model: nn.Module, plan: ChannelPlan, tensors: Mapping[str, Tensor]
+    model: nn.Module, plan: ChannelPlan, fixed: Collection[str]
 ) -> dict[str, list[Ending]]:
-    """By the name of each module of several layers, what may write last in it."""
+    """By the name of each module of several layers, which parameters may write last in it."""
     endings: dict[str, dict[Ending, None]] = {}
     containers = {name for name, module in model.named_modules() if any(module.children())}
     for group in plan:
@@ -182,7 +185,8 @@ def _endings_by_module(
         for module, inside in around.items():
             if module in containers and len(inside) < len(names):
                 for ending in _endings(group, inside):
-                    endings.setdefault(module, {})[ending] = None
+                    if not any(tensor in fixed for tensor in ending):
+                        endings.setdefault(module, {})[ending] = None
     return {name: list(listed) for name, listed in endings.items()}
 
 
