@@ -230,6 +230,8 @@ _SOUND: Final = {
     "conv_dim": [16] * 7,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
+    # In training it masks spans of time, of which a short sound has few.
+    "mask_time_length": 2,
 }
 _EXPERTS: Final = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _MANY_EXPERTS: Final = {

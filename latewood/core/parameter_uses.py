@@ -13,7 +13,8 @@ def parameter_uses(model: nn.Module) -> dict[int, list[Selected]]:
     """The layers of a model that hold a parameter, under any name, in the model's order.
 
     Args:
-        model: any module; what is stored under a transformation counts as the layer's.
+        model: any module; what is stored under a transformation counts as the layer's, of a weight
+            that is split into several tensors the first.
 
     Returns:
         The id of a parameter -> its uses.
@@ -24,7 +25,8 @@ def parameter_uses(model: nn.Module) -> dict[int, list[Selected]]:
             continue
         parameters = dict(module._parameters)
         for name, stack in getattr(module, "parametrizations", {}).items():
-            parameters[name] = getattr(stack, "original", None)
+            parameters[name] = stack.original if stack.is_tensor else stack.original0
         for name, parameter in parameters.items():
-            uses.setdefault(id(parameter), []).append(Selected(module_name, module, name))
+            if parameter is not None:
+                uses.setdefault(id(parameter), []).append(Selected(module_name, module, name))
     return uses

@@ -8,9 +8,10 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.coupling.trace import outputs_of, run_model
 from latewood.core.modes import evaluated
-from latewood.core.transforms import MASK, bake, transformations
+from latewood.core.parameter_uses import parameter_uses
+from latewood.core.transforms import MASK, bake, detach, transformations
 from latewood.errors import WorkError
 
 __all__ = ["Examples", "bake_masks", "compare", "mapped"]
@@ -24,15 +25,19 @@ Examples = Tensor | Sequence[Any] | dict[str, Any]
 
 
 def bake_masks(model: nn.Module) -> None:
-    """Folds the masks on a model's weights into them; other transformations stay.
+    """Folds the masks on a model's weights into them, in all uses; other transformations stay.
 
     Raises:
         RequestError: a number format inside a mask is not baked yet.
     """
-    for module, name in dict(layer_tensors(model)).values():
-        for transformation in transformations(module, name):
+    for uses in parameter_uses(model).values():
+        first, *others = [(use.module, use.parameter_name) for use in uses]
+        for transformation in transformations(*first):
             if getattr(transformation, "order", None) == MASK:
-                bake(module, name, transformation)
+                bake(*first, transformation)
+                for use in others:  # they share the tensor, which is masked by now
+                    if transformation in transformations(*use):
+                        detach(*use, transformation)
 
 
 def compare(

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.core.modes import evaluated, unfused
+from latewood.slim.cache_places import cached_layers, keep_places
 from latewood.slim.comparison import Examples
 from latewood.slim.dependence import Dependence
 from latewood.slim.dependence_rules import RULES
@@ -54,12 +55,13 @@ class _StandIn(nn.Module):
 
     def __init__(self, replaced: nn.Module | None = None) -> None:
         super().__init__()
-        if replaced is not None:
-            vars(self).update(_facts(replaced))
+        facts = {} if replaced is None else _facts(replaced)
+        vars(self).update(facts)
+        self._cached_layers = cached_layers(facts)
 
 
 class Skip(_StandIn):
-    """Returns its first argument, whatever else it is called with.
+    """Returns its first argument, whatever else it is called with; a cache still grows.
 
     Args:
         replaced: the module that it stands for.
@@ -70,20 +72,22 @@ class Skip(_StandIn):
         super().__init__(replaced)
         self.copies = copies
 
-    def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
         """The input."""
+        keep_places(self._cached_layers, inputs, [*others, *named.values()])
         return inputs.clone() if self.copies else inputs
 
 
 class Zeros(_StandIn):
-    """Returns zeros shaped like its first argument, whatever else it is called with.
+    """Returns zeros shaped like its first argument; a cache that it is called with still grows.
 
     Args:
         replaced: the module that it stands for.
     """
 
-    def forward(self, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
         """Zeros of the input's shape and type."""
+        keep_places(self._cached_layers, inputs, [*others, *named.values()])
         return torch.zeros_like(inputs)
 
 

@@ -6,8 +6,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 
+from latewood.core.coupling.trace import run_model
+from latewood.core.modes import evaluated
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples, bake_masks, compare
 from latewood.slim.dead_rows import clear_dead_rows
@@ -23,6 +26,7 @@ from latewood.slim.edits import (
 from latewood.slim.head_attention import replaceable_attention
 from latewood.slim.idle_blocks import idle_modules
 from latewood.slim.idle_channels import Limits, thin
+from latewood.slim.replaceable_modules import replaceable_modules
 from latewood.slim.residual_branches import Scatter, branch_ends
 
 __all__ = ["Residual", "slim", "slimmed"]
@@ -121,6 +125,8 @@ def _reduced(
     model: nn.Module, edits: list[Edit], example_inputs: Examples, limits: Limits, scatter: bool
 ) -> tuple[nn.Module, list[Edit]]:
     idle = idle_modules(model, example_inputs)
+    with evaluated(model), torch.no_grad():
+        idle = replaceable_modules(model, idle, lambda: run_model(model, example_inputs))
     if idle:
         model, edits = _done(model, Skipped({**idle}), edits, example_inputs)
     edits = [*edits, Channels(thin(model, example_inputs, limits))]

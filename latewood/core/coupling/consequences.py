@@ -47,8 +47,9 @@ def settle(labels: Labels) -> Follows:
     for parts in labels.parts:
         for moving in _misplaced(labels, parts, follows):
             labels.bar(moving, "fixed", f"{parts.where} takes channels by position")
+    kinds = _kinds(labels)
     for division in labels.divisions:
-        for moving, reason in _misfits(labels, division, follows):
+        for moving, reason in _misfits(labels, division, follows, kinds):
             labels.bar(moving, "fixed", f"{division.where} {reason}")
     for constancy in labels.constancies:
         if _counted_vary(labels, constancy.labels, constancy.dim):
@@ -221,7 +222,23 @@ def _alike(row: Tensor, edges: list[int]) -> Iterator[Tensor]:
             yield alike
 
 
-def _misfits(labels: Labels, division: Division, follows: Follows) -> Iterator[tuple[Tensor, str]]:
+def _kinds(labels: Labels) -> Tensor:
+    """A number for each channel, the same for those that sit equally often on the same axes.
+
+    They are what can change without others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.zeros(labels.components.count + 1, dtype=torch.long)
+    for atoms in labels.axes.values():
+        mark = torch.randint(2**62, (), generator=generator)
+        channels = labels.channels(atoms)
+        kinds.index_add_(0, channels[channels != NONE], mark.expand(int((channels != NONE).sum())))
+    return kinds
+
+
+def _misfits(
+    labels: Labels, division: Division, follows: Follows, kinds: Tensor
+) -> Iterator[tuple[Tensor, str]]:
     """Channels whose change the code's shape would not follow, and why."""
     channels = compact(labels.channels(division.labels))
     shape = tuple(division.labels.shape)
@@ -231,26 +248,29 @@ def _misfits(labels: Labels, division: Division, follows: Follows) -> Iterator[t
         return
     for dim in moving:
         for row in _rows(channels, dim):
-            alike = row.unique()
-            alike = alike[alike != NONE]
-            wanted = list(shape)
-            wanted[dim] += int((row != NONE).sum())
-            for size, expected in zip(division.sizes, wanted, strict=True):
-                if size is None:
-                    continue
-                if _recomputed(labels, size, alike, follows) != expected:
-                    yield alike, f"divides channels into {shape}, of which {size} is fixed"
-                    break
+            here = row.unique()
+            here = here[here != NONE]
+            for kind in kinds[here].unique():
+                alike = here[kinds[here] == kind]
+                wanted = list(shape)
+                wanted[dim] += int(torch.isin(row, alike).sum())
+                for size, expected in zip(division.sizes, wanted, strict=True):
+                    if size is None:
+                        continue
+                    if _recomputed(labels, size, alike, follows) != expected:
+                        yield alike, f"divides channels into {shape}, of which {size} is fixed"
+                        break
     yield from _strangers(labels, division, channels, follows)
 
 
 def _strangers(
     labels: Labels, division: Division, channels: Tensor, follows: Follows
 ) -> Iterator[tuple[Tensor, str]]:
-    """Channels that are not here, but with which a size in the code would change."""
+    """Channels that are not here, but with which a size in the code would change.
+
+    Nothing here follows them, also where the data has no channels at all.
+    """
     here = set(channels.unique().tolist())
-    if here == {NONE}:
-        return
     for size in (size for size in division.sizes if size is not None):
         for origin in origins(size):
             if isinstance(origin, Attribute):

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor
 
+from latewood.core.coupling.code_numbers import origins
 from latewood.core.coupling.label_layout import compact, joined, repeated, reshaped
 from latewood.core.coupling.labels import NONE, Division, WeightView, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
@@ -118,7 +119,9 @@ def _sizes(rest: tuple[Any, ...], named: dict[str, Any]) -> list[int] | None:
     """The sizes that the code gives; None if it gives a type instead."""
     given: Any = rest or (named.get("shape", named.get("size")),)
     sizes = list(given[0] if isinstance(given[0], (tuple, list)) else given)
-    return None if any(not isinstance(size, int) for size in sizes) else sizes
+    if any(not isinstance(size, (int, Tensor)) for size in sizes):
+        return None
+    return [size if isinstance(size, int) else int(size) for size in sizes]
 
 
 def _divided(call: Call, first: Tensor, shape: tuple[int, ...], sizes: Sequence[int]) -> Result:
@@ -140,7 +143,9 @@ def note_division(
         sizes: the code's number for each dimension; -1 where it leaves the size open.
         new: dimensions that were not there before.
     """
-    if any(varies_along(labels, dim) for dim in range(labels.ndim)):
+    varies = any(varies_along(labels, dim) for dim in range(labels.ndim))
+    # Data without channels does not follow either, where the code counts some for its shape.
+    if varies or any(next(origins(size), None) is not None for size in sizes):
         held = tuple(None if size == -1 else size for size in sizes)
         call.labels.divisions.append(Division(labels, held, new, call.where))
 
@@ -190,7 +195,8 @@ def _expand(call: Call) -> Result:
     first, rest, named = call.split_first()
     result = moved(call, first, lambda labels: labels.expand(call.output.shape))
     sizes = _sizes(rest, named) if call.name in ("expand", "broadcast_to") else None
-    if isinstance(result, Tensor) and sizes is not None:
+    # What has no channels is as wide as the code says once it is repeated.
+    if isinstance(result, Tensor) and sizes is not None and bool((compact(result) != NONE).any()):
         note_division(call, result, sizes)
     return result
 

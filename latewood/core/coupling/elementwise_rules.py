@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from latewood.core.coupling.code_numbers import origins
+from latewood.core.coupling.data_movement_rules import note_division
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.labels import NONE, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
@@ -15,7 +17,9 @@ __all__ = ["ELEMENTWISE_NAMES", "ELEMENTWISE_RULES", "merged"]
 
 
 def _elementwise(call: Call) -> Result:
-    tensors = [x for x in tensors_in((call.positional, call.named)) if x.ndim > 0]
+    operands = list(tensors_in((call.positional, call.named)))
+    # In a cast, a tensor behind the first only says which type is wanted.
+    tensors = [x for x in operands[: 1 if call.name in _CASTS else None] if x.ndim > 0]
     if not tensors:
         return None
     view = _scaled_view(call, tensors)
@@ -78,10 +82,18 @@ def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tenso
     if not bool(absent.any()):
         return
     reason = f"{call.where} meets data of fixed size"
+    sizes = call.labels.allocated.get(tensor, ())
+    counted = any(next(origins(size), None) is not None for size in sizes)
     for other in labels:
         if other is own:
             continue
-        if bool(absent.all()):
+        if bool(absent.all()) and counted:
+            # It was made without data, as wide as numbers say that may follow.
+            given = [
+                -1 if now == 1 else size for size, now in zip(sizes, tensor.shape, strict=True)
+            ]
+            note_division(call, other, [*[-1] * (other.ndim - tensor.ndim), *given])
+        elif bool(absent.all()):
             for dim in range(-tensor.ndim, 0):
                 if tensor.shape[dim] > 1:
                     call.labels.must_not_vary(other, dim, "fixed", reason)
@@ -188,6 +200,7 @@ def _glu(call: Call) -> Result:
     return halves[0]
 
 
+_CASTS: Final = ("to", "type", "type_as")
 _MEANS: Final = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
 ELEMENTWISE_NAMES: Final = """

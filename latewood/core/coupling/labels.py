@@ -7,7 +7,7 @@ elementwise operations and contractions couple labels. Coupled labels are one ch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -145,6 +145,7 @@ class Labels:
 
     Args:
         tensors: the parameters and buffers by name, as their layers compute with them.
+        others: further tensors that are some of those to the layers that compute with them.
         by_head_size: whether entries of all heads are the channels of attention, not heads.
 
     Attributes:
@@ -154,7 +155,13 @@ class Labels:
         scores: of queries and keys, what each product of both sums over, where it is channels.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, by_head_size: bool = False) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        others: Sequence[tuple[str, Tensor]] = (),
+        *,
+        by_head_size: bool = False,
+    ) -> None:
         self.by_head_size = by_head_size
         self.scores: list[Tensor] = []
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -172,7 +179,9 @@ class Labels:
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
         self.used: list[Used] = []
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        # Held, since an id may be another tensor's once its own is gone.
+        self._named = [*others, *tensors.items()]
+        self._names = {id(tensor): name for name, tensor in self._named}
         self._of = WeakIdKeyDictionary()
         self._views = WeakIdKeyDictionary()
 

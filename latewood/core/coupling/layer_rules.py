@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.label_layout import compact, compact_together
+from latewood.core.coupling.label_layout import compact
 from latewood.core.coupling.labels import NONE, Alignment
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
@@ -37,7 +37,9 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     if tensor is None:
         return
     if call.labels.view(tensor) is not None:
-        call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+        entries = call.labels.axis(tensor, 0, "per_channel")
+        call.labels.couple(entries, atoms)
+        bar_beside_data(call, entries, atoms)
         return
     labels = call.labels.of(tensor)
     call.labels.couple(labels, atoms)
@@ -48,16 +50,29 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
                 call.labels.must_not_vary(atoms, dim, "fixed", reason)
 
 
+def bar_beside_data(call: Call, entries: Tensor, labels: Tensor) -> None:
+    """Bars entries of a vector that meet what belongs to no channel.
+
+    Args:
+        call: the operation.
+        entries: labels (size,) of the vector.
+        labels: labels (..., size) that it meets.
+    """
+    few = compact(labels)
+    absent = (few == NONE).expand(*few.shape[:-1], labels.shape[-1])
+    alone = absent.reshape(-1, labels.shape[-1]).any(0) & (entries != NONE)
+    call.labels.bar(entries[alone], "fixed", f"{call.where} meets data of fixed size")
+
+
 def _linear(call: Call) -> Result:
     inputs, weight, bias = call.arguments("input", "weight", "bias")
-    return _contract(call, inputs, weight, 1, bias)
+    return _contract(call, call.labels.of(inputs), weight, 1, bias)
 
 
 def _contract(
-    call: Call, inputs: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
+    call: Call, labels: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
 ) -> Tensor:
-    """Labels of a product of activations (..., size) with a matrix."""
-    labels = call.labels.of(inputs)
+    """Labels of a product of activations, labels (..., size), with a matrix."""
     if call.labels.view(weight) is None:
         reason = f"{call.where} uses a weight computed on the way"
         call.labels.bar(call.labels.of(weight), "unknown", reason)
@@ -93,13 +108,19 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
             call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
         # What is summed over vanishes from the output, so it can only go as a whole.
         call.labels.couple(one, one[..., :1])
-    first, second = left[..., :1], right[..., :1].transpose(-1, -2)
-    call.labels.couple(first, second)
-    first, second = torch.broadcast_tensors(first, second)
-    few = compact_together(first, second)
-    result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
+    first, second = torch.broadcast_tensors(left[..., :1], right[..., :1].transpose(-1, -2))
+    result = _alongside(call, first, second)
     write(call, bias, result)
     return result
+
+
+def _alongside(call: Call, first: Tensor, second: Tensor) -> Tensor:
+    """Labels of one shape together; one channel beside many is no part of any of them."""
+    for many, few in ((first, second), (second, first)):
+        wide = [dim for dim in range(many.ndim) if call.labels.vary(many, dim)]
+        if wide and not any(call.labels.vary(few, dim) for dim in range(few.ndim)):
+            return call.labels.meet(many, few)
+    return call.labels.merge(first, second)
 
 
 def _matmul(call: Call) -> Result:
@@ -113,9 +134,15 @@ def _multiplied(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) ->
     labels = call.labels
     if labels.view(right) is not None and labels.view(left) is None:
         if right.ndim == 2:
-            return _contract(call, left, right, 0, bias)
+            return _contract(call, labels.of(left), right, 0, bias)
         if right.ndim == 3 == left.ndim:
             return _batched(call, left, right, bias)
+    if labels.view(left) is not None and left.ndim == 2 <= right.ndim:
+        # W x is x' W', seen from the other side.
+        result = _contract(call, labels.of(right).transpose(-1, -2), left, 1, None)
+        column = torch.atleast_2d(result).transpose(-1, -2)
+        write(call, bias, column)
+        return column
     if left.ndim < 2 or right.ndim < 2 or labels.view(left) or labels.view(right):
         return call.unknown()
     return _product(call, labels.of(left), labels.of(right).transpose(-1, -2), bias)
@@ -222,8 +249,11 @@ def _layer_norm(call: Call) -> Result:
             labels, dim, "normalised", f"{call.where} averages over the channels"
         )
     for tensor in (weight, bias):
-        if tensor is not None:
-            call.labels.couple(call.labels.of(tensor), labels)
+        if tensor is None:
+            continue
+        entries = call.labels.of(tensor)
+        call.labels.couple(entries, labels)
+        bar_beside_data(call, entries.flatten(), labels.flatten(-len(shape)))
     return labels
 
 

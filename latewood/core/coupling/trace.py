@@ -30,10 +30,11 @@ from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
 from latewood.core.coupling.shuffle_rules import SHUFFLE_RULES
-from latewood.core.coupling.traced_call import Call, Rule, tensors_in
+from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
+from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
-from latewood.errors import RequestError, invalid, listed
+from latewood.errors import LatewoodError, RequestError, invalid, listed
 
 __all__ = ["Axis", "layer_tensors", "outputs_of", "run_model", "trace_channels", "traced"]
 
@@ -58,6 +59,8 @@ _ALLOCATIONS: Final = (
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 )
 """Functions that make a tensor of a size that the code gives."""
+_DIVISIONS: Final = ("view", "reshape", "unflatten")
+"""Functions that give a tensor the sizes that the code holds."""
 
 
 def trace_channels(
@@ -121,7 +124,7 @@ def traced(
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         functions, classes = _sorted_rules(rules)
-        labels = Labels(computed, by_head_size=by_head_size)
+        labels = Labels(computed, _other_uses(model, computed), by_head_size=by_head_size)
         weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
         watcher = _Watcher(labels, Flow(labels, weights), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
@@ -269,11 +272,13 @@ class _Watcher(TorchFunctionMode):
             measured = self._measured(function, name, args, named, output)
             if measured is not None:
                 return measured
+        # The shape of data without channels may still be made of numbers that count some.
+        touched = touched or (name in _DIVISIONS and _are_counted((args, named)))
         if touched and (outputs or name == "setitem"):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
             self.labels.used.clear()
-            found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
+            found = self._rule(function, name)(call)
             self.values.follow(call)
             if name == "group_norm":
                 self.norms.group_norm(call)
@@ -289,6 +294,11 @@ class _Watcher(TorchFunctionMode):
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
+
+    def _rule(self, function: Callable[..., Any], name: str) -> Rule:
+        if function in self._rules:
+            return self._rules[function]
+        return _careful(_RULES[name]) if name in _RULES else Call.unknown
 
     def _measured(
         self, function: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], output: Any
@@ -330,6 +340,29 @@ class _Watcher(TorchFunctionMode):
             self._put(tensor, own)
 
 
+def _careful(rule: Rule) -> Rule:
+    """A rule of ours that leaves a use of its operation that it does not know to the barriers."""
+
+    def applied(call: Call) -> Result:
+        try:
+            return rule(call)
+        except LatewoodError:
+            raise
+        except Exception:
+            return call.unknown()
+
+    return applied
+
+
+def _are_counted(tree: Any) -> bool:
+    """Whether numbers of known origin are among the arguments of a call."""
+    if isinstance(tree, (tuple, list)):
+        return any(_are_counted(item) for item in tree)
+    if isinstance(tree, dict):
+        return any(_are_counted(item) for item in tree.values())
+    return type(tree) is CodeNumber
+
+
 def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
     given: Any = args[1:] if name.startswith("new_") else args
     given = given or (named["size"],)
@@ -341,6 +374,17 @@ def _computed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What the layers compute with, by name; each transformation runs once meanwhile."""
     with parametrize.cached():
         yield {name: getattr(*place) for name, place in layer_tensors(model)}
+
+
+def _other_uses(model: nn.Module, computed: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """What layers compute with in further uses of a tied weight, by its first name.
+
+    Under transformations that is another tensor in each use.
+    """
+    others = []
+    for first, *rest in parameter_uses(model).values():
+        others += [(first.name, use.tensor) for use in rest if first.name in computed]
+    return others
 
 
 @contextmanager

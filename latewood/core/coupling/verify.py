@@ -142,13 +142,13 @@ def _is_stored(module: nn.Module, name: str) -> bool:
 
 
 def _runs_in_double(model: nn.Module, inputs: Any) -> bool:
-    """Whether a model can compute in float64: some kernels cannot."""
+    """Whether a model can compute in float64: some kernels cannot, some masks overflow."""
     trial = copy.deepcopy(model).double()
     try:
-        _outputs(trial, _double(inputs))
+        outputs = _outputs(trial, _double(inputs))
     except RuntimeError:
         return False
-    return True
+    return all(bool(output.isfinite().all()) for output in outputs)
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.modes import evaluated, unfused
 from latewood.slim.idle_blocks import Idleness, Overwrites
 from latewood.slim.layer_times import CallArguments
+from latewood.slim.replaceable_modules import replaceable_modules
 from latewood.sparsity.structured.recorded_calls import copied_arguments
 
 __all__ = ["RemovableBlock", "removable_blocks"]
@@ -50,29 +51,40 @@ def removable_blocks(
     In one run each module is tried alone, on a copy of what it was given, as soon as it has
     returned: with the tensors that write last onto the stream set to zero it must return its input,
     bit for bit, and leave it as it was. Meanwhile the vectors have other values, since initial ones
-    hide what they add; the model is as before afterwards.
+    hide what they add; the model is as before afterwards. At last all go at once, and where the
+    outputs then differ, each alone: some code collects what its layers return.
 
     Args:
         model: any module without transformations.
         plan: its channel plan.
         example_inputs: what the model is called with.
     """
-    tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
-    endings = _endings_by_module(model, plan, tensors)
+    owners = dict(layer_tensors(model))
+    tensors = {name: getattr(*owner) for name, owner in owners.items()}
+    # A factor can scale parameters only: a frozen norm holds its weight and bias as buffers.
+    fixed = {name for name, (module, attribute) in owners.items() if attribute in module._buffers}
+    endings = _endings_by_module(model, plan, fixed)
     with torch.no_grad(), evaluated(model), unfused(), _unsettled(model):
         trials = _Trials(endings, tensors)
         with trials.watching(model):
             run_model(model, example_inputs)
         passed = trials.passed()
-    # Innermost first: a stage of removable blocks is not one layer.
-    chosen: list[str] = []
-    for name in sorted(passed, key=lambda name: -name.count(".")):
-        if not any(inner.startswith(f"{name}.") for inner in chosen):
-            chosen.append(name)
+        # Innermost first: a stage of removable blocks is not one layer.
+        chosen: list[str] = []
+        for name in sorted(passed, key=lambda name: -name.count(".")):
+            if not any(inner.startswith(f"{name}.") for inner in chosen):
+                chosen.append(name)
+        last = [tensors[tensor] for name in chosen for tensor in passed[name][0]]
+        with _zeroed(last):
+            found = replaceable_modules(
+                model,
+                {name: passed[name][1] for name in chosen},
+                lambda: run_model(model, copied_arguments(example_inputs)),
+            )
     return tuple(
         RemovableBlock(name, module, *passed[name])
         for name, module in model.named_modules()
-        if name in chosen
+        if name in found
     )
 
 
@@ -147,7 +159,8 @@ class _Trials:
         self._trying = True
         try:
             for ending in self._endings[name]:
-                with _zeroed([self._tensors[tensor] for tensor in ending]):
+                last = [self._tensors[tensor] for tensor in ending]
+                with _zeroed(last), _hooks_silenced(module):
                     if _is_identity(module, given):
                         self._passed[name] = ending
                         self._overwrites.follow(name, args[0], output)
@@ -168,9 +181,9 @@ def _is_identity(module: nn.Module, given: CallArguments) -> bool:
 
 
 def _endings_by_module(
-    model: nn.Module, plan: ChannelPlan, tensors: Mapping[str, Tensor]
+    model: nn.Module, plan: ChannelPlan, fixed: Collection[str]
 ) -> dict[str, list[Ending]]:
-    """By the name of each module of several layers, what may write last in it."""
+    """By the name of each module of several layers, which parameters may write last in it."""
     endings: dict[str, dict[Ending, None]] = {}
     containers = {name for name, module in model.named_modules() if any(module.children())}
     for group in plan:
@@ -182,7 +195,8 @@ def _endings_by_module(
         for module, inside in around.items():
             if module in containers and len(inside) < len(names):
                 for ending in _endings(group, inside):
-                    endings.setdefault(module, {})[ending] = None
+                    if not any(tensor in fixed for tensor in ending):
+                        endings.setdefault(module, {})[ending] = None
     return {name: list(listed) for name, listed in endings.items()}
 
 
@@ -213,6 +227,19 @@ def _endings(group: ChannelGroup, inside: set[str]) -> Iterator[Ending]:
 
 def _layer(tensor: str) -> str:
     return tensor.rpartition(".")[0]
+
+
+@contextmanager
+def _hooks_silenced(module: nn.Module) -> Iterator[None]:
+    """Nothing looks at what a module and those inside it return: some networks collect it."""
+    looking = [(inner, inner._forward_hooks) for inner in module.modules()]
+    try:
+        for inner, _ in looking:
+            inner._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for inner, hooks in looking:
+            inner._forward_hooks = hooks
 
 
 @contextmanager

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channels, transformations
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.parameter_uses import parameter_uses
-from latewood.errors import RequestError, invalid
+from latewood.core.selection import parametrization_list
+from latewood.errors import RequestError, invalid, listed
 from latewood.sparsity.structured.removable_blocks import RemovableBlock, removable_blocks
 
 __all__ = ["ChannelCount", "OwnedAxis", "StructureSpec", "TensorSpec"]
+
+_MOST_REASONS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,6 @@ class StructureSpec:
         self, model: nn.Module, example_inputs: Any, *, exclude: Sequence[str], layers: bool
     ) -> None:
         owners = dict(layer_tensors(model))
-        for name, owner in owners.items():
-            if transformations(*owner):
-                raise RequestError(
-                    f"model: {name} carries a transformation, whose shape would not follow; build "
-                    "StructuredSparsification before other methods, or finalize them first"
-                )
         traced = trace_channels(model, example_inputs)
         self.plan = traced.in_units()
         blocks = removable_blocks(model, self.plan, example_inputs) if layers else ()
@@ -162,11 +161,14 @@ class StructureSpec:
         self.blocks = tuple(block for block in blocks if block.name not in spared)
         if not self.groups:
             raise invalid(
-                "model", type(model).__name__, "a model with channels that can be removed"
+                "model",
+                type(model).__name__,
+                f"a model with channels that can be removed; {_held_by(self.plan)}",
             )
+        self._refuse_transformed(owners)
         parameters = {id(parameter) for parameter in model.parameters()}
         self.tensors = {}
-        for name, (module, attribute) in owners.items():
+        for name, (module, attribute) in _stored(owners):
             tensor = getattr(module, attribute)
             self.tensors[name] = TensorSpec(
                 name,
@@ -180,6 +182,16 @@ class StructureSpec:
             )
         self.block_of = tuple(self._block_around(group) for group in self.groups)
         self.counts = tuple(self._counts(model))
+
+    def _refuse_transformed(self, owners: Mapping[str, tuple[nn.Module, str]]) -> None:
+        """Transformations may stay on what keeps its shape, as weight norm does, but nowhere else."""
+        changing = {member.tensor for group in self.groups for member in group.members}
+        for name in changing.union(*(block.last for block in self.blocks)):
+            if transformations(*owners[name]):
+                raise RequestError(
+                    f"model: {name} carries a transformation, whose shape would not follow; build "
+                    "StructuredSparsification before other methods, or finalize them first"
+                )
 
     def _axes(self, name: str, shape: tuple[int, ...]) -> tuple[OwnedAxis, ...]:
         axes: dict[int, dict[int, Tensor]] = {}
@@ -228,6 +240,31 @@ def _scalable_groups(
         if group.width > 1 and readers and not readers & others and not is_tied:
             scalable.append(group)
     return scalable
+
+
+def _stored(
+    owners: Mapping[str, tuple[nn.Module, str]],
+) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """The tensors that training changes: of a weight that is split into several, each."""
+    for name, (module, attribute) in owners.items():
+        if parametrize.is_parametrized(module, attribute):
+            pieces = parametrization_list(module, attribute)
+            if not pieces.is_tensor:
+                prefix = name.removesuffix(attribute)
+                for piece in pieces._parameters:
+                    yield f"{prefix}parametrizations.{attribute}.{piece}", (pieces, piece)
+                continue
+        yield name, (module, attribute)
+
+
+def _held_by(plan: ChannelPlan) -> str:
+    """Why no group can change, the reasons that hold most channels first."""
+    held: Counter[str] = Counter()
+    for group in plan:
+        reasons = {f"{group.name}: {barrier.reason}" for barrier in group.barriers[:1]}
+        held.update(dict.fromkeys(reasons, group.width))
+    reasons = [reason for reason, _ in held.most_common()]
+    return f"here all are held ({listed(reasons, most=_MOST_REASONS)})"
 
 
 def _matching(exclude: Sequence[str], names: Sequence[str]) -> set[str]:
