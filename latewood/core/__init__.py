@@ -11,6 +11,7 @@ from latewood.core.coupling import (
     verify_plan,
     widen_channels,
 )
+from latewood.core.epochs import Epochs, StepsPerEpoch
 from latewood.core.finalize import SHAPES, EndsOnce, finalize
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
@@ -51,6 +52,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "EndsOnce",
+    "Epochs",
     "Follows",
     "Member",
     "Method",
@@ -59,6 +61,7 @@ __all__ = [
     "Restructuring",
     "Schedule",
     "Selected",
+    "StepsPerEpoch",
     "attach",
     "bake",
     "constant",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, EndsOnce
+from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
@@ -30,7 +30,6 @@ from latewood.sparsity.structured.structure_age import StructureAges
 from latewood.sparsity.structured.structure_sampler import StructureSampler
 from latewood.sparsity.structured.structure_spec import StructureSpec
 from latewood.sparsity.structured.structured_settings import Ranking
-from latewood.sparsity.temperature_schedule import require_count
 
 __all__ = ["StructuredSparsification"]
 
@@ -64,7 +63,8 @@ class StructuredSparsification(EndsOnce):
             share of the full model. The final network never exceeds it. A latency is measured once,
             layer by layer, and interpolated: it holds by that table, on this machine.
         total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps of an epoch, between two samples of the structures.
+        steps_per_epoch: optimizer steps of every epoch, or of each, between two samples of the
+            structures.
         preset: "recommended", ours, or "paper", the plain algorithm: decides what is None below.
         estimator: "soft" or "ste", of the factors (``GateSettings``).
         temperature: "per_structure" or "global".
@@ -107,7 +107,7 @@ class StructuredSparsification(EndsOnce):
         *,
         budget: Mapping[str, float],
         total_steps: int,
-        steps_per_epoch: int,
+        steps_per_epoch: StepsPerEpoch,
         preset: PresetName = "recommended",
         estimator: Estimator = "soft",
         temperature: Literal["per_structure", "global"] = "per_structure",
@@ -131,8 +131,7 @@ class StructuredSparsification(EndsOnce):
         exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        require_count("total_steps", total_steps)
-        require_count("steps_per_epoch", steps_per_epoch)
+        epochs = Epochs(steps_per_epoch, total_steps)
         self.settings = settings = settings_of(
             preset,
             estimator=estimator,
@@ -156,7 +155,8 @@ class StructuredSparsification(EndsOnce):
         )
         """The arguments in groups, with the preset's values for those that were None."""
         self.steps_per_epoch = steps_per_epoch
-        self.epochs = math.ceil(total_steps / steps_per_epoch)
+        self.epochs = epochs.count
+        self._epochs = epochs
         self._model = model
         self._examples = _checked(example_inputs)
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
@@ -181,7 +181,7 @@ class StructuredSparsification(EndsOnce):
             self._ages,
             self._controller,
             settings,
-            total_steps=total_steps,
+            growth_steps=epochs.steps_within(settings.growth.growth_time),
             generator=self._generator,
         )
         self._meter = CostMeter(macs, self._structure)
@@ -191,7 +191,7 @@ class StructuredSparsification(EndsOnce):
     @property
     def epoch(self) -> int:
         """The epoch of the step to come, from 0."""
-        return self._step // self.steps_per_epoch
+        return self._epochs.of(self._step)
 
     @property
     def frozen(self) -> bool:
@@ -253,10 +253,11 @@ class StructuredSparsification(EndsOnce):
                 logits.
         """
         self.require_active("restructure")
-        if self._step % self.steps_per_epoch:
+        within = self._step - self._epochs.start(self.epoch)
+        if within:
             raise RequestError(
-                f"restructure: called {self._step % self.steps_per_epoch} steps into an epoch of "
-                f"{self.steps_per_epoch}; expected before its first step"
+                f"restructure: called {within} steps into an epoch of "
+                f"{self._epochs.length(self.epoch)}; expected before its first step"
             )
         if self._ready == self.epoch:
             return False
