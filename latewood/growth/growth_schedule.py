@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,9 @@ def phased(
         try:
             return _starts(epoch_schedule(total, begin, phases, epoch_rate), total)
         except RequestError as error:
-            raise RequestError(f"schedule: got {phases} phases in {total} epochs: {error}") from error
+            raise RequestError(
+                f"schedule: got {phases} phases in {total} epochs: {error}"
+            ) from error
 
     return GrowthSchedule(phases=phases, **_widths(end, phases, rate, align), starts=starts)
 
@@ -206,7 +209,7 @@ def explicit(*, widths: Mapping[str, Sequence[int]], epochs: Sequence[int]) -> G
     for name, listed in widths.items():
         for width in listed:
             require_count(f"schedule.widths[{name!r}]", width)
-        steps = [after - before for before, after in zip(listed, listed[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(listed)]
         if len(listed) != phases or any(step < 0 or step % 2 for step in steps):
             raise invalid(
                 f"schedule.widths[{name!r}]",
@@ -267,11 +270,15 @@ def growth_schedule(
         signature.bind(**arguments)
     except TypeError as error:
         allowed = ", ".join(signature.parameters)
-        raise invalid(f"schedule {name}", arguments, f"the arguments {allowed} ({error})") from error
+        raise invalid(
+            f"schedule {name}", arguments, f"the arguments {allowed} ({error})"
+        ) from error
     try:
         return GROWTH_SCHEDULES[name](**arguments)
     except TypeError as error:
-        raise invalid(f"schedule {name}", arguments, f"values of the right types ({error})") from error
+        raise invalid(
+            f"schedule {name}", arguments, f"values of the right types ({error})"
+        ) from error
 
 
 def _widths(end: FinalWidths, phases: int, rate: float, align: int) -> dict[str, Any]:
@@ -283,7 +290,10 @@ def _widths(end: FinalWidths, phases: int, rate: float, align: int) -> dict[str,
     elif isinstance(end, bool) or not isinstance(end, int | float) or not 1.0 < end < math.inf:
         raise invalid("schedule.end", end, "a number above 1, or final widths by layer or group")
     # Refused here, whatever widths come later.
-    width_schedule(2, 4, max(2, phases), rate, align=align)
+    try:
+        width_schedule(2, 4, phases, rate, align=align)
+    except RequestError as error:
+        raise RequestError(f"schedule.{error}") from error
 
     def of_group(name: str, width: int) -> list[int] | None:
         if isinstance(end, Mapping):

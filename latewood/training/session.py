@@ -237,7 +237,7 @@ class Session(RunContext):
         try:
             for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
                 if isinstance(method, Restructuring):
-                    method.reshape(method_state)
+                    method.reshape(method_state, self.optimizer)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's methods: {error}"

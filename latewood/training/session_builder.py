@@ -15,6 +15,7 @@ from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
 from latewood.tasks import Task, batch_count
 from latewood.training import components
+from latewood.training.event_loss import loss_meter
 from latewood.training.processes import Processes
 from latewood.training.randomness import derive, seed_everything, seed_torch
 from latewood.training.recipe import Recipe, split_schedule
@@ -47,7 +48,8 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     if max(recipe.keep_at, default=0) > total_steps:
         raise invalid("keep_at", recipe.keep_at, f"steps up to the last one, {total_steps}")
     model = build_model(recipe, task, processes.device)
-    RunContext(recipe, processes, task).place_model(model)
+    context = RunContext(recipe, processes, task)
+    context.place_model(model)
     _require_fit(model, str((recipe.model or {"name": task.model})["name"]), processes, task)
     methods: dict[str, Method] = {}
     for index, section in enumerate(recipe.methods):
@@ -61,6 +63,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             steps_per_epoch=steps_per_epoch,
             example_inputs=task.example_inputs,
             seed=derive(seed, "method seed", index),
+            measure_loss=loss_meter(context),
         )
         _require_members(method, Method, f"methods[{index}]")
         methods[_prefix(section, methods)] = method

@@ -219,7 +219,7 @@ class Training:
         """Goes on from a checkpoint, in the order that the protocols ask for."""
         for method, own in zip(self.methods, state["methods"], strict=True):
             if isinstance(method, Restructuring):
-                method.reshape(own)
+                method.reshape(own, self.optimizer)
         load_into(self.model, state["model"], "state")
         self.optimizer.load_state_dict(state["optimizer"])
         for method, own in zip(self.methods, state["methods"], strict=True):

@@ -10,7 +10,7 @@ from torch import nn
 from latewood.core.coupling.trace import layer_tensors
 from latewood.errors import RequestError, listed
 
-__all__ = ["claim_shapes", "release_shapes"]
+__all__ = ["claim_shapes", "release_shapes", "require_unclaimed"]
 
 # By layer and name of its tensor. A method that is gone, and a copy of a model, own nothing.
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, dict[str, weakref.ref[object]]] = (
@@ -18,8 +18,34 @@ _OWNERS: weakref.WeakKeyDictionary[nn.Module, dict[str, weakref.ref[object]]] = 
 )
 
 
+def require_unclaimed(model: nn.Module, tensors: Iterable[str], owner: object) -> None:
+    """Refuses tensors whose shapes another method changes.
+
+    Args:
+        model: the model.
+        tensors: names of parameters and buffers, as a channel plan has them.
+        owner: the method that wants to change them.
+
+    Raises:
+        RequestError: another method that is not finalized changes the shape of one.
+    """
+    places = dict(layer_tensors(model))
+    taken: dict[str, list[str]] = {}
+    for name in tensors:
+        other = _owner(*places[name])
+        if other is not None and other is not owner:
+            taken.setdefault(type(other).__name__, []).append(name)
+    for kind, names in taken.items():
+        own = type(owner).__name__
+        raise RequestError(
+            f"{own}: {kind} already changes the shapes of {listed(sorted(names))}; expected "
+            f"tensors of its own: exclude their groups in one of the two, or build {own} after {kind} is "
+            "finalized"
+        )
+
+
 def claim_shapes(model: nn.Module, tensors: Iterable[str], owner: object) -> None:
-    """Notes that from now on one method changes the shapes of some tensors.
+    """Notes that from now on a method changes the shapes of some tensors.
 
     Args:
         model: the model.
@@ -27,23 +53,12 @@ def claim_shapes(model: nn.Module, tensors: Iterable[str], owner: object) -> Non
         owner: the method.
 
     Raises:
-        RequestError: another method that is not finalized changes the shape of one; then nothing is
-            noted.
+        RequestError: as ``require_unclaimed``; then nothing is noted.
     """
+    wanted = list(tensors)
+    require_unclaimed(model, wanted, owner)
     places = dict(layer_tensors(model))
-    wanted = [(name, *places[name]) for name in tensors]
-    taken: dict[str, list[str]] = {}
-    for name, module, attribute in wanted:
-        other = _owner(module, attribute)
-        if other is not None and other is not owner:
-            taken.setdefault(type(other).__name__, []).append(name)
-    for kind, names in taken.items():
-        raise RequestError(
-            f"{type(owner).__name__}: {kind} already changes the shapes of {listed(names)}; "
-            f"expected tensors of its own: exclude their groups in one of the two, or build "
-            f"{type(owner).__name__} after {kind} is finalized"
-        )
-    for _, module, attribute in wanted:
+    for module, attribute in (places[name] for name in wanted):
         _OWNERS.setdefault(module, {})[attribute] = weakref.ref(owner)
 
 

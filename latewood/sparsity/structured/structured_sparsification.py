@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
+from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
@@ -90,7 +91,7 @@ class StructuredSparsification(EndsOnce):
 
     Raises:
         RequestError: an argument out of range, a budget that not even one channel per group meets,
-            or a model without anything to remove.
+            a model without anything to remove, or tensors whose shapes another method changes.
 
     Source: Yuan, Savarese, Maire, "Growing Efficient Deep Networks by Structured Continuous
     Sparsification", ICLR 2021 (arXiv 2007.15353). The closed form, the normalised penalty, the
@@ -162,6 +163,8 @@ class StructuredSparsification(EndsOnce):
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)
+        tensors = [tensor.name for tensor in spec.tensors.values()]
+        require_unclaimed(model, tensors, self)
         self._generator = torch.Generator().manual_seed(seed)
         self._structure = LiveStructure(
             model,
@@ -187,6 +190,7 @@ class StructuredSparsification(EndsOnce):
         self._meter = CostMeter(macs, self._structure)
         self._step = 0
         self._ready = -1
+        claim_shapes(model, tensors, self)
 
     @property
     def epoch(self) -> int:
@@ -306,6 +310,7 @@ class StructuredSparsification(EndsOnce):
         if not self.frozen:
             self._sampler.freeze(None, self.budget)
         self.finalized = True
+        release_shapes(self)
         self._structure.finalize()
         remember(self._model, self._structure.edits(), self._examples)
         return self._model
@@ -342,8 +347,12 @@ class StructuredSparsification(EndsOnce):
             "generator": self._generator.get_state(),
         }
 
-    def reshape(self, state: dict[str, Any]) -> None:
+    def reshape(self, state: dict[str, Any], optimizer: Optimizer | None = None) -> None:
         """Gives the model, still full, the shapes that it had when ``state_dict`` was called.
+
+        Args:
+            state: as ``state_dict`` returned it.
+            optimizer: of the loop; it has no state yet, so nothing of it changes.
 
         Raises:
             RequestError: a state of another kind, the model is no longer full, or after
