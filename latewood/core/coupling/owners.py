@@ -39,8 +39,8 @@ def require_unclaimed(model: nn.Module, tensors: Iterable[str], owner: object) -
         own = type(owner).__name__
         raise RequestError(
             f"{own}: {kind} already changes the shapes of {listed(sorted(names))}; expected "
-            f"tensors of its own: exclude their groups in one of the two, or build {own} after {kind} is "
-            "finalized"
+            "tensors of its own: exclude their groups in one of the two, or build "
+            f"{own} after {kind} is finalized"
         )
 
 
