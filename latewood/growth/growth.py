@@ -249,7 +249,8 @@ class Growth(EndsOnce):
             "phase"; "width/<group>"; "parameters" and "macs" of the network now, "cost" (its MACs
             over those of the last phase); "training/macs" (sum over the steps of the MACs of a
             forward pass on the example) and "training/share" (that over the last phase's);
-            "loss/before" and "loss/after" of the last event where they are measured, 0 before it;
+            "event/step" of the last event, and where the loss is measured "event/before" and
+            "event/after", the loss around it; all 0 before the first;
             by stage "norm/<stage>" (of all its entries in weights that have grown) and
             "rate/<stage>" (mean over these weights of its learning rate relative to the oldest
             entries'), 0 while there is nothing of it.
@@ -258,11 +259,11 @@ class Growth(EndsOnce):
             return dict(self._final_metrics)
         now, last = self._costs[self.phase], self._costs[-1]
         widths = {f"width/{name}": float(of[self.phase]) for name, of in self.widths.items()}
-        losses: dict[str, float] = {}
+        event = self._events[-1] if self._events else None
+        around = {"event/step": float(event.step if event else 0)}
         if self._measure is not None:
-            event = self._events[-1] if self._events else None
-            losses["loss/before"] = (event and event.loss_before) or 0.0
-            losses["loss/after"] = (event and event.loss_after) or 0.0
+            around["event/before"] = (event and event.loss_before) or 0.0
+            around["event/after"] = (event and event.loss_after) or 0.0
         widenings = {
             tuple(of[phase] for of in self.widths.values()) for phase in range(self.schedule.phases)
         }
@@ -273,7 +274,7 @@ class Growth(EndsOnce):
             "cost": now.macs / max(last.macs, 1),
             "training/macs": float(self._spent),
             "training/share": self._spent / max(self._step * last.macs, 1),
-            **losses,
+            **around,
             **widths,
             **block_summary(self._model, self._stages, self._rates.ratios, len(widenings)),
         }

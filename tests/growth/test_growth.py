@@ -127,7 +127,7 @@ def test_the_norms_by_stage_are_those_of_the_weights():
     seen = method.metrics()
     total = sum(seen[f"norm/{stage}"] ** 2 for stage in range(3))
     # The last layer's inputs have not grown yet; its norm is in none.
-    squares = sum(float(model[i].weight.square().sum()) for i in (0, 2))
+    squares = sum(float(model[i].weight.detach().square().sum()) for i in (0, 2))
     assert total == pytest.approx(squares, rel=1e-5)
     assert seen["norm/2"] == seen["rate/2"] == 0 and seen["rate/0"] == 1
 
@@ -147,7 +147,7 @@ def test_the_loss_is_measured_around_each_event():
     assert len(calls) == 4 and calls[0] < calls[1] == calls[2] < calls[3]
     for event in method.events:
         assert event.loss_after == pytest.approx(event.loss_before, rel=1e-5)
-    assert method.metrics()["loss/after"] == method.events[-1].loss_after
+    assert method.metrics()["event/after"] == method.events[-1].loss_after
 
 
 def test_it_grows_when_the_loss_stops_falling():

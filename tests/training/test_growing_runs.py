@@ -41,7 +41,7 @@ def grown(tmp_path_factory):
 def test_a_run_grows_and_says_so(grown):
     rows = [row for row in grown.read_metrics() if row["kind"] == "method"]
     assert [row["growth/width/linear1"] for row in rows] == [6, 6, 8, 12, 12]
-    assert rows[2]["growth/loss/before"] > 0
+    assert rows[2]["growth/event/before"] > 0
     weights = load_file(grown.model_path)
     assert weights["linear1.weight"].shape == (12, 64)
     assert grown.summary["size"]["parameters"] == 12 * 64 + 12 + 12 * 10 + 10
