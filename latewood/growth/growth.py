@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, ChannelPlan, EndsOnce, Epochs, StepsPerEpoch, trace_channels
+from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch, trace_channels
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
-from latewood.errors import RequestError, invalid, nearest
+from latewood.errors import RequestError, invalid
 from latewood.growth.block_summary import block_summary
-from latewood.growth.group_names import group_named
+from latewood.growth.growing_widths import growing_widths
 from latewood.growth.growth_event import GrowthEvent, event_seed
 from latewood.growth.growth_schedule import GrowthSchedule, growth_schedule
 from latewood.growth.learning_rates import StageRates
@@ -115,13 +114,16 @@ class Growth(EndsOnce):
         self._copies, self._measure = list(copies), measure_loss
         self._settings = {"init": init, "rescale": rescale}
         self._seed = seed
+        self.exclude = tuple(exclude)
+        """Patterns on names of groups that keep their widths."""
         plan = trace_channels(model, example_inputs)
-        self.widths = _widths(plan, self.schedule, exclude)
+        self.widths = growing_widths(plan, self.schedule, exclude)
         """Of each group that grows, its width in every phase."""
         grown = [plan[name] for name in self.widths]
         tensors = {member.tensor for group in grown for member in group.members}
         require_unclaimed(model, tensors, self)
-        self._costs = phase_costs(model, example_inputs, self.widths, **self._settings)
+        self.costs = phase_costs(model, example_inputs, self.widths, **self._settings)
+        """Of the network in every phase."""
         self._stages = Stages()
         self._rates = StageRates(
             model,
@@ -220,7 +222,7 @@ class Growth(EndsOnce):
             raise RequestError(
                 "step: call restructure(optimizer) before the first step of each epoch"
             )
-        self._spent += self._costs[self.phase].macs
+        self._spent += self.costs[self.phase].macs
         self._step += 1
 
     def finalize(self) -> nn.Module:
@@ -257,7 +259,7 @@ class Growth(EndsOnce):
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        now, last = self._costs[self.phase], self._costs[-1]
+        now, last = self.costs[self.phase], self.costs[-1]
         widths = {f"width/{name}": float(of[self.phase]) for name, of in self.widths.items()}
         event = self._events[-1] if self._events else None
         around = {"event/step": float(event.step if event else 0)}
@@ -390,33 +392,3 @@ class Growth(EndsOnce):
     def _check(self, state: dict[str, Any]) -> None:
         if state.keys() != self.state_dict().keys():
             raise invalid("state", sorted(state), "what Growth.state_dict() returned")
-
-
-def _widths(
-    plan: ChannelPlan, schedule: GrowthSchedule, exclude: Sequence[str]
-) -> dict[str, list[int]]:
-    """Of each group that grows, its width in every phase, by the group's name."""
-    if schedule.named:
-        named = {group_named(plan, name).name: name for name in schedule.named}
-        if len(named) < len(schedule.named):
-            raise invalid("schedule", list(schedule.named), "each channel group once")
-    else:
-        named = {group.name: group.name for group in plan.free}
-    for pattern in exclude:
-        matched = {name for name in named if fnmatch.fnmatch(name, pattern)}
-        if not matched:
-            raise invalid(
-                "exclude", pattern, f"a pattern on {', '.join(named)}{nearest(pattern, named)}"
-            )
-        named = {name: key for name, key in named.items() if name not in matched}
-    widths = {}
-    for name, key in named.items():
-        listed = schedule.widths(key, plan[name].width)
-        if listed is not None and listed[-1] > listed[0]:
-            widths[name] = listed
-    if not widths:
-        held = "; ".join(dict.fromkeys(b.reason for group in plan for b in group.barriers))
-        raise invalid(
-            "model", "no channel group that grows", f"one that can ({held or 'no layers'})"
-        )
-    return widths

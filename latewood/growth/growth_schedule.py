@@ -89,8 +89,9 @@ def phased(
         phases: (N).
         rate: (p_c) growth of a width from phase to phase; the last takes it to its end.
         epochs: of each phase; None takes ``first`` and ``epoch_rate``.
-        first: (T_0) epochs of the first phase; None makes the last as long as the rate wants.
-        epoch_rate: (p_t) growth of a phase's length; the last takes what is left.
+        first: (T_0) epochs of the first phase, from which the lengths follow by the paper's rule;
+            None makes all of them, the last too, follow the rate as nearly as whole epochs do.
+        epoch_rate: (p_t) growth of a phase's length; with ``first`` the last takes what is left.
         align: widths on the way are multiples of this even number.
 
     Raises:
@@ -114,12 +115,10 @@ def phased(
         require_count("schedule.first", first)
 
     def starts(total: int) -> list[int]:
-        share = 1 / phases
-        if epoch_rate > 0:
-            share = epoch_rate / ((1 + epoch_rate) ** phases - 1)
-        begin = max(1, math.floor(share * total + 0.5)) if first is None else first
+        if first is None:
+            return _proportional(phases, epoch_rate, total)
         try:
-            return _starts(epoch_schedule(total, begin, phases, epoch_rate), total)
+            return _starts(epoch_schedule(total, first, phases, epoch_rate), total)
         except RequestError as error:
             raise RequestError(
                 f"schedule: got {phases} phases in {total} epochs: {error}"
@@ -329,6 +328,16 @@ def _lengths(epochs: Sequence[int], phases: int) -> list[int]:
     if len(lengths) != phases:
         raise invalid("schedule.epochs", lengths, f"{phases} numbers of epochs, one a phase")
     return lengths
+
+
+def _proportional(phases: int, rate: float, total: int) -> list[int]:
+    """The starts of phases whose lengths grow at a rate and fill the run."""
+    lengths = [(1.0 + rate) ** phase for phase in range(phases)]
+    ends = itertools.accumulate(lengths)
+    starts = [0, *(math.floor(total * end / sum(lengths) + 0.5) for end in ends)]
+    if len(set(starts)) <= phases:
+        raise invalid("schedule.phases", phases, f"fewer, or more than {total} epochs for them")
+    return starts[:-1]
 
 
 def _starts(lengths: Sequence[int], total: int) -> list[int]:

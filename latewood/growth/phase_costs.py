@@ -12,7 +12,7 @@ from latewood.core import macs
 from latewood.growth.widen import widen
 from latewood.slim.comparison import Examples
 
-__all__ = ["PhaseCost", "phase_costs"]
+__all__ = ["PhaseCost", "network_cost", "phase_costs"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def phase_costs(
         RequestError: one of the widenings is refused.
     """
     twin = copy.deepcopy(model)
-    costs = [_cost(twin, example_inputs)]
+    costs = [network_cost(twin, example_inputs)]
     phases = max((len(listed) for listed in widths.values()), default=1)
     for phase in range(1, phases):
         wanted = {
@@ -62,10 +62,16 @@ def phase_costs(
         }
         if wanted:
             widen(twin, example_inputs, wanted, init=init, rescale=rescale)
-        costs.append(_cost(twin, example_inputs) if wanted else costs[-1])
+        costs.append(network_cost(twin, example_inputs) if wanted else costs[-1])
     return costs
 
 
-def _cost(model: nn.Module, example_inputs: Examples) -> PhaseCost:
+def network_cost(model: nn.Module, example_inputs: Examples) -> PhaseCost:
+    """The size of a network as it is.
+
+    Args:
+        model: any module.
+        example_inputs: what it is called with.
+    """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     return PhaseCost(macs(model, inputs), sum(p.numel() for p in model.parameters()))

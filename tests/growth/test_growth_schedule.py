@@ -13,8 +13,10 @@ def test_the_papers_phases():
     assert schedule.widths("layer", 16) == [16, 20, 24, 28, 34, 40, 48, 58, 64]
     assert schedule.widths("layer", 64) == [64, 76, 92, 110, 132, 158, 190, 228, 256]
     # Eight epochs first, of 160: 8, 10, 12, 14, 17, 20, 24, 29, 26.
-    assert schedule.starts(160) == [0, 8, 18, 30, 44, 61, 81, 105, 134]
-    assert phased(end=4.0, first=8).starts(160) == schedule.starts(160)
+    assert phased(end=4.0, first=8).starts(160) == [0, 8, 18, 30, 44, 61, 81, 105, 134]
+    # All lengths by the rate: 7.7, 9.2, 11.1, 13.3, 16, 19.1, 23, 27.6, 33.1.
+    assert schedule.starts(160) == [0, 8, 17, 28, 41, 57, 76, 99, 127]
+    assert phased(end=4.0, phases=4, epoch_rate=0.0).starts(8) == [0, 2, 4, 6]
 
 
 def test_widths_by_name_and_aligned():
@@ -125,6 +127,8 @@ def test_a_schedule_that_does_not_end_with_the_run_is_refused(total, where):
 
 def test_phases_that_find_no_room_are_refused():
     with pytest.raises(RequestError, match="schedule: got 9 phases in 8 epochs: total: got 8"):
+        phased(end=2.0, first=1).starts(8)
+    with pytest.raises(RequestError, match=r"schedule\.phases: got 9; expected fewer, or more"):
         phased(end=2.0).starts(8)
 
 

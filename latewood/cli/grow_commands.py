@@ -1,0 +1,84 @@
+"""Commands about networks that grow: grow plan, grow simulate and grow widen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App
+
+from latewood.cli.app import Many, app
+
+grow = App(name="grow", help="Plan, time and carry out the growth of networks.")
+app.command(grow)
+
+
+@grow.command
+def plan(
+    recipe: Path,
+    /,
+    *,
+    set: Annotated[Sequence[str], Many] = (),
+    seconds: float = 2.0,
+) -> None:
+    """Show what grows in a recipe, how wide it is in every phase, and what the phases take.
+
+    Nothing is trained. Steps are measured on this machine; data, validation and files come on top.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file, or a name that latewood recipes lists, with a growth among its methods.
+    set
+        key=value: change the recipe, for example methods.0.schedule.end=2.0. May be repeated.
+    seconds
+        How long to measure, about.
+    """
+    from latewood.studies.growth_plans import plan_growth
+    from latewood.terminal.tables import print_table
+    from latewood.training.recipe import load_recipe
+
+    done = plan_growth(load_recipe(recipe, set), seconds=seconds)
+    print_table(done.groups, title="Channel groups")
+    print_table(done.phases, title="Phases", right=("cost",))
+    print(
+        f"predicted: {done.seconds:.3g} s for {done.macs_share:.1%} of the multiply-accumulates of "
+        f"the final network from the start, which would take {done.fixed_seconds:.3g} s"
+    )
+
+
+@grow.command
+def simulate(
+    recipe: Path,
+    /,
+    *,
+    set: Annotated[Sequence[str], Many] = (),
+    phases: int = 4,
+    align: int = 16,
+    seconds: float = 5.0,
+) -> None:
+    """Time a recipe's network at many widths here, and choose a faster schedule of equal cost.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file, or a name that latewood recipes lists, with a growth among its methods.
+    set
+        key=value: change the recipe. May be repeated.
+    phases
+        Most phases of the schedule to choose.
+    align
+        Widths on the way are multiples of this even number: 16 for convolutions, 8 for others.
+    seconds
+        How long to measure, about.
+    """
+    from latewood.studies.growth_plans import simulate_growth
+    from latewood.terminal.tables import print_table
+    from latewood.training.recipe import load_recipe
+    from latewood.training.toml import inline_toml
+
+    done = simulate_growth(load_recipe(recipe, set), phases=phases, align=align, seconds=seconds)
+    print_table(done.networks, title="Networks")
+    print_table(done.schedules, title="Schedules", right=("MACs", "time"))
+    print(f"schedule = {inline_toml(done.section)}")
