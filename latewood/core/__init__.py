@@ -30,6 +30,7 @@ from latewood.core.schedules import (
 )
 from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
 from latewood.core.state import load_state, save_state
+from latewood.core.state_rules import StateRule, register_state_rule, state_rule
 from latewood.core.tensor_files import read_tensors
 from latewood.core.transforms import (
     FAULTS,
@@ -62,6 +63,7 @@ __all__ = [
     "Schedule",
     "Selected",
     "StepsPerEpoch",
+    "StateRule",
     "attach",
     "bake",
     "constant",
@@ -77,11 +79,13 @@ __all__ = [
     "progress",
     "read_tensors",
     "recalibrate_batch_norm",
+    "register_state_rule",
     "save_state",
     "schedule",
     "select_parameters",
     "slice_channels",
     "step_decay",
+    "state_rule",
     "stored_tensor",
     "trace_channels",
     "transformations",
