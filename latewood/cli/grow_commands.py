@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import App
 
-from latewood.cli.app import Many, app
+from latewood.cli.app import Flag, Many, app
+from latewood.errors import invalid, listed
 
 grow = App(name="grow", help="Plan, time and carry out the growth of networks.")
 app.command(grow)
@@ -82,3 +83,68 @@ def simulate(
     print_table(done.networks, title="Networks")
     print_table(done.schedules, title="Schedules", right=("MACs", "time"))
     print(f"schedule = {inline_toml(done.section)}")
+
+
+@grow.command
+def widen(
+    checkpoint: Path,
+    /,
+    *,
+    times: float = 2.0,
+    width: Annotated[Sequence[str], Many] = (),
+    exclude: Annotated[Sequence[str], Many] = (),
+    out: Path | None = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, Flag] = False,
+) -> None:
+    """Widen a pretrained model of the transformers library without changing what it computes.
+
+    The result is a folder that the library's own from_pretrained reads, to be trained on.
+
+    Parameters
+    ----------
+    checkpoint
+        A folder with config.json and safetensors. Nothing is unpickled.
+    times
+        How many times the present widths the new ones are, of all groups that can change.
+    width
+        NAME=WIDTH: the new width of one layer or group instead. May be repeated.
+    exclude
+        Patterns on names of groups that keep their widths.
+    out
+        Folder of the wider model; CHECKPOINT-wider if not given.
+    seed
+        Of the new channels.
+    overwrite
+        Replace what is already in that folder.
+    """
+    widths = dict(_pair(text) for text in width)
+
+    from latewood.studies.widened_checkpoint import widen_checkpoint
+    from latewood.terminal.tables import print_table
+
+    done = widen_checkpoint(
+        checkpoint,
+        out=out or checkpoint.with_name(f"{checkpoint.resolve().name}-wider"),
+        times=times,
+        widths=widths or None,
+        exclude=tuple(exclude),
+        seed=seed,
+        overwrite=overwrite,
+    )
+    print_table(done.groups, title="Channel groups")
+    if done.left_out:
+        names = listed(done.left_out)
+        print(f"left as they are, since no configuration describes them wider: {names}")
+    print_table(done.numbers, title="Numbers of the configuration")
+    before, after = done.parameters
+    print(f"parameters: {before:,} before, {after:,} after")
+    print(f"outputs changed by {done.error:.1e} of the largest")
+    print(f"model: {done.folder}")
+
+
+def _pair(text: str) -> tuple[str, int]:
+    name, separator, width = text.rpartition("=")
+    if not separator or not width.isdecimal():
+        raise invalid("--width", text, "NAME=WIDTH, such as encoder.layer.0.intermediate.dense=256")
+    return name, int(width)
