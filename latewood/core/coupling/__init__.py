@@ -1,5 +1,6 @@
 """Channel coupling: which tensor axes change size together, and changing them in place."""
 
+from latewood.core.coupling.additions import Addition, additions
 from latewood.core.coupling.plan import (
     Barrier,
     BarrierKind,
@@ -9,11 +10,13 @@ from latewood.core.coupling.plan import (
     Resized,
     Role,
 )
-from latewood.core.coupling.resize import slice_channels, widen_channels
+from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import trace_channels
 from latewood.core.coupling.verify import verify_plan
+from latewood.core.coupling.widening import widen_channels
 
 __all__ = [
+    "Addition",
     "Barrier",
     "BarrierKind",
     "ChannelGroup",
@@ -21,6 +24,7 @@ __all__ = [
     "Member",
     "Resized",
     "Role",
+    "additions",
     "slice_channels",
     "trace_channels",
     "verify_plan",

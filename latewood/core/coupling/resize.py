@@ -1,4 +1,4 @@
-"""Removes channels from a model, or adds copies, in place: tensors, attributes, optimizer state."""
+"""Changes numbers of channels in place: tensors, attributes, optimizer state; removes channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latewood.core.selection import stored_tensor
 from latewood.core.transforms import Follows, transformations
 from latewood.errors import RequestError, invalid
 
-__all__ = ["replace_data", "slice_channels", "widen_channels"]
+__all__ = ["Indices", "Resizing", "changeable", "replace_data", "slice_channels", "valid_indices"]
 
 Indices = Sequence[int] | Tensor
 
@@ -55,54 +55,25 @@ def slice_channels(
     """
     kept: dict[str, list[int]] = {}
     for name, chosen in keep.items():
-        group = _changeable(plan, name, allow)
-        indices = sorted(_checked(chosen, group, "keep"))
+        group = changeable(plan, name, allow)
+        indices = sorted(valid_indices(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
         kept[name] = indices
-    return _resize(model, plan, kept, optimizers)
+    return Resizing.of(model, plan, kept, optimizers).apply()
 
 
-def widen_channels(
-    model: nn.Module,
-    plan: ChannelPlan,
-    copies: Mapping[str, Indices],
-    *,
-    optimizers: Iterable[Optimizer] = (),
-    allow: Collection[BarrierKind] = (),
-) -> ChannelPlan:
-    """Adds channels behind those of some groups, in place, each a copy of an existing one.
-
-    The counterpart of ``slice_channels``: new entries hold their source's values for the caller to
-    overwrite, those of transformations what their ``follows`` says, and their optimizer state is
-    zero. In the returned plan the new channels of a group
-    have the indices from its old width on.
+def changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> ChannelGroup:
+    """The group of a name, refused if a barrier holds it that is not allowed.
 
     Args:
-        model: the model that was traced.
-        plan: its plan.
-        copies: for a group's name, the channel that each new one copies, in order.
-        optimizers: whose state is to follow.
-        allow: kinds of barriers that the caller takes care of.
-
-    Returns:
-        The plan of the wider model.
+        plan: of the model.
+        name: of the group.
+        allow: kinds of barriers that do not count.
 
     Raises:
-        RequestError: as for ``slice_channels``; or a group of one channel that owns several
-            positions, whose layout cannot be told.
+        RequestError: no such group, or one that cannot change.
     """
-    chosen: dict[str, list[int]] = {}
-    for name, sources in copies.items():
-        group = _changeable(plan, name, allow)
-        indices = _checked(sources, group, "copies")
-        if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
-            raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
-        chosen[name] = [*range(group.width), *indices]
-    return _resize(model, plan, chosen, optimizers)
-
-
-def _changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> ChannelGroup:
     group = plan[name]
     held = [barrier for barrier in group.barriers if barrier.kind not in allow]
     if held:
@@ -113,7 +84,17 @@ def _changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) ->
     return group
 
 
-def _checked(indices: Indices, group: ChannelGroup, argument: str) -> list[int]:
+def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[int]:
+    """Channels of a group as a list, refused if one is not there.
+
+    Args:
+        indices: numbers of channels.
+        group: that they belong to.
+        argument: what the caller's argument is called.
+
+    Raises:
+        RequestError: a number that is no channel of the group.
+    """
     listed = indices.tolist() if isinstance(indices, Tensor) else list(indices)
     if any(type(each) is not int or not 0 <= each < group.width for each in listed):
         raise invalid(
@@ -131,37 +112,73 @@ class _Layout:
     moved: dict[tuple[int, int], int]
 
 
-def _resize(
-    model: nn.Module,
-    plan: ChannelPlan,
-    chosen: Mapping[str, Sequence[int]],
-    optimizers: Iterable[Optimizer],
-) -> ChannelPlan:
-    places = dict(layer_tensors(model))
-    layouts: dict[tuple[str, int], _Layout] = {}
-    for group in plan:
-        for member in group.members if group.name in chosen else ():
-            key = (member.tensor, member.axis)
-            if key not in layouts:
-                module, name = places[member.tensor]
-                size = stored_tensor(module, name).shape[member.axis]
-                layouts[key] = _layout(key, size, plan, chosen)
-    modules = {id(module): module for name, _ in layouts for module in [places[name][0]]}
-    layers = [Sizes.of(module) for module in modules.values()]
-    changes = [
-        change
-        for (name, axis), layout in layouts.items()
-        for change in _changes(*places[name], axis, layout, list(optimizers))
-    ]
-    counts = _counts(model, plan, chosen)
-    # All that can be refused was refused above; from here on everything changes.
-    for change in changes:
-        change.apply()
-    for layer in layers:
-        layer.refresh()
-    for module, attribute, value in counts:
-        setattr(module, attribute, value)
-    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan))
+@dataclass(frozen=True)
+class Resizing:
+    """A change of numbers of channels, all checked and not yet made.
+
+    Args:
+        plan: of the model as it is.
+        chosen: for a group's name, the channel that each of the new model is or copies.
+        layouts: by tensor and axis.
+        changes: of tensors.
+        layers: whose attributes follow their tensors.
+        counts: module, attribute and new value of what else follows.
+    """
+
+    plan: ChannelPlan
+    chosen: Mapping[str, Sequence[int]]
+    layouts: Mapping[tuple[str, int], _Layout]
+    changes: Sequence[_Change]
+    layers: Sequence[Sizes]
+    counts: Sequence[tuple[nn.Module, str, int]]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        plan: ChannelPlan,
+        chosen: Mapping[str, Sequence[int]],
+        optimizers: Iterable[Optimizer],
+    ) -> Resizing:
+        """Checks a change and works out what it does, without doing it.
+
+        Args:
+            model: that was traced, or another of the same structure.
+            plan: its plan.
+            chosen: for a group's name, the channels that stay, then those that new ones copy.
+            optimizers: whose state is to follow.
+
+        Raises:
+            RequestError: a transformation's tensor of which nothing says how it follows, or an
+                optimizer state whose shape is not its parameter's.
+        """
+        places = dict(layer_tensors(model))
+        layouts: dict[tuple[str, int], _Layout] = {}
+        for group in plan:
+            for member in group.members if group.name in chosen else ():
+                key = (member.tensor, member.axis)
+                if key not in layouts:
+                    module, name = places[member.tensor]
+                    size = stored_tensor(module, name).shape[member.axis]
+                    layouts[key] = _layout(key, size, plan, chosen)
+        modules = {id(module): module for name, _ in layouts for module in [places[name][0]]}
+        changes = [
+            change
+            for (name, axis), layout in layouts.items()
+            for change in _changes(*places[name], axis, layout, list(optimizers))
+        ]
+        layers = [Sizes.of(module) for module in modules.values()]
+        return cls(plan, chosen, layouts, changes, layers, _counts(model, plan, chosen))
+
+    def apply(self) -> ChannelPlan:
+        """Makes the change; returns the plan of what the model is then."""
+        for change in self.changes:
+            change.apply()
+        for layer in self.layers:
+            layer.refresh()
+        for module, attribute, value in self.counts:
+            setattr(module, attribute, value)
+        return ChannelPlan(tuple(_moved(group, self.chosen, self.layouts) for group in self.plan))
 
 
 def _layout(

@@ -1,0 +1,187 @@
+"""Adds channels to a model in place: copies, or new ones that keep the model's function."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latewood.core.coupling.additions import Addition, additions
+from latewood.core.coupling.pair_fill import (
+    Spread,
+    deviations,
+    fill_pairs,
+    tied_obstacle,
+    usual_deviation,
+)
+from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan
+from latewood.core.coupling.resize import Indices, Resizing, changeable, valid_indices
+from latewood.core.coupling.trace import layer_tensors
+from latewood.core.selection import stored_tensor
+from latewood.errors import RequestError, invalid
+
+__all__ = ["Fill", "widen_channels"]
+
+Fill = Literal["copy", "pair"]
+"""What new channels are filled with."""
+
+
+def widen_channels(
+    model: nn.Module,
+    plan: ChannelPlan,
+    copies: Mapping[str, Indices | int],
+    *,
+    fill: Fill = "copy",
+    std: Spread = None,
+    generator: torch.Generator | None = None,
+    twins: Iterable[nn.Module] = (),
+    optimizers: Iterable[Optimizer] = (),
+    allow: Collection[BarrierKind] = (),
+) -> ChannelPlan:
+    """Adds channels behind those of some groups, in place.
+
+    The counterpart of ``slice_channels``. With ``fill="copy"`` new entries hold their source's
+    values, for the caller to overwrite. With ``fill="pair"`` the model computes what it did: k new
+    channels come twice, in the order 1 .. k, 1 .. k. What makes them gets rows V twice, what reads
+    them columns Z and then -Z (each reader its own), and what has an entry a channel the same one
+    twice, so that each reader sees Z v - Z v = 0. Rows run over all columns, the new ones too.
+
+    Tensors of transformations get what their ``follows`` says; optimizer state is zero. In the
+    returned plan the new channels of a group have the indices from its old width on; ``additions``
+    lists where they are.
+
+    Args:
+        model: the model that was traced.
+        plan: its plan.
+        copies: for a group's name, the channel that each new one copies, in order, or how many new
+            ones there are, which then copy the first ones in turn. For pairs the number is even,
+            and the second half of a list repeats the first.
+        fill: "copy" or "pair".
+        std: for "pair", the standard deviation of random entries: a number for all that makes or
+            reads channels, numbers by tensor name, or a function of name and old tensor, asked for
+            what has at least two axes. What it names is drawn at random, whatever it is. A tensor
+            left out, or None from the function, stands for the default: what makes or reads
+            channels gets the deviation of its old entries (1 / sqrt(fan-in) where those are all
+            alike); a norm's scale and variance start at 1, its shift and mean and other biases at
+            0, and what else has an entry a channel, a depthwise kernel say, copies its source's.
+        generator: of the random numbers; one seeded with 0 if left out.
+        twins: further models of the same structure, such as a moving average or a teacher, that get
+            the same new channels.
+        optimizers: whose state is to follow, for parameters of any of the models.
+        allow: kinds of barriers that the caller takes care of.
+
+    Returns:
+        The plan of the wider model.
+
+    Raises:
+        RequestError: as for ``slice_channels``; a group of one channel that owns several positions,
+            whose layout cannot be told; what cannot come in pairs; a twin of other shapes. Nothing
+            has changed then.
+
+    Source:
+        Pairs with opposite signs: Yuan, Savarese and Maire, arXiv 2306.12700, as secondary sources
+        describe them.
+    """
+    if fill not in get_args(Fill):
+        raise invalid("fill", fill, f"one of {', '.join(get_args(Fill))}")
+    paired = fill == "pair"
+    chosen: dict[str, list[int]] = {}
+    for name, sources in copies.items():
+        group = changeable(plan, name, allow)
+        indices = _sources(sources, group, paired)
+        if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
+            raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
+        if paired and (obstacle := tied_obstacle(group)):
+            raise RequestError(f"{name}: cannot become wider: {obstacle}")
+        chosen[name] = [*range(group.width), *indices]
+    models = [model, *twins]
+    places = [dict(layer_tensors(each)) for each in models]
+    tensors = [
+        {name: stored_tensor(*place) for name, place in of_model.items()} for of_model in places
+    ]
+    names = _touched(plan, chosen)
+    _require_alike(tensors, names)
+    if paired:
+        asked, usual = _spreads(plan, chosen, std, {name: tensors[0][name] for name in names})
+    listed = list(optimizers)
+    resizings = [Resizing.of(each, plan, chosen, listed) for each in models]
+    # All that can be refused was refused above; from here on everything changes.
+    wider, *_ = [resizing.apply() for resizing in resizings]
+    if paired:
+        generator = generator or torch.Generator().manual_seed(0)
+        by_tensor: dict[str, list[Addition]] = {}
+        for addition in additions(plan, wider):
+            by_tensor.setdefault(addition.tensor, []).append(addition)
+        with torch.no_grad():
+            for name in names:
+                if not tensors[0][name].is_floating_point():
+                    continue
+                filled = [
+                    (of_model[name][0], stored[name])
+                    for of_model, stored in zip(places, tensors, strict=True)
+                ]
+                own = places[0][name][1]
+                fill_pairs(own, filled, by_tensor[name], asked[name], usual[name], generator)
+    return wider
+
+
+def _sources(sources: Indices | int, group: ChannelGroup, paired: bool) -> list[int]:
+    argument = f"copies[{group.name!r}]"
+    if isinstance(sources, int) and not isinstance(sources, bool):
+        if sources < 1 or (paired and sources % 2):
+            kind = "a positive even number" if paired else "a positive number"
+            raise invalid(argument, sources, f"{kind} of new channels")
+        in_turn = [number % group.width for number in range(sources // 2 if paired else sources)]
+        return in_turn * 2 if paired else in_turn
+    if isinstance(sources, bool):
+        raise invalid(argument, sources, "channels, or a number of new ones")
+    indices = valid_indices(sources, group, "copies")
+    half = len(indices) // 2
+    if paired and (len(indices) % 2 or indices[:half] != indices[half:]):
+        raise invalid(argument, indices, "an even number of channels, the second half as the first")
+    return indices
+
+
+def _touched(plan: ChannelPlan, chosen: Mapping[str, object]) -> list[str]:
+    """Names of the tensors that change, in the plan's order."""
+    return list(
+        dict.fromkeys(
+            member.tensor for group in plan if group.name in chosen for member in group.members
+        )
+    )
+
+
+def _require_alike(tensors: list[dict[str, Tensor]], names: list[str]) -> None:
+    for number, others in enumerate(tensors[1:]):
+        for name in names:
+            shape = others[name].shape if name in others else None
+            if shape != tensors[0][name].shape:
+                raise invalid(
+                    f"twins[{number}]",
+                    f"{name} of shape {None if shape is None else tuple(shape)}",
+                    f"{name} of shape {tuple(tensors[0][name].shape)}",
+                )
+
+
+def _spreads(
+    plan: ChannelPlan, chosen: Mapping[str, object], std: Spread, tensors: dict[str, Tensor]
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    weights = set()
+    for group in plan:
+        for member in group.members if group.name in chosen else ():
+            if member.role != "per_channel":
+                weights.add(member.tensor)
+            if member.role == "consumer" and not tensors[member.tensor].is_floating_point():
+                raise RequestError(
+                    f"{group.name}: cannot become wider: {member.tensor} reads the channels and "
+                    f"holds {tensors[member.tensor].dtype}, which has no opposite signs"
+                )
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    asked = deviations(std, floating, weights)
+    for name, deviation in asked.items():
+        if deviation is not None and not 0 < deviation < float("inf"):
+            raise invalid(f"std of {name}", deviation, "a positive number")
+    return asked, {name: usual_deviation(tensor) for name, tensor in floating.items()}
