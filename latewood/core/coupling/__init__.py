@@ -1,6 +1,7 @@
 """Channel coupling: which tensor axes change size together, and changing them in place."""
 
 from latewood.core.coupling.additions import Addition, additions
+from latewood.core.coupling.layer import Layer, LayerPart, LayerRole, LayerUse
 from latewood.core.coupling.plan import (
     Barrier,
     BarrierKind,
@@ -21,6 +22,10 @@ __all__ = [
     "BarrierKind",
     "ChannelGroup",
     "ChannelPlan",
+    "Layer",
+    "LayerPart",
+    "LayerRole",
+    "LayerUse",
     "Member",
     "Resized",
     "Role",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core.coupling.attributes import Sizes
+from latewood.core.coupling.layer import Layer
 from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
@@ -50,8 +51,9 @@ def slice_channels(
 
     Raises:
         RequestError: an unknown group, channels that are not there, a group behind a barrier, a
-            transformation's tensor of which nothing says how it follows, or an optimizer state
-            whose shape is not its parameter's.
+            width that is no multiple of the group's ``multiple_of``, a transformation's tensor of
+            which nothing says how it follows, or an optimizer state whose shape is not its
+            parameter's.
     """
     kept: dict[str, list[int]] = {}
     for name, chosen in keep.items():
@@ -59,6 +61,7 @@ def slice_channels(
         indices = sorted(valid_indices(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
+        group.require_width(len(indices), "keep")
         kept[name] = indices
     return Resizing.of(model, plan, kept, optimizers).apply()
 
@@ -105,8 +108,9 @@ def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[
 
 @dataclass(frozen=True)
 class _Layout:
-    """A new axis: which old position each new one holds, and which of them are copies."""
+    """A new axis: its old size, the old position each new one holds, and which are copies."""
 
+    size: int
     source: Tensor
     copied: Tensor
     moved: dict[tuple[int, int], int]
@@ -178,7 +182,18 @@ class Resizing:
             layer.refresh()
         for module, attribute, value in self.counts:
             setattr(module, attribute, value)
-        return ChannelPlan(tuple(_moved(group, self.chosen, self.layouts) for group in self.plan))
+        layers = self.plan.layers.items()
+        facts = {name: _resized(layer, self.layouts) for name, layer in layers}
+        groups = tuple(_moved(group, self.chosen, self.layouts) for group in self.plan)
+        return ChannelPlan(groups, facts)
+
+
+def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
+    def source(axis: int) -> tuple[int, Tensor] | None:
+        layout = layouts.get((layer.weight, axis))
+        return None if layout is None else (layout.size, layout.source)
+
+    return layer.resized(source)
 
 
 def _layout(
@@ -210,7 +225,7 @@ def _layout(
             moved[position, number] = len(source)
             source.append(position)
             copied.append(True)
-    return _Layout(torch.tensor(source), torch.tensor(copied), moved)
+    return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
 
 
 def _runs(indices: Tensor) -> list[tuple[int, int]]:

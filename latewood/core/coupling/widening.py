@@ -96,6 +96,7 @@ def widen_channels(
             raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
         if paired and (obstacle := tied_obstacle(group)):
             raise RequestError(f"{name}: cannot become wider: {obstacle}")
+        group.require_width(group.width + len(indices), "copies")
         chosen[name] = [*range(group.width), *indices]
     models = [model, *twins]
     places = [dict(layer_tensors(each)) for each in models]
