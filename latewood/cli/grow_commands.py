@@ -57,6 +57,7 @@ def simulate(
     set: Annotated[Sequence[str], Many] = (),
     phases: int = 4,
     align: int = 16,
+    tolerance: float = 0.02,
     seconds: float = 5.0,
 ) -> None:
     """Time a recipe's network at many widths here, and choose a faster schedule of equal cost.
@@ -71,6 +72,8 @@ def simulate(
         Most phases of the schedule to choose.
     align
         Widths on the way are multiples of this even number: 16 for convolutions, 8 for others.
+    tolerance
+        Largest difference of the cost, as a share.
     seconds
         How long to measure, about.
     """
@@ -79,7 +82,9 @@ def simulate(
     from latewood.training.recipe import load_recipe
     from latewood.training.toml import inline_toml
 
-    done = simulate_growth(load_recipe(recipe, set), phases=phases, align=align, seconds=seconds)
+    done = simulate_growth(
+        load_recipe(recipe, set), phases=phases, align=align, tolerance=tolerance, seconds=seconds
+    )
     print_table(done.networks, title="Networks")
     print_table(done.schedules, title="Schedules", right=("MACs", "time"))
     print(f"schedule = {inline_toml(done.section)}")

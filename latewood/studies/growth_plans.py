@@ -126,7 +126,12 @@ def plan_growth(recipe: Recipe, *, seconds: float = 2.0) -> GrowthPlan:
 
 
 def simulate_growth(
-    recipe: Recipe, *, phases: int = 4, align: int = 16, seconds: float = 5.0
+    recipe: Recipe,
+    *,
+    phases: int = 4,
+    align: int = 16,
+    tolerance: float = 0.02,
+    seconds: float = 5.0,
 ) -> GrowthSimulation:
     """Measures candidate widths of a recipe's network and chooses a faster schedule of equal cost.
 
@@ -134,6 +139,7 @@ def simulate_growth(
         recipe: with a growth method and one batch size; nothing is trained or written.
         phases: most phases of the schedule to choose.
         align: widths on the way are multiples of it.
+        tolerance: largest difference of the cost, as a share.
         seconds: of measuring, about.
 
     Raises:
@@ -149,6 +155,7 @@ def simulate_growth(
             steps_per_epoch=session.epochs.length(0),
             phases=phases,
             align=align,
+            tolerance=tolerance,
             reference=growth.schedule,
             exclude=growth.exclude,
             train_step=_train_step(session, recipe.batch_size),
