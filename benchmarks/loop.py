@@ -102,7 +102,7 @@ def _bare(recipe: Recipe, task: Task, steps: int) -> Callable[[], None]:
     dataset = task.train
     assert isinstance(dataset, TensorDataset)
     inputs, labels = dataset.tensors
-    size = recipe.batch_size
+    size = recipe.last_batch_size
 
     def run() -> None:
         total, done = 0.0, 0

@@ -11,6 +11,7 @@ __all__ = [
     "invalid",
     "listed",
     "nearest",
+    "require_count",
 ]
 
 
@@ -58,3 +59,17 @@ def listed(names: Iterable[str], *, most: int = 8) -> str:
     shown = ", ".join(everything[:most])
     hidden = len(everything) - most
     return f"{shown} and {hidden} more" if hidden > 0 else shown
+
+
+def require_count(name: str, value: int) -> None:
+    """Refuses what is no whole number of 1 or more.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise invalid(name, value, "a whole number, 1 or more")

@@ -169,6 +169,45 @@ def test_tickets(
     assert len(list(folder.glob("ticket-*.safetensors"))) == 2
 
 
+def test_grow(
+    succeeds: Callable[..., str],
+    fails: Callable[..., str],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = ("digits-growing-mlp", "--set", "model.hidden=[16,16]", "epochs=40")
+    lines = succeeds("grow", "plan", *shipped, "--seconds", 0.05).splitlines()
+    assert lines[0] == "Channel groups"
+    assert any(line.split()[:5] == ["linear1", "16", "24", "40", "64"] for line in lines)
+    assert any(line.startswith("head") and "the model's output" in line for line in lines)
+    phases = lines[lines.index("Phases") + 2 :]
+    assert [line.split()[:4] for line in phases[:4]] == [
+        ["0", "0", "7", "133"],
+        ["1", "7", "9", "171"],
+        ["2", "16", "11", "209"],
+        ["3", "27", "13", "247"],
+    ]
+    assert lines[-1].startswith("predicted: ")
+    changing = ("--set", "batch_size=[[10, 128], [30, 64]]")
+    lines = succeeds("grow", "plan", *shipped, *changing, "--seconds", 0.05).splitlines()
+    assert [line.split()[3] for line in lines[lines.index("Phases") + 2 :][:2]] == ["63", "141"]
+
+    lines = succeeds("grow", "simulate", *shipped, "--seconds", 0.05, "--align", 8).splitlines()
+    assert [line.split()[0] for line in lines[-4:-1]] == ["recipe", "chosen", "fixed"]
+    chosen = lines[-1].partition(" = ")[2]
+    lines = succeeds(
+        *("grow", "plan", *shipped, "--set", f"methods.0.schedule={chosen}", "--seconds", 0.05)
+    ).splitlines()
+    assert "explicit" in chosen and lines[-1].startswith("predicted: ")
+
+    assert "expected one growth among them" in fails(2, "grow", "plan", recipe)
+    assert "batch_size" in fails(2, "grow", "simulate", *shipped, *changing)
+    assert "--width: got 'a'" in fails(2, "grow", "widen", tmp_path, "--width", "a")
+    assert "CHECKPOINT" in fails(2, "grow", "widen", tmp_path)
+
+
 def test_slim(
     succeeds: Callable[..., str],
     fails: Callable[..., str],
@@ -278,6 +317,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("tickets missing.toml", "missing.toml: cannot be read"),
         ("tickets digitsmlp", "did you mean 'digits-mlp'?"),
         ("tickets missing.toml --rounds x", "--rounds"),
+        ("grow nothing", 'Unknown command "nothing"'),
+        ("grow plan", "RECIPE"),
+        ("grow plan digits-growingmlp", "did you mean 'digits-growing-mlp'?"),
+        ("grow widen missing", "missing"),
         ("slim", "RUN"),
         ("slim missing", "does not exist"),
         ("slim . --mode masked", '"auto", "slim", "csr", "dense"'),

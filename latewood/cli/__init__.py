@@ -16,6 +16,7 @@ from cyclopts import CycloptsError
 # Importing a module of commands registers them with the application.
 from latewood.cli import (  # noqa: F401
     connect_commands,
+    grow_commands,
     inspect_commands,
     reproduce_command,
     slim_command,

@@ -11,6 +11,7 @@ from latewood.core.coupling import (
     verify_plan,
     widen_channels,
 )
+from latewood.core.epochs import Epochs, StepsPerEpoch
 from latewood.core.finalize import SHAPES, EndsOnce, finalize
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
@@ -29,6 +30,7 @@ from latewood.core.schedules import (
 )
 from latewood.core.selection import WEIGHT_LAYERS, Selected, select_parameters, stored_tensor
 from latewood.core.state import load_state, save_state
+from latewood.core.state_rules import StateRule, register_state_rule, state_rule
 from latewood.core.tensor_files import read_tensors
 from latewood.core.transforms import (
     FAULTS,
@@ -51,6 +53,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "EndsOnce",
+    "Epochs",
     "Follows",
     "Member",
     "Method",
@@ -59,6 +62,8 @@ __all__ = [
     "Restructuring",
     "Schedule",
     "Selected",
+    "StepsPerEpoch",
+    "StateRule",
     "attach",
     "bake",
     "constant",
@@ -74,11 +79,13 @@ __all__ = [
     "progress",
     "read_tensors",
     "recalibrate_batch_norm",
+    "register_state_rule",
     "save_state",
     "schedule",
     "select_parameters",
     "slice_channels",
     "step_decay",
+    "state_rule",
     "stored_tensor",
     "trace_channels",
     "transformations",

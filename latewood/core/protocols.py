@@ -73,8 +73,11 @@ class Restructuring(Protocol):
         """Changes the model in place, the optimizer's state with it; True if anything changed."""
         ...
 
-    def reshape(self, state: dict[str, Any]) -> None:
-        """Gives the model the shapes it had when ``state_dict`` returned ``state``."""
+    def reshape(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        """Gives the model the shapes it had when ``state_dict`` returned ``state``.
+
+        ``optimizer`` is the resumed run's, which has no state yet.
+        """
         ...
 
 

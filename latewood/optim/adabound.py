@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, at_least, number, positive, switch
@@ -209,3 +210,13 @@ class AMSBound(AdaBound):
 
 def _place_base_lr(group: dict[str, Any]) -> None:
     group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
+
+
+register_state_rule(
+    AdaBound,
+    StateRule(
+        {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+        filled=("exp_avg_sq", "max_exp_avg_sq"),
+        counted=True,
+    ),
+)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.misfits import is_plain
 from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
@@ -387,3 +388,10 @@ def _place_gamma(group: dict[str, Any]) -> None:
     group["gamma"] = torch.as_tensor(
         group["eps"] if gamma is None else gamma, dtype=torch.float64, device=device
     )
+
+
+# The normaliser makes every entry's rate depend on all the others.
+register_state_rule(
+    AvaGrad,
+    StateRule({"exp_avg": 1, "exp_avg_sq": 2}, filled=("exp_avg_sq",), entrywise=False),
+)

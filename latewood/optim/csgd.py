@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from latewood.core import StateRule, register_state_rule
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, fraction, number
 
@@ -81,3 +82,6 @@ class CSGD(Optimizer):
             l2=group["weight_decay"],
             factor=self._factor(group),
         )
+
+
+register_state_rule(CSGD, StateRule({"exp_avg": 1}, counted=True))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
 from latewood.optim.base import Optimizer, number, positive, switch
@@ -159,3 +160,9 @@ def _after_first(step: Number, value: Number, instead: float) -> Number:
     if isinstance(step, Tensor):
         return torch.where(step > 1.0, value, instead)
     return value if step > 1.0 else instead
+
+
+register_state_rule(
+    DelayedAdam,
+    StateRule({"exp_avg": 1, "exp_avg_sq": 2}, filled=("exp_avg_sq",), counted=True),
+)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from latewood.core.coupling import slice_channels, trace_channels
+from latewood.core.coupling import slice_channels, trace_channels, widen_channels
 from latewood.errors import WorkError, invalid
 from latewood.slim.comparison import Examples, mapped
 from latewood.slim.csr_linear import CsrLinear
@@ -25,6 +25,7 @@ __all__ = [
     "Skipped",
     "SlimRecipe",
     "Unpacked",
+    "Widened",
     "apply_edit",
     "has_recipe",
     "packed",
@@ -45,6 +46,17 @@ class Channels:
     """
 
     keep: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Widened:
+    """Groups that became wider, in pairs of channels.
+
+    Args:
+        widths: the new width by the name of the group.
+    """
+
+    widths: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,11 @@ class Compressed:
     layers: list[str]
 
 
-Edit = Channels | Skipped | Unpacked | Scattered | Compressed
+Edit = Channels | Widened | Skipped | Unpacked | Scattered | Compressed
 
 _EDIT_KINDS: Final[dict[str, type[Any]]] = {
     "channels": Channels,
+    "widened": Widened,
     "skipped": Skipped,
     "unpacked": Unpacked,
     "scattered": Scattered,
@@ -137,6 +150,10 @@ def apply_edit(model: nn.Module, edit: Edit, example_inputs: Examples) -> nn.Mod
     match edit:
         case Channels():
             slice_channels(model, trace_channels(model, example_inputs), edit.keep)
+        case Widened():
+            plan = trace_channels(model, example_inputs)
+            added = {name: width - plan[name].width for name, width in edit.widths.items()}
+            widen_channels(model, plan, added, fill="pair")
         case Skipped():
             skip_modules(model, edit.modules)
         case Unpacked():

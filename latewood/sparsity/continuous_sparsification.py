@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from latewood.core import MASK, EndsOnce, Selected
+from latewood.core import MASK, EndsOnce, Selected, StepsPerEpoch
 from latewood.core.attached_masks import AttachedMasks
 from latewood.errors import RequestError, invalid, listed
 from latewood.sparsity.density import largest_logits, largest_only, require_reachable
@@ -37,8 +37,8 @@ class ContinuousSparsification(EndsOnce):
         model: its selected weight matrices are masked in place; biases, norms and embeddings never.
             A tied tensor is masked in all its uses.
         total_steps: optimizer steps of the run; the last one runs at ``final_temperature``.
-        steps_per_epoch: None raises beta every step; a number raises it at each epoch's start, as
-            the authors' code does.
+        steps_per_epoch: None raises beta every step; the length of all epochs or of each raises it
+            at every epoch's start, as the authors' code does.
         rounds: (R) equal parts of the run. At the end of each but the last the binary masks are
             kept in ``tickets``, then s becomes min(beta_T s, s0) and beta starts again at 1: what
             was pruned stays so, the rest has to be earned again. Each round is sparser.
@@ -80,7 +80,7 @@ class ContinuousSparsification(EndsOnce):
         model: nn.Module,
         *,
         total_steps: int,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: StepsPerEpoch | None = None,
         rounds: int = 1,
         carry_momentum: bool = False,
         freeze_weights: bool = False,

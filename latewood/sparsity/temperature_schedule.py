@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
-from latewood.core import exponential, progress
-from latewood.errors import invalid
+from latewood.core import Epochs, StepsPerEpoch, exponential, progress
+from latewood.errors import invalid, require_count
 
-__all__ = ["TemperatureSchedule", "require_count"]
+__all__ = ["TemperatureSchedule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class TemperatureSchedule:
     Args:
         total_steps: optimizer steps of the run.
         rounds: (R) equal parts of it.
-        steps_per_epoch: None raises the temperature every step, a number at each epoch's start;
-            the masks are then fixed at an epoch's start too.
+        steps_per_epoch: None raises the temperature every step, the length of all epochs or of each
+            at every epoch's start; the masks are then fixed at an epoch's start too.
         final_temperature: (beta_T), 1 or more.
         harden_at: in (0, 1]; 1 leaves the masks soft to the end.
 
@@ -32,18 +33,20 @@ class TemperatureSchedule:
 
     total_steps: int
     rounds: int = 1
-    steps_per_epoch: int | None = None
+    steps_per_epoch: StepsPerEpoch | None = None
     final_temperature: float = 200.0
     harden_at: float = 1.0
 
     def __post_init__(self) -> None:
-        require_count("total_steps", self.total_steps)
-        if self.steps_per_epoch is not None:
-            require_count("steps_per_epoch", self.steps_per_epoch)
         require_count("rounds", self.rounds)
-        unit = self.steps_per_epoch or 1
-        if self.rounds > 1 and self.total_steps % (self.rounds * unit):
-            words = "steps" if self.steps_per_epoch is None else f"epochs of {unit} steps"
+        epochs = self._epochs
+        whole = epochs.start(epochs.count) == self.total_steps
+        if self.rounds > 1 and (epochs.count % self.rounds or not whole):
+            words = "steps"
+            if self.steps_per_epoch is not None:
+                words = (
+                    f"epochs of {epochs.length(0)} steps" if epochs.equal else "numbers of epochs"
+                )
             raise invalid(
                 "rounds",
                 self.rounds,
@@ -59,38 +62,35 @@ class TemperatureSchedule:
         """The number of steps done when the masks are fixed; None for never before the end."""
         if self.harden_at == 1.0:
             return None
-        return self.total_steps - self._steps + self._soft_steps(self.rounds)
+        last_round = (self.rounds - 1) * self._epochs_of_a_round
+        soft = self._epochs.start(last_round + self._soft_epochs(self.rounds))
+        return min(self.total_steps, soft)
 
     def round(self, step: int) -> int:
         """The round of the step to come, from 1 to ``rounds``."""
-        return min(step * self.rounds // self.total_steps + 1, self.rounds)
+        return min(self._epochs.of(step) // self._epochs_of_a_round + 1, self.rounds)
 
     def temperature(self, step: int) -> float:
         """The temperature (beta) of the step to come."""
         number = self.round(step)
-        within, steps = step - (number - 1) * self._steps, self._soft_steps(number)
-        if self.steps_per_epoch is not None:
-            within, steps = within // self.steps_per_epoch, math.ceil(steps / self.steps_per_epoch)
-        return exponential(1.0, self.final_temperature)(progress(within, steps))
+        within = self._epochs.of(step) - (number - 1) * self._epochs_of_a_round
+        at = progress(within, self._soft_epochs(number))
+        return exponential(1.0, self.final_temperature)(at)
 
-    @property
-    def _steps(self) -> int:
-        return self.total_steps // self.rounds
+    @cached_property
+    def _epochs(self) -> Epochs:
+        """Where the temperature rises: at every step, unless epochs are known."""
+        return Epochs(1 if self.steps_per_epoch is None else self.steps_per_epoch, self.total_steps)
 
-    def _soft_steps(self, number: int) -> int:
-        """Steps of a round with soft masks: at least one, whole epochs where these are known."""
+    @cached_property
+    def _epochs_of_a_round(self) -> int:
+        return self._epochs.count // self.rounds
+
+    def _soft_epochs(self, number: int) -> int:
+        """Epochs of a round with soft masks: at least one."""
+        whole = self._epochs_of_a_round
         if number < self.rounds or self.harden_at == 1.0:
-            return self._steps
-        unit = self.steps_per_epoch or 1
+            return whole
+        passes = float(self._epochs.passes(self.total_steps)) / self.rounds
         # The tolerance keeps 0.07 * 100 from becoming 8.
-        return min(self._steps, unit * math.ceil(self.harden_at * self._steps / unit - 1e-9))
-
-
-def require_count(name: str, value: int) -> None:
-    """Refuses what is no whole number of 1 or more.
-
-    Raises:
-        RequestError: it is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise invalid(name, value, "a whole number, 1 or more")
+        return min(whole, max(1, math.ceil(self.harden_at * passes - 1e-9)))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latewood.core.epochs import Epochs
 from latewood.core.state import load_state, save_state
 from latewood.errors import RequestError, WorkError, invalid
 
@@ -179,19 +180,19 @@ def at_step(folder: str | Path, step: int) -> Checkpoint:
     return Checkpoint(path=path, step=step)
 
 
-def split_points(steps_per_epoch: int) -> tuple[int, ...]:
+def split_points(epochs: Epochs) -> tuple[int, ...]:
     """The steps from which a run is branched: ten, most of them early, as most changes then.
 
     Args:
-        steps_per_epoch: S.
+        epochs: of the run; the first has S steps.
 
     Returns:
         0, four multiples of S // 5 within the first epoch, and the ends of the first five epochs.
 
     Source: released code of arXiv 2408.11804.
     """
-    within = {part * (steps_per_epoch // 5) for part in range(5)}
-    return tuple(sorted(within | {epoch * steps_per_epoch for epoch in range(1, 6)}))
+    within = {part * (epochs.length(0) // 5) for part in range(5)}
+    return tuple(sorted(within | {epochs.start(epoch) for epoch in range(1, 6)}))
 
 
 def discard_after(folder: str | Path, step: int) -> None:

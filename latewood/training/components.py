@@ -100,6 +100,7 @@ SCHEDULES: dict[str, str] = {
 
 METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
+    "growth": "latewood.growth:Growth",
     "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
     "structured_sparsification": "latewood.sparsity:StructuredSparsification",
 }
@@ -122,7 +123,9 @@ PROVIDED: Mapping[str, frozenset[str]] = {
     "model": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"progress"}),
-    "method": frozenset({"model", "example_inputs", "total_steps", "steps_per_epoch", "seed"}),
+    "method": frozenset(
+        {"model", "example_inputs", "total_steps", "steps_per_epoch", "seed", "measure_loss"}
+    ),
     "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder"}),
 }
 """The arguments that a run passes itself, so that a recipe may not."""

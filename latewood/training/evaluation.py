@@ -43,7 +43,7 @@ def evaluate(
     with evaluated(model):
         parts = batches(
             dataset,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.last_batch_size,
             seed=0,
             epoch=0,
             shuffle=False,
@@ -54,7 +54,8 @@ def evaluate(
             noise.manual_seed(derive(recipe.seed, "evaluate", number, processes.rank))
             with processes.autocast():
                 scores = task.objective.evaluate(model, context.placed(batch), noise)
-            in_batch = min(recipe.batch_size, len(dataset) - number * recipe.batch_size)
+            before = number * recipe.last_batch_size
+            in_batch = min(recipe.last_batch_size, len(dataset) - before)
             names = names or list(scores)
             rows.append(torch.stack([scores[name].detach() for name in names]))
             sample_counts.append(weight * in_batch / processes.count)
@@ -103,10 +104,9 @@ def recalibrate(context: RunContext, model: nn.Module) -> bool:
 def recalibration_batches(context: RunContext) -> Iterator[Batch]:
     """Training batches to renew batch-norm statistics on, the same ones in every process."""
     recipe, dataset = context.recipe, context.task.train
-    full = recipe.batch_size <= len(dataset)
-    stream = batches(
-        dataset, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, drop_last=full
-    )
+    batch_size = recipe.last_batch_size
+    full = batch_size <= len(dataset)
+    stream = batches(dataset, batch_size=batch_size, seed=recipe.seed, epoch=0, drop_last=full)
     for number, (batch, _) in enumerate(stream):
         if number == recipe.recalibration_batches:
             return

@@ -63,16 +63,16 @@ def _remaining_batches(session: Session) -> Iterator[tuple[Batch, float]]:
     recipe, processes = session.recipe, session.processes
     seed = recipe.seed if recipe.order_seed is None else recipe.order_seed
     while not session.finished:
-        epoch, start = divmod(session.step, session.steps_per_epoch)
+        epoch = session.epochs.of(session.step)
         rest_of_epoch = batches(
             session.task.train,
-            batch_size=recipe.batch_size,
+            batch_size=recipe.batch_size_of(epoch),
             seed=seed,
             epoch=epoch,
             rank=processes.rank,
             world_size=processes.count,
             drop_last=recipe.drop_last,
-            start=start,
+            start=session.step - session.epochs.start(epoch),
         )
         yield from islice(rest_of_epoch, session.total_steps - session.step)
 

@@ -143,7 +143,7 @@ def _write(session: Session, kind: str, values: dict[str, float], step: int | No
     if not session.processes.is_main or not values:
         return
     step = session.step if step is None else step
-    epoch = step / session.steps_per_epoch
+    epoch = float(session.epochs.passes(step))
     row: dict[str, Any] = {"step": step, "epoch": epoch, "kind": kind, **values}
     session.folder.append_metrics(row)
     if session.recipe.trackers:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from latewood.errors import RequestError, nearest
+from latewood.errors import RequestError, invalid, nearest
 from latewood.recipes import FOLDER, recipe_path
 from latewood.training import components
 from latewood.training.components import Kind, importable
@@ -49,6 +49,26 @@ Section = Annotated[
 """A component: its name alone, or a table of its name and arguments."""
 
 
+def _batch_size(value: Any) -> Any:
+    """Refuses a batch size in one message, where pydantic would write one for each alternative."""
+
+    def count(number: Any) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and number > 0
+
+    pairs = value if isinstance(value, list) and value else [None]
+    if not count(value) and not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(count, pair)) for pair in pairs
+    ):
+        raise invalid(
+            "batch_size", value, "an integer greater than 0, or a list of such [epochs, samples]"
+        )
+    return value
+
+
+BatchSize = Annotated[int | list[list[int]], BeforeValidator(_batch_size)]
+"""Samples a step: one number, or for stretches of epochs [how many epochs, samples]."""
+
+
 class Recipe(BaseModel):
     """Everything that decides a run.
 
@@ -62,7 +82,8 @@ class Recipe(BaseModel):
         probes: what looks at it.
         epochs: passes over the training data; exactly one of epochs and steps is given.
         steps: optimizer steps.
-        batch_size: samples per step over all processes together.
+        batch_size: samples per step over all processes together; or, where it changes on the way,
+            a list of [epochs, samples] that adds up to ``epochs``.
         drop_last: leave out a last batch of an epoch that is not full.
         seed: decides initial weights, data order, augmentation and all other randomness.
         order_seed: decides the data order instead, and nothing else.
@@ -96,7 +117,7 @@ class Recipe(BaseModel):
     probes: list[Section] = []
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
-    batch_size: PositiveInt = 128
+    batch_size: BatchSize = 128
     drop_last: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     order_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -130,11 +151,34 @@ class Recipe(BaseModel):
             raise RequestError(
                 f"precision: got 'fp16' with device {self.device!r}; expected 'no' or 'bf16' there"
             )
+        self.check_batch_sizes()
         for name in ("methods", "probes"):
             self._no_duplicates(name)
         if len(set(self.trackers)) != len(self.trackers):
             raise RequestError(f"trackers: got {self.trackers}; expected each tracker once")
         return self
+
+    @property
+    def batch_size_stretches(self) -> list[list[int]]:
+        """The batch sizes, each with the epochs that have it; one for all if it never changes."""
+        if isinstance(self.batch_size, int):
+            return [[self.epochs or 1, self.batch_size]]
+        return self.batch_size
+
+    @property
+    def last_batch_size(self) -> int:
+        """The batch size at the end, which scoring has too."""
+        return self.batch_size_stretches[-1][1]
+
+    def batch_size_of(self, epoch: int) -> int:
+        """The batch size of an epoch, from 0."""
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        for epochs, size in self.batch_size:
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return self.last_batch_size
 
     def _no_duplicates(self, field: str) -> None:
         sections: list[dict[str, Any]] = getattr(self, field)
@@ -149,6 +193,22 @@ class Recipe(BaseModel):
     def folders(self) -> tuple[Path, ...]:
         """Where modules of the user's own are looked for: the recipe's folder, then the current."""
         return (*self._folders, Path.cwd())
+
+    def check_batch_sizes(self) -> None:
+        """Checks that batch sizes that change are known for every epoch.
+
+        Raises:
+            RequestError: they are not.
+        """
+        if isinstance(self.batch_size, int):
+            return
+        listed = sum(epochs for epochs, _ in self.batch_size)
+        if listed != self.epochs:
+            given = "steps" if self.epochs is None else f"{self.epochs} epochs"
+            raise RequestError(
+                f"batch_size: got sizes of {listed} epochs for a run of {given}; expected "
+                "[epochs, samples] stretches that add up to 'epochs'"
+            )
 
     def to_toml(self, **environment: Any) -> str:
         """The resolved recipe as TOML.

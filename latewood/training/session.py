@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latewood.core.epochs import Epochs
 from latewood.core.protocols import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule
 from latewood.errors import RequestError
@@ -70,7 +71,7 @@ class Session(RunContext):
         probes: what looks at the model.
         schedule: factor on the learning rates by progress.
         schedule_per_epoch: whether the factor moves between epochs only.
-        steps_per_epoch: optimizer steps per pass over the data.
+        epochs: the passes over the data, and the steps of each.
         total_steps: optimizer steps of the whole run.
         step: optimizer steps done.
         meter: training metrics not yet written.
@@ -86,7 +87,7 @@ class Session(RunContext):
     probes: list[Probe]
     schedule: Schedule
     schedule_per_epoch: bool
-    steps_per_epoch: int
+    epochs: Epochs
     total_steps: int
     step: int = 0
     meter: TrainingMeter = field(default_factory=TrainingMeter)
@@ -100,7 +101,7 @@ class Session(RunContext):
         self.trained: list[nn.Parameter] = []
         self.clipped: list[nn.Parameter] = []
         self._list_parameters()
-        splits = split_points(self.steps_per_epoch) if self.recipe.split_points else ()
+        splits = split_points(self.epochs) if self.recipe.split_points else ()
         self.kept_steps = frozenset({*self.recipe.keep_at, *splits})
         self._waited_for = self._with_gradients()
         self.objective_noise = torch.Generator(self.processes.device)
@@ -117,7 +118,7 @@ class Session(RunContext):
     @property
     def epoch(self) -> float:
         """Passes over the training data so far."""
-        return self.step / self.steps_per_epoch
+        return float(self.epochs.passes(self.step))
 
     @property
     def seconds(self) -> float:
@@ -131,14 +132,15 @@ class Session(RunContext):
 
     def due(self, every: int | None) -> bool:
         """Whether something done every so many steps, or every epoch, is due now."""
-        return self.finished or self.step % (every or self.steps_per_epoch) == 0
+        due = self.epochs.begins(self.step) if every is None else self.step % every == 0
+        return self.finished or due
 
     def begin_epoch(self) -> None:
         """Lets methods change the model's shapes; what was built around it is built anew."""
         changed = [
             method.restructure(self.optimizer)
             for method in self.methods.values()
-            if isinstance(method, Restructuring) and self.step % self.steps_per_epoch == 0
+            if isinstance(method, Restructuring) and self.epochs.begins(self.step)
         ]
         # What averages the gradients would wait for those of a mask that has been fixed.
         waited_for, self._waited_for = self._waited_for, self._with_gradients()
@@ -161,10 +163,10 @@ class Session(RunContext):
         Randomness is a function of the seed, the step and the rank, so that a resumed run, a
         re-run of a failing step and a run with other probes all draw the same numbers.
         """
-        whole = self.steps_per_epoch if self.schedule_per_epoch else 1
-        done = self.step // whole * whole
-        factor = self.schedule(min(1.0, done / self.total_steps))
-        set_rates(self.optimizer, factor)
+        done = (
+            self.epochs.start(self.epochs.of(self.step)) if self.schedule_per_epoch else self.step
+        )
+        set_rates(self.optimizer, self.schedule(self.epochs.progress(done)))
         seed, rank = self.recipe.seed, self.processes.rank
         seed_torch(derive(seed, "model", self.step, rank), self.processes.device)
         self.objective_noise.manual_seed(derive(seed, "objective", self.step, rank))
@@ -235,7 +237,7 @@ class Session(RunContext):
         try:
             for method, method_state in zip(self.methods.values(), state["methods"], strict=True):
                 if isinstance(method, Restructuring):
-                    method.reshape(method_state)
+                    method.reshape(method_state, self.optimizer)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{checkpoint.path}: does not fit the recipe's methods: {error}"

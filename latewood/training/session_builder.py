@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from latewood.core.epochs import Epochs, StepsPerEpoch
 from latewood.core.groups import parameter_groups
 from latewood.core.protocols import Method, Probe
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
 from latewood.tasks import Task, batch_count
 from latewood.training import components
+from latewood.training.event_loss import loss_meter
 from latewood.training.processes import Processes
 from latewood.training.randomness import derive, seed_everything, seed_torch
 from latewood.training.recipe import Recipe, split_schedule
@@ -40,12 +42,14 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
     """
     seed = recipe.seed
     _require_samples(recipe, processes, task)
-    steps_per_epoch = batch_count(len(task.train), recipe.batch_size, recipe.drop_last)
-    total_steps = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
+    steps_per_epoch = _steps_per_epoch(recipe, task)
+    total_steps = recipe.steps or _sum_of_epochs(recipe, steps_per_epoch)
+    epochs = Epochs(steps_per_epoch, total_steps)
     if max(recipe.keep_at, default=0) > total_steps:
         raise invalid("keep_at", recipe.keep_at, f"steps up to the last one, {total_steps}")
     model = build_model(recipe, task, processes.device)
-    RunContext(recipe, processes, task).place_model(model)
+    context = RunContext(recipe, processes, task)
+    context.place_model(model)
     _require_fit(model, str((recipe.model or {"name": task.model})["name"]), processes, task)
     methods: dict[str, Method] = {}
     for index, section in enumerate(recipe.methods):
@@ -59,6 +63,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             steps_per_epoch=steps_per_epoch,
             example_inputs=task.example_inputs,
             seed=derive(seed, "method seed", index),
+            measure_loss=loss_meter(context),
         )
         _require_members(method, Method, f"methods[{index}]")
         methods[_prefix(section, methods)] = method
@@ -92,7 +97,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
         probes=probes,
         schedule=schedule,
         schedule_per_epoch=per_epoch,
-        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
         total_steps=total_steps,
     )
 
@@ -182,8 +187,27 @@ def _require_samples(recipe: Recipe, processes: Processes, task: Task) -> None:
                 f"processes: got {processes.count} for {len(dataset)} {name} samples; "
                 f"expected at most {len(dataset)}, one sample each"
             )
-    if recipe.drop_last and recipe.batch_size > len(task.train):
+    largest = max(size for _, size in recipe.batch_size_stretches)
+    if recipe.drop_last and largest > len(task.train):
         raise RequestError(
-            f"batch_size: got {recipe.batch_size} with drop_last; expected at most the "
+            f"batch_size: got {largest} with drop_last; expected at most the "
             f"{len(task.train)} training samples"
         )
+
+
+def _steps_per_epoch(recipe: Recipe, task: Task) -> StepsPerEpoch:
+    """The length of all epochs, or of each where the batch size changes."""
+
+    def steps(batch_size: int) -> int:
+        return batch_count(len(task.train), batch_size, recipe.drop_last)
+
+    if isinstance(recipe.batch_size, int):
+        return steps(recipe.batch_size)
+    recipe.check_batch_sizes()
+    return [steps(recipe.batch_size_of(epoch)) for epoch in range(recipe.epochs or 0)]
+
+
+def _sum_of_epochs(recipe: Recipe, steps_per_epoch: StepsPerEpoch) -> int:
+    if isinstance(steps_per_epoch, int):
+        return (recipe.epochs or 0) * steps_per_epoch
+    return sum(steps_per_epoch)

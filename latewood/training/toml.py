@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["to_toml"]
+__all__ = ["inline_toml", "to_toml"]
 
 
 def to_toml(document: Mapping[str, Any]) -> str:
@@ -27,6 +27,11 @@ def to_toml(document: Mapping[str, Any]) -> str:
         elif _is_tabular(value):
             blocks.extend(_table(f"[[{_key(key)}]]", entry) for entry in value)
     return "\n".join(block for block in blocks if block)
+
+
+def inline_toml(value: Any) -> str:
+    """One value as TOML writes it behind a key."""
+    return _value(value)
 
 
 def _is_tabular(value: Any) -> bool:

@@ -18,6 +18,14 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
             {"rounds": 2, "harden_at": 0.5, "density": 0.5, "penalty_weight": 1e-3},
         ],
         "gradual_magnitude_pruning": [{"density": 0.3}],
+        "growth": [
+            {"schedule": {"name": "late", "end": 2.0, "at": 0.4}},
+            {
+                "schedule": {"name": "phased", "end": 1.6, "phases": 3, "epochs": [1, 1, 2]},
+                "rescale": "none",
+                "rates_every": 2,
+            },
+        ],
         "structured_sparsification": [
             {"budget": {"parameters": 0.5}, "growth_logit": 0.0},
             {"budget": {"macs": 0.6}, "preset": "paper", "growth_logit": 0.0},

@@ -13,7 +13,7 @@ from entries import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latewood.core import Restructuring, finalize, parameter_groups
+from latewood.core import Epochs, Restructuring, StepsPerEpoch, finalize, parameter_groups
 from latewood.models import lstm_classifier
 from latewood.training.checkpoints import load_into
 from latewood.training.components import build
@@ -98,6 +98,7 @@ class Training:
         dtype: of the model.
         folder: where a probe may write.
         wrap: makes of the model what computes the loss, as a compiler does.
+        steps_per_epoch: of all epochs, or of each.
     """
 
     def __init__(
@@ -109,12 +110,14 @@ class Training:
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
         wrap: Callable[[nn.Module], Any] | None = None,
+        steps_per_epoch: StepsPerEpoch = STEPS_PER_EPOCH,
     ) -> None:
         self.network = network
         self.dtype = dtype
         self.model = network_of(network, seed=seed).to(dtype)
-        provided = {"model": self.model, "total_steps": TOTAL_STEPS}
-        provided["steps_per_epoch"] = STEPS_PER_EPOCH
+        provided: dict[str, Any] = {"model": self.model, "total_steps": TOTAL_STEPS}
+        provided["steps_per_epoch"] = steps_per_epoch
+        self.epochs = Epochs(steps_per_epoch, TOTAL_STEPS)
         self.methods: list[Any] = []
         if case.kind == "method":
             example = batch(network, 0, samples=1)[0].to(dtype)
@@ -142,7 +145,7 @@ class Training:
 
     def begin(self) -> None:
         """What comes before a step: new shapes at an epoch's start, and the first observation."""
-        if self.steps % STEPS_PER_EPOCH == 0:
+        if self.epochs.begins(self.steps):
             changing = [method for method in self.methods if isinstance(method, Restructuring)]
             changed = [method.restructure(self.optimizer) for method in changing]
             if any(changed) and self.wrap:
@@ -216,7 +219,7 @@ class Training:
         """Goes on from a checkpoint, in the order that the protocols ask for."""
         for method, own in zip(self.methods, state["methods"], strict=True):
             if isinstance(method, Restructuring):
-                method.reshape(own)
+                method.reshape(own, self.optimizer)
         load_into(self.model, state["model"], "state")
         self.optimizer.load_state_dict(state["optimizer"])
         for method, own in zip(self.methods, state["methods"], strict=True):

@@ -23,7 +23,7 @@ from latewood.core import PRECISION, Observation, attach, bake
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.tasks import Classification, Task, TensorDataset, batches
 from latewood.training import checkpoints, observers, open_run
-from latewood.training.recipe import parse_recipe
+from latewood.training.recipe import load_recipe, parse_recipe
 from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
@@ -166,6 +166,39 @@ def without_time(value):
         for key, item in value.items()
         if key not in ("seconds", "latency_ms")
     }
+
+
+def test_where_the_batch_size_changes_the_rate_counts_samples(tmp_path):
+    asked = recipe(epochs=4, batch_size=[[1, 35], [2, 14], [1, 10]], schedule="linear", log_every=1)
+    result = train(asked, folder=tmp_path / "run")
+    seen = rows(result.folder, "train")
+    # 70 samples: 2 steps, twice 5 steps, 7 steps.
+    at = [0, 1 / 2, *(1 + i / 5 for i in range(10)), *(3 + i / 7 for i in range(7))]
+    assert [row["lr"] for row in seen] == pytest.approx([0.1 * (1 - p / 4) for p in at], abs=1e-15)
+    assert [row["epoch"] for row in seen] == pytest.approx([*at[1:], 4], abs=1e-15)
+    assert [row["step"] for row in rows(result.folder, "validation")] == [2, 7, 12, 19]
+    assert load_recipe(result.folder.recipe_path).batch_size == [[1, 35], [2, 14], [1, 10]]
+
+
+def test_one_batch_size_written_as_stretches_gives_the_same_bits(tmp_path):
+    changes = {"epochs": 3, "schedule": {"name": "cosine", "per": "epoch"}, "seed": 4}
+    method = {"name": "continuous_sparsification", "exclude": []}
+    one = train(recipe(**changes, methods=[method]), folder=tmp_path / "one")
+    stretches = recipe(**changes, methods=[method], batch_size=[[2, 16], [1, 16]])
+    each = train(stretches, folder=tmp_path / "each")
+    ours, theirs = load_file(one.folder.model_path), load_file(each.folder.model_path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for kind in ("train", "validation", "method"):
+        assert [*map(without_time, rows(one.folder, kind))] == [
+            *map(without_time, rows(each.folder, kind))
+        ]
+
+
+def test_a_batch_size_that_leaves_no_batch_is_refused_before_anything_is_written(tmp_path):
+    asked = recipe(batch_size=[[1, 16], [1, 71]], drop_last=True)
+    with pytest.raises(RequestError, match="batch_size: got 71 with drop_last; expected at most"):
+        train(asked, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_loop_is_the_one_that_people_write_by_hand(tmp_path):

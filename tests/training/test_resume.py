@@ -70,6 +70,30 @@ name = "spectral"
 every = 5
 """
 
+GROWTH = """
+task = "parts_of_resume:task"
+epochs = 6
+batch_size = [[2, 13], [4, 8]]
+log_every = 2
+checkpoint_every = 3
+clip_norm = 1.0
+seed = 3
+device = "cpu"
+
+[optimizer]
+name = "adamw"
+lr = 0.01
+
+[[methods]]
+name = "continuous_sparsification"
+final_temperature = 50
+
+[[methods]]
+name = "growth"
+schedule = { name = "phased", end = 2.0, phases = 3, epochs = [1, 2, 3] }
+rates_every = 2
+"""
+
 # One process imports and warms up everything; each attempt is a fork, killed some steps further.
 ATTEMPTS = """
 import os, random, signal, sys, time, warnings
@@ -77,7 +101,7 @@ from pathlib import Path
 from latewood.training.run import train
 from latewood.training.recipe import load_recipe
 from latewood.training.run_folder import RunFolder
-import latewood.sparsity, latewood.spectra, parts_of_resume
+import latewood.growth, latewood.sparsity, latewood.spectra, parts_of_resume
 
 warnings.simplefilter("ignore")
 recipe, whole, killed = load_recipe(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
@@ -154,7 +178,9 @@ def without_time(text):
     return value
 
 
-def test_killed_at_arbitrary_moments_it_ends_with_the_same_bits(home):
+@pytest.mark.parametrize(("text", "spectra"), [(RECIPE, 9), (GROWTH, 0)], ids=["", "growing"])
+def test_killed_at_arbitrary_moments_it_ends_with_the_same_bits(home, text, spectra):
+    (home / "recipe.toml").write_text(text)
     assert run_attempts(home, seed=1) >= 4
     whole, killed = RunFolder(home / "whole"), RunFolder(home / "killed")
     assert len(rows_without_seconds(whole)) > 25
@@ -167,7 +193,7 @@ def test_killed_at_arbitrary_moments_it_ends_with_the_same_bits(home):
     timed = ("metrics.jsonl", "summary.json", "state.json", "state.safetensors", "manifest.json")
     compared = [name for name in ours if not name.endswith(timed)]
     assert {"model.safetensors", "recipe.toml"} <= set(compared)
-    assert sum(name.startswith("spectra") for name in compared) == 9
+    assert sum(name.startswith("spectra") for name in compared) == spectra
     assert all(ours[name] == theirs[name] for name in compared)
     # The states hold seconds, and files of tensors a digest of them; the rest is the same.
     for step in checkpoints.steps(whole.checkpoints):

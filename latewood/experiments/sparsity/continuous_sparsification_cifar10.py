@@ -146,14 +146,14 @@ def _one_shot(recipe: Recipe, task: Task, model: nn.Module, run: RunFolder, coun
     weights = _prunable(model)
     for name, mask in keep_largest(weights, count).items():
         weights[name].mul_(mask)
-    order = batches(task.train, batch_size=recipe.batch_size, seed=recipe.seed, epoch=0)
+    order = batches(task.train, batch_size=recipe.last_batch_size, seed=recipe.seed, epoch=0)
     samples = [batch for batch, _ in (next(order) for _ in range(_batch_count(task, recipe)))]
     recalibrate_batch_norm(model, samples)
     return _accuracy(model, task)
 
 
 def _batch_count(task: Task, recipe: Recipe) -> int:
-    return min(RECALIBRATION_BATCHES, len(task.train) // recipe.batch_size)
+    return min(RECALIBRATION_BATCHES, len(task.train) // recipe.last_batch_size)
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ __all__ = ["schedules"]
 _TRAINING = {"lr": "Learning rate", "penalty": "Penalty", "gradient_norm": "Gradient norm"}
 _ELSEWHERE = (
     *("/density/", "/undecided/", "/kept/", "/budget/", "/training/"),
+    *("/growth/", "/growth_2/"),
     *("/effective_rank/", "/largest_value/", "/alignment/", "/collapsed/", "/not_finite/"),
 )
-"""Scalars of single layers and those of a budget, which other sections draw."""
+"""Scalars of single layers, of a budget and of growth, which other sections draw."""
 
 
 def schedules(runs: Sequence[Run]) -> Section | None:

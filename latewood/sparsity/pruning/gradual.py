@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latewood.core import cubic
+from latewood.core import Epochs, StepsPerEpoch, cubic
 from latewood.core.masks import keep_largest
 from latewood.errors import invalid
 from latewood.sparsity.fixed_masks import FixedMasks
@@ -27,7 +27,8 @@ class GradualMagnitudePruning(FixedMasks):
     Args:
         model: its selected weights are masked in place.
         total_steps: optimizer steps of the run.
-        steps_per_epoch: default of ``every``.
+        steps_per_epoch: length of all epochs, or of each, whose ends are the default of ``every``;
+            p then counts samples.
         density: (d) fraction of the masked weights kept at the end, in (0, 1].
         begin: fraction of the run at which pruning begins, in [0, 1).
         end: fraction of the run at which ``density`` is reached, above ``begin``, at most 1.
@@ -48,7 +49,7 @@ class GradualMagnitudePruning(FixedMasks):
         model: nn.Module,
         *,
         total_steps: int,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: StepsPerEpoch | None = None,
         density: float = 0.1,
         begin: float = 0.05,
         end: float = 0.65,
@@ -56,14 +57,13 @@ class GradualMagnitudePruning(FixedMasks):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] | None = None,
     ) -> None:
-        if total_steps < 1:
-            raise invalid("total_steps", total_steps, "1 or more")
+        lengths = 1 if steps_per_epoch is None else steps_per_epoch
+        epochs = Epochs(lengths, total_steps)
         if not 0.0 < density <= 1.0:
             raise invalid("density", density, "a number in (0, 1]")
         if not 0.0 <= begin < end <= 1.0:
             raise invalid("begin, end", (begin, end), "0 <= begin < end <= 1")
-        every = steps_per_epoch or 1 if every is None else every
-        if every < 1:
+        if every is not None and every < 1:
             raise invalid("every", every, "1 or more steps")
         chosen = maskable(model, include, exclude)
         everything = {
@@ -74,9 +74,10 @@ class GradualMagnitudePruning(FixedMasks):
         self.density = density
         self.begin = begin
         self.end = end
-        self.every = every
+        self.every = lengths if every is None else every
         self._size = sum(mask.numel() for mask in everything.values())
         self._ramp = cubic(1.0, density)
+        self._epochs, self._prunings = epochs, Epochs(self.every)
         self._step = 0
 
     def step(self) -> None:
@@ -87,13 +88,14 @@ class GradualMagnitudePruning(FixedMasks):
         """
         self.require_active("step")
         self._step += 1
-        last = self._step - 1 < self.end * self.total_steps <= self._step
-        if self._step % self.every == 0 or last:
+        at = self._epochs.progress
+        last = at(self._step - 1) < self.end <= at(self._step)
+        if self._prunings.begins(self._step) or last:
             self._prune_to(self.target(self._step))
 
     def target(self, step: int) -> float:
         """The density that the ramp asks for after ``step`` steps."""
-        reached = (step / self.total_steps - self.begin) / (self.end - self.begin)
+        reached = (self._epochs.progress(step) - self.begin) / (self.end - self.begin)
         return self._ramp(min(1.0, max(0.0, reached)))
 
     def state_dict(self) -> dict[str, Any]:

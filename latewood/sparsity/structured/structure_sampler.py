@@ -31,7 +31,7 @@ class StructureSampler:
         ages: of the structures; those of a sample grow older.
         controller: of the penalty, which follows each network.
         settings: of the run.
-        total_steps: optimizer steps of the run.
+        growth_steps: optimizer steps in which the penalty alone brings absent structures to 0.
         generator: the samples are drawn from it.
     """
 
@@ -42,12 +42,12 @@ class StructureSampler:
         controller: PenaltyController,
         settings: StructuredSettings,
         *,
-        total_steps: int,
+        growth_steps: float,
         generator: torch.Generator,
     ) -> None:
         self._structure, self._ages, self._controller = structure, ages, controller
         self._settings = settings
-        self._total_steps = total_steps
+        self._growth_steps = growth_steps
         self._generator = generator
 
     def plant(self, optimizer: Optimizer, budget: Budget) -> bool:
@@ -147,5 +147,4 @@ class StructureSampler:
         growth = self._settings.growth
         if growth.growth_logit is not None:
             return growth.growth_logit, growth.growth_logit
-        steps = growth.growth_time * self._total_steps
-        return starting_logits(group, self._controller.weights, steps)
+        return starting_logits(group, self._controller.weights, self._growth_steps)

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from latewood.errors import invalid
+from latewood.errors import invalid, require_count
 from latewood.sparsity.structured.gates import Estimator
 from latewood.sparsity.structured.new_weight_init import NewWeightScale
-from latewood.sparsity.temperature_schedule import require_count
 
 __all__ = [
     "FreezeSettings",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, EndsOnce
+from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
+from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
@@ -30,7 +31,6 @@ from latewood.sparsity.structured.structure_age import StructureAges
 from latewood.sparsity.structured.structure_sampler import StructureSampler
 from latewood.sparsity.structured.structure_spec import StructureSpec
 from latewood.sparsity.structured.structured_settings import Ranking
-from latewood.sparsity.temperature_schedule import require_count
 
 __all__ = ["StructuredSparsification"]
 
@@ -64,7 +64,8 @@ class StructuredSparsification(EndsOnce):
             share of the full model. The final network never exceeds it. A latency is measured once,
             layer by layer, and interpolated: it holds by that table, on this machine.
         total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps of an epoch, between two samples of the structures.
+        steps_per_epoch: optimizer steps of every epoch, or of each, between two samples of the
+            structures.
         preset: "recommended", ours, or "paper", the plain algorithm: decides what is None below.
         estimator: "soft" or "ste", of the factors (``GateSettings``).
         temperature: "per_structure" or "global".
@@ -90,7 +91,7 @@ class StructuredSparsification(EndsOnce):
 
     Raises:
         RequestError: an argument out of range, a budget that not even one channel per group meets,
-            or a model without anything to remove.
+            a model without anything to remove, or tensors whose shapes another method changes.
 
     Source: Yuan, Savarese, Maire, "Growing Efficient Deep Networks by Structured Continuous
     Sparsification", ICLR 2021 (arXiv 2007.15353). The closed form, the normalised penalty, the
@@ -107,7 +108,7 @@ class StructuredSparsification(EndsOnce):
         *,
         budget: Mapping[str, float],
         total_steps: int,
-        steps_per_epoch: int,
+        steps_per_epoch: StepsPerEpoch,
         preset: PresetName = "recommended",
         estimator: Estimator = "soft",
         temperature: Literal["per_structure", "global"] = "per_structure",
@@ -131,8 +132,7 @@ class StructuredSparsification(EndsOnce):
         exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        require_count("total_steps", total_steps)
-        require_count("steps_per_epoch", steps_per_epoch)
+        epochs = Epochs(steps_per_epoch, total_steps)
         self.settings = settings = settings_of(
             preset,
             estimator=estimator,
@@ -156,12 +156,15 @@ class StructuredSparsification(EndsOnce):
         )
         """The arguments in groups, with the preset's values for those that were None."""
         self.steps_per_epoch = steps_per_epoch
-        self.epochs = math.ceil(total_steps / steps_per_epoch)
+        self.epochs = epochs.count
+        self._epochs = epochs
         self._model = model
         self._examples = _checked(example_inputs)
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)
+        tensors = [tensor.name for tensor in spec.tensors.values()]
+        require_unclaimed(model, tensors, self)
         self._generator = torch.Generator().manual_seed(seed)
         self._structure = LiveStructure(
             model,
@@ -181,17 +184,18 @@ class StructuredSparsification(EndsOnce):
             self._ages,
             self._controller,
             settings,
-            total_steps=total_steps,
+            growth_steps=epochs.steps_within(settings.growth.growth_time),
             generator=self._generator,
         )
         self._meter = CostMeter(macs, self._structure)
         self._step = 0
         self._ready = -1
+        claim_shapes(model, tensors, self)
 
     @property
     def epoch(self) -> int:
         """The epoch of the step to come, from 0."""
-        return self._step // self.steps_per_epoch
+        return self._epochs.of(self._step)
 
     @property
     def frozen(self) -> bool:
@@ -253,10 +257,11 @@ class StructuredSparsification(EndsOnce):
                 logits.
         """
         self.require_active("restructure")
-        if self._step % self.steps_per_epoch:
+        within = self._step - self._epochs.start(self.epoch)
+        if within:
             raise RequestError(
-                f"restructure: called {self._step % self.steps_per_epoch} steps into an epoch of "
-                f"{self.steps_per_epoch}; expected before its first step"
+                f"restructure: called {within} steps into an epoch of "
+                f"{self._epochs.length(self.epoch)}; expected before its first step"
             )
         if self._ready == self.epoch:
             return False
@@ -305,6 +310,7 @@ class StructuredSparsification(EndsOnce):
         if not self.frozen:
             self._sampler.freeze(None, self.budget)
         self.finalized = True
+        release_shapes(self)
         self._structure.finalize()
         remember(self._model, self._structure.edits(), self._examples)
         return self._model
@@ -341,8 +347,12 @@ class StructuredSparsification(EndsOnce):
             "generator": self._generator.get_state(),
         }
 
-    def reshape(self, state: dict[str, Any]) -> None:
+    def reshape(self, state: dict[str, Any], optimizer: Optimizer | None = None) -> None:
         """Gives the model, still full, the shapes that it had when ``state_dict`` was called.
+
+        Args:
+            state: as ``state_dict`` returned it.
+            optimizer: of the loop; it has no state yet, so nothing of it changes.
 
         Raises:
             RequestError: a state of another kind, the model is no longer full, or after

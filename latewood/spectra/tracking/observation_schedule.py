@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from latewood.core import Epochs, StepsPerEpoch
 from latewood.errors import RequestError, invalid
 from latewood.spectra.tracking.shards import Shards
 
@@ -36,7 +37,7 @@ class ObservationSettings:
         parts: observations that share the matrices: each takes the next part of them, and of the
             pairs, so that no step waits for all. The first observation and that of ``total_steps``
             take everything.
-        steps_per_epoch: length of an epoch, for "epoch".
+        steps_per_epoch: length of every epoch, or of each, for "epoch".
         total_steps: last step of the training, which "auto" always observes; None if nobody knows.
         budget: fraction of the wall-clock time, in (0, 1), that "auto" may take, a worker's
             processor time included. The first and the last observation are made in any case.
@@ -48,7 +49,7 @@ class ObservationSettings:
     every: Every
     full_every: int = 1
     parts: int = 1
-    steps_per_epoch: int | None = None
+    steps_per_epoch: StepsPerEpoch | None = None
     total_steps: int | None = None
     budget: float = 0.03
 
@@ -61,10 +62,11 @@ class ObservationSettings:
             raise RequestError(
                 'steps_per_epoch: got None with every="epoch"; expected the number of steps'
             )
-        for name in ("full_every", "parts", "steps_per_epoch"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise invalid(name, count, "an integer of at least 1")
+        for name in ("full_every", "parts"):
+            if getattr(self, name) < 1:
+                raise invalid(name, getattr(self, name), "an integer of at least 1")
+        if self.steps_per_epoch is not None:
+            Epochs(self.steps_per_epoch, self.total_steps)
         if not 0 < self.budget < 1:
             raise invalid("budget", self.budget, "a number between 0 and 1")
 
@@ -104,7 +106,8 @@ class ObservationSchedule:
         """Seconds that went into observing and asking."""
         self._shards = shards or Shards(wanted=False)
         self._auto = settings.every == "auto"
-        self._period = settings.steps_per_epoch if settings.every == "epoch" else settings.every
+        period = settings.steps_per_epoch if settings.every == "epoch" else settings.every
+        self._periods = None if period is None or isinstance(period, str) else Epochs(period)
         self._start: float | None = None
         self._recent: list[float] = []
         self._earliest = 0.0
@@ -179,8 +182,8 @@ class ObservationSchedule:
         now = time.perf_counter()
         if self._start is None:
             self._start = now
-        if isinstance(self._period, int):
-            return step % self._period == 0
+        if self._periods is not None:
+            return self._periods.begins(step)
         if step == self.settings.total_steps:
             return True
         if busy:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from latewood.core.protocols import Observation
+from latewood.core import Observation, StepsPerEpoch
 from latewood.errors import invalid
 from latewood.spectra.layer_pairs import LayerPair
 from latewood.spectra.matrices.named_matrices import Conv, Lora, Split, Views
@@ -70,7 +70,7 @@ class SpectralProbe:
         threads: of the linear algebra.
         shard: deal the matrices out to all processes of a distributed training. All must then call
             ``observe`` and ``finish`` at the same steps; the first one has the results.
-        steps_per_epoch: length of an epoch, for "epoch".
+        steps_per_epoch: length of every epoch, or of each, for "epoch".
         total_steps: last step of the training, which "auto" then always observes.
         budget: fraction of the wall-clock time that "auto" may take.
 
@@ -104,7 +104,7 @@ class SpectralProbe:
         policy: QueuePolicy = "block",
         threads: int | None = None,
         shard: bool = False,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: StepsPerEpoch | None = None,
         total_steps: int | None = None,
         budget: float = 0.03,
     ) -> None:

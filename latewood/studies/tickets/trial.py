@@ -123,7 +123,7 @@ class TicketTrainer:
         if ticket is not None:
             ticket.rewind(session.model)
         early: dict[str, Tensor] = {}
-        rewind_step = self.protocol.rewind_epoch * session.steps_per_epoch
+        rewind_step = session.epochs.start(self.protocol.rewind_epoch)
 
         def keep_early(session: Session) -> None:
             if session.step == rewind_step:

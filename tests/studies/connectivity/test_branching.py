@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from latewood.core import Epochs
 from latewood.errors import RequestError, WorkError
 from latewood.studies.connectivity.branching import branch_run
 from latewood.training import checkpoints, observers, train
@@ -80,11 +81,11 @@ def rows(run):
 
 def test_split_points_of_the_paper():
     # CIFAR-10 in batches of 128: 45,000 images are 352 steps an epoch.
-    assert checkpoints.split_points(352) == (
+    assert checkpoints.split_points(Epochs(352)) == (
         *(0, 70, 140, 210, 280),
         *(352, 704, 1056, 1408, 1760),
     )
-    assert checkpoints.split_points(3) == (0, 3, 6, 9, 12, 15)
+    assert checkpoints.split_points(Epochs(3)) == (0, 3, 6, 9, 12, 15)
 
 
 def test_named_steps_are_kept_beside_the_last_two(trunk_of):

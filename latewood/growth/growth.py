@@ -1,0 +1,394 @@
+"""Growth: a network that starts narrow and widens at the start of some epochs, while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch, trace_channels
+from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
+from latewood.errors import RequestError, invalid
+from latewood.growth.block_summary import block_summary
+from latewood.growth.growing_widths import growing_widths
+from latewood.growth.growth_event import GrowthEvent, event_seed
+from latewood.growth.growth_schedule import GrowthSchedule, growth_schedule
+from latewood.growth.learning_rates import StageRates
+from latewood.growth.phase_costs import phase_costs
+from latewood.growth.plateau_watch import PlateauWatch
+from latewood.growth.stages import Stages
+from latewood.growth.widen import widen
+from latewood.slim.comparison import Examples
+from latewood.slim.edits import Widened, remember
+
+__all__ = ["Growth"]
+
+
+class Growth(EndsOnce):
+    r"""Trains a network that starts narrow and widens at the start of some epochs.
+
+    The model is built with the widths of the first phase. Each event adds channels in pairs that
+    leave its function as it is, carries the optimizer's state along, may rescale the old weights to
+    what a network of the new width starts with, and gives every part of a weight a learning rate
+    that fits its age,
+
+    .. math:: \eta_k = \eta \, \|W_{Dk}\|_F / \|W_{D0}\|_F .
+
+    In a loop of your own call ``restructure(optimizer)`` before the first step of every epoch.
+
+    Args:
+        model: any module that ``core.trace_channels`` can follow, at the widths it begins with.
+        example_inputs: what it is called with: a tensor, a sequence of positional arguments, or a
+            dict of keyword arguments.
+        schedule: when and how far: a ``GrowthSchedule``, or as a recipe writes one, a table with
+            the name of one of ``GROWTH_SCHEDULES`` and its arguments, such as ``{"name": "phased",
+            "end": 4.0}``.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of every epoch, or of each.
+        init: what new channels begin with (``widen``).
+        rescale: what happens to old weights (``widen``): "vt" is the paper's, "none" keeps the
+            function.
+        rates: "norm" as above, "constant" for one rate for all.
+        rates_every: steps after which the norms are taken anew; 0 for at events only.
+        rate_floor: least ratio of rates, in (0, 1].
+        rate_ceiling: largest ratio of rates, 1 or more.
+        warmup: steps over which the rates of newborn channels rise after an event; 0 for none.
+        exclude: patterns on names of groups and layers that keep their widths.
+        copies: further models of the same structure that grow alike, such as moving averages.
+        measure_loss: of the model as it is, for the journal and for schedules that follow the loss;
+            it changes nothing.
+        seed: of the new channels, the same on all processes.
+
+    Raises:
+        RequestError: an argument out of range, a schedule that ends before the run does or after
+            it, a group that cannot have the widths asked for, or one whose shapes another method
+            changes already; nothing has changed then.
+
+    Source: Yuan, Savarese and Maire, "Accelerated Training via Incrementally Growing Neural
+    Networks using Variance Transfer and Learning Rate Adaptation", NeurIPS 2023 (arXiv 2306.12700),
+    as recalled and as secondary sources describe it. Growth by the loss, the limits of the rates
+    and their warm-up are ours or from elsewhere, as their own pages say.
+    """
+
+    order = SHAPES
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Examples,
+        *,
+        schedule: GrowthSchedule | Mapping[str, Any] | str,
+        total_steps: int,
+        steps_per_epoch: StepsPerEpoch,
+        init: str = "pair",
+        rescale: str = "vt",
+        rates: Literal["norm", "constant"] = "norm",
+        rates_every: int = 50,
+        rate_floor: float = 0.05,
+        rate_ceiling: float = 20.0,
+        warmup: int = 0,
+        exclude: Sequence[str] = (),
+        copies: Sequence[nn.Module] = (),
+        measure_loss: Callable[[nn.Module], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 0.0 < rate_floor <= 1.0:
+            raise invalid("rate_floor", rate_floor, "a ratio of rates in (0, 1]")
+        if not 1.0 <= rate_ceiling < math.inf:
+            raise invalid("rate_ceiling", rate_ceiling, "a finite ratio of rates, 1 or more")
+        if any(not isinstance(copied, nn.Module) for copied in copies):
+            raise invalid("copies", list(copies), "modules of the model's structure")
+        self.schedule = growth_schedule(schedule)
+        self._epochs = Epochs(steps_per_epoch, total_steps)
+        self.starts = self.schedule.starts(self._epochs.count)
+        """The epochs at which phases begin, at the latest."""
+        if self.schedule.plateau is not None and measure_loss is None:
+            raise invalid(
+                "measure_loss", None, "a function of the model, as the schedule follows it"
+            )
+        self._model, self._examples = model, example_inputs
+        self._copies, self._measure = list(copies), measure_loss
+        self._settings = {"init": init, "rescale": rescale}
+        self._seed = seed
+        self.exclude = tuple(exclude)
+        """Patterns on names of groups that keep their widths."""
+        plan = trace_channels(model, example_inputs)
+        self.widths = growing_widths(plan, self.schedule, exclude)
+        """Of each group that grows, its width in every phase."""
+        grown = [plan[name] for name in self.widths]
+        tensors = {member.tensor for group in grown for member in group.members}
+        require_unclaimed(model, tensors, self)
+        self.costs = phase_costs(model, example_inputs, self.widths, **self._settings)
+        """Of the network in every phase."""
+        self._stages = Stages()
+        self._rates = StageRates(
+            model,
+            self._stages,
+            rule=rates,
+            every=rates_every,
+            warmup=warmup,
+            limits=(rate_floor, rate_ceiling),
+        )
+        watched = self.schedule.plateau
+        self._watch = None if watched is None else PlateauWatch(watched)
+        self._events: list[GrowthEvent] = []
+        self._optimizer: Optimizer | None = None
+        self._step = 0
+        self._ready = -1
+        self._spent = 0
+        self._final_metrics: dict[str, float] | None = None
+        claim_shapes(model, tensors, self)
+
+    @property
+    def phase(self) -> int:
+        """The phase that the network is in, from 0."""
+        return self._events[-1].phase if self._events else 0
+
+    @property
+    def events(self) -> tuple[GrowthEvent, ...]:
+        """The widenings so far."""
+        return tuple(self._events)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the step to come, from 0."""
+        return self._epochs.of(self._step)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """[]: it has no parameters of its own.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("parameter_groups")
+        return []
+
+    def penalty(self) -> Tensor:
+        """0.
+
+        Returns:
+            0-dim tensor.
+
+        Raises:
+            RequestError: after ``finalize``.
+        """
+        self.require_active("penalty")
+        # Before every step of the optimizer, and a deep copy of one has lost what hangs on it.
+        self._attach()
+        first = next(self._model.parameters())
+        return torch.zeros((), device=first.device)
+
+    def restructure(self, optimizer: Optimizer) -> bool:
+        """Widens the network if a phase begins; call it before the first step of each epoch.
+
+        Args:
+            optimizer: of the loop; its state follows the parameters, and its steps take the rates
+                of the stages.
+
+        Returns:
+            Whether anything changed: what was built around the model must then be built anew.
+
+        Raises:
+            RequestError: in the middle of an epoch, after ``finalize``, or the optimizer lacks
+                parameters or is one whose state nobody knows how to carry along.
+        """
+        self.require_active("restructure")
+        within = self._step - self._epochs.start(self.epoch)
+        if within:
+            raise RequestError(
+                f"restructure: called {within} steps into an epoch of "
+                f"{self._epochs.length(self.epoch)}; expected before its first step"
+            )
+        if self._ready == self.epoch:
+            return False
+        self._follow(optimizer)
+        due, loss = self._asked() if self.phase < self.schedule.phases - 1 else (False, None)
+        changed = due and self._grow(optimizer, loss)
+        self._ready = self.epoch
+        return changed
+
+    def step(self) -> None:
+        """Counts the step and what it cost; called once after every ``optimizer.step()``.
+
+        Raises:
+            RequestError: after ``finalize``, or the epoch began without ``restructure``.
+        """
+        self.require_active("step")
+        if self._ready != self.epoch:
+            raise RequestError(
+                "step: call restructure(optimizer) before the first step of each epoch"
+            )
+        self._spent += self.costs[self.phase].macs
+        self._step += 1
+
+    def finalize(self) -> nn.Module:
+        """Ends the growth; the network keeps the widths that it has.
+
+        Returns:
+            The model, in place.
+
+        Raises:
+            RequestError: a second call.
+        """
+        self.require_active("finalize")
+        self._final_metrics = self.metrics()
+        self.finalized = True
+        self._rates.detach()
+        release_shapes(self)
+        if self._events:
+            edits = [Widened(dict(event.widths)) for event in self._events]
+            remember(self._model, edits, self._examples)
+        return self._model
+
+    def metrics(self) -> dict[str, float]:
+        """Widths, cost, and how the parts of different ages stand to each other.
+
+        Returns:
+            "phase"; "width/<group>"; "parameters" and "macs" of the network now, "cost" (its MACs
+            over those of the last phase); "training/macs" (sum over the steps of the MACs of a
+            forward pass on the example) and "training/share" (that over the last phase's);
+            "event/step" of the last event, and where the loss is measured "event/before" and
+            "event/after", the loss around it; all 0 before the first;
+            by stage "norm/<stage>" (of all its entries in weights that have grown) and
+            "rate/<stage>" (mean over these weights of its learning rate relative to the oldest
+            entries'), 0 while there is nothing of it.
+        """
+        if self._final_metrics is not None:
+            return dict(self._final_metrics)
+        now, last = self.costs[self.phase], self.costs[-1]
+        widths = {f"width/{name}": float(of[self.phase]) for name, of in self.widths.items()}
+        event = self._events[-1] if self._events else None
+        around = {"event/step": float(event.step if event else 0)}
+        if self._measure is not None:
+            around["event/before"] = (event and event.loss_before) or 0.0
+            around["event/after"] = (event and event.loss_after) or 0.0
+        widenings = {
+            tuple(of[phase] for of in self.widths.values()) for phase in range(self.schedule.phases)
+        }
+        return {
+            "phase": float(self.phase),
+            "parameters": float(now.parameters),
+            "macs": float(now.macs),
+            "cost": now.macs / max(last.macs, 1),
+            "training/macs": float(self._spent),
+            "training/share": self._spent / max(self._step * last.macs, 1),
+            **around,
+            **widths,
+            **block_summary(self._model, self._stages, self._rates.ratios, len(widenings)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the model's own state does not hold: the journal, stages, rates and counts."""
+        return {
+            "step": self._step,
+            "ready": self._ready,
+            "spent": self._spent,
+            "events": [event.packed() for event in self._events],
+            "stages": self._stages.state_dict(),
+            "rates": self._rates.state_dict(),
+            "watch": None if self._watch is None else self._watch.state_dict(),
+        }
+
+    def reshape(self, state: dict[str, Any], optimizer: Optimizer | None = None) -> None:
+        """Gives the model, still narrow, the shapes that it had when ``state_dict`` was called.
+
+        Args:
+            state: as ``state_dict`` returned it.
+            optimizer: of the loop, which has no state yet; None if the next step comes after a
+                ``restructure``.
+
+        Raises:
+            RequestError: a state of another kind, the model has grown already, or after
+                ``finalize``.
+        """
+        self.require_active("reshape")
+        self._check(state)
+        if self._events:
+            raise RequestError("reshape: the model has grown already; build it and the method anew")
+        for stored in state["events"]:
+            self._widen(GrowthEvent.unpacked(stored), ())
+        if optimizer is not None:
+            self._follow(optimizer)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
+
+        Raises:
+            RequestError: a state of another kind, a network of other widths, or after
+                ``finalize``.
+        """
+        self.require_active("load_state_dict")
+        self._check(state)
+        events = [GrowthEvent.unpacked(stored) for stored in state["events"]]
+        if [event.widths for event in events] != [event.widths for event in self._events]:
+            raise invalid("state", f"{len(events)} events", "a network on which reshape was called")
+        self._events = events
+        self._step, self._ready = state["step"], state["ready"]
+        self._spent = state["spent"]
+        self._stages.load_state_dict(state["stages"])
+        self._rates.load_state_dict(state["rates"])
+        if self._watch is not None:
+            self._watch.load_state_dict(state["watch"])
+
+    def _asked(self) -> tuple[bool, float | None]:
+        """Whether the next phase begins with the coming epoch, and the loss if it was measured."""
+        latest = self.epoch >= self.starts[self.phase + 1]
+        if self._watch is None or self.epoch == 0:
+            return latest, self._loss() if latest else None
+        loss = self._loss()
+        assert loss is not None
+        return self._watch.stalled(loss) or latest, loss
+
+    def _grow(self, optimizer: Optimizer, before: float | None) -> bool:
+        phase = self.phase + 1
+        event = GrowthEvent(
+            step=self._step,
+            phase=phase,
+            widths={
+                name: of[phase] for name, of in self.widths.items() if of[phase] > of[phase - 1]
+            },
+            seed=event_seed(self._seed, phase),
+        )
+        self._widen(event, (optimizer,))
+        after = self._loss() if event.widths else before
+        measured = {"loss_before": before, "loss_after": after}
+        self._events[-1] = GrowthEvent(**{**event.packed(), **measured})
+        if self._watch is not None:
+            self._watch.restart()
+        return bool(event.widths)
+
+    def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer]) -> None:
+        if event.widths:
+            outcome = widen(
+                self._model,
+                self._examples,
+                event.widths,
+                optimizers=optimizers,
+                copies=self._copies,
+                seed=event.seed,
+                **self._settings,
+            )
+            self._stages.widen(outcome.before, outcome.plan)
+        self._events.append(event)
+
+    def _loss(self) -> float | None:
+        return None if self._measure is None else float(self._measure(self._model))
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Has the steps of an optimizer take the rates of the stages."""
+        if optimizer is not self._optimizer:
+            self._rates.detach()
+            self._optimizer = optimizer
+        self._attach()
+
+    def _attach(self) -> None:
+        if self._optimizer is not None and not self._rates.attached(self._optimizer):
+            self._rates.attach(self._optimizer)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if state.keys() != self.state_dict().keys():
+            raise invalid("state", sorted(state), "what Growth.state_dict() returned")
