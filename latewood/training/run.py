@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def train(
     """Trains what a recipe describes and leaves a run folder.
 
     The caller's random generators, default dtype, thread count and signal handlers are left as
-    they were. Started by ``torchrun`` or ``accelerate launch`` it joins the other processes.
+    they were. Started by ``torchrun`` or ``accelerate launch`` it joins the other processes. The
+    folder is locked: nobody else can train in it at the same time.
 
     Args:
         recipe: a recipe or the path of one; None with ``resume`` takes the folder's own.
@@ -64,7 +66,8 @@ def train(
         the run's folder, summary and model.
 
     Raises:
-        RequestError: the recipe or the folder is not usable; nothing was started.
+        RequestError: the recipe or the folder is not usable, or another process writes to the
+            folder; nothing was started.
         WorkError: the training failed, for example with a loss that is not finite.
         Interrupted: the user stopped it; the folder can be resumed.
     """
@@ -72,11 +75,14 @@ def train(
     if resume and overwrite:
         raise RequestError("resume, overwrite: got both; expected at most one of them")
     recipe = agreed_recipe(recipe, run, resume=resume)
-    with joined_processes(recipe, run.trackers_folder) as group:
-        if resume and run.finished:
-            return RunResult(run, run.summary, None)
+    with joined_processes(recipe, run.trackers_folder) as group, ExitStack() as stack:
         if not resume:
             group.on_main(lambda: run.require_free(overwrite=overwrite))
+        if not (resume and run.finished):  # to read what is finished needs no right to write
+            stack.callback(run.lock.release)
+            group.on_main(run.lock.acquire)
+        if resume and run.finished:
+            return RunResult(run, run.summary, None)
         session = open_session(recipe, run, group, build_task(recipe, group))
         try:
             # Noted from the first file on, so that no signal leaves a run without a checkpoint.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latewood.errors import RequestError, WorkError
+from latewood.training.folder_lock import FolderLock, holds_nothing
 
 __all__ = ["RunFolder", "write_atomically"]
 
@@ -37,7 +38,8 @@ class RunFolder:
     """One run's files, by name.
 
     A folder is a run folder if it holds a ``recipe.toml`` that a run wrote, which is one with a
-    table of the environment. Nothing here ever deletes a file that no run made.
+    table of the environment. Nothing here ever deletes a file that no run made. Who writes to it
+    holds its ``lock``.
 
     Args:
         path: the folder; it need not exist yet.
@@ -55,6 +57,7 @@ class RunFolder:
         self.spectra_folder = self.path / "spectra"
         self.failure_folder = self.path / "failure"
         self.trackers_folder = self.path / "trackers"
+        self.lock = FolderLock(self.path)
 
     def __repr__(self) -> str:
         """The folder's path."""
@@ -113,7 +116,7 @@ class RunFolder:
                 "--resume to go on with that run, or --overwrite to replace it"
             )
         with _refusing(self.path):
-            if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
+            if self.path.is_dir() and not self.exists and not holds_nothing(self.path):
                 raise RequestError(
                     f"folder: got '{self.path}', which is not empty and holds no run; expected a "
                     "new or an empty folder"
@@ -145,8 +148,9 @@ class RunFolder:
             row: "step", "epoch", "kind", and named scalars.
 
         Raises:
-            WorkError: the file cannot be written.
+            WorkError: the file cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         plain = {key: _finite(value) for key, value in row.items()}
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -187,8 +191,9 @@ class RunFolder:
         """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it.
 
         Raises:
-            WorkError: they cannot be written.
+            WorkError: they cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 os.fsync(file.fileno())
@@ -199,8 +204,9 @@ class RunFolder:
         """Writes ``summary.json``, which marks the run as finished.
 
         Raises:
-            WorkError: the file cannot be written.
+            WorkError: the file cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         write_atomically(self.summary_path, json.dumps(_clean(summary), indent=2) + "\n")
 
     def _rows(self) -> Iterator[tuple[dict[str, Any], str]]:
