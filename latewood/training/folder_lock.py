@@ -18,11 +18,6 @@ from typing import Any
 
 from latewood.errors import RequestError, WorkError
 
-try:
-    import fcntl
-except ImportError:  # not on this system: the age of the lock decides alone
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = ["LOCK", "FolderLock", "holds_nothing"]
 
 LOCK = ".lock"
@@ -250,8 +245,8 @@ class FolderLock:
 
     def _refusal(self, record: dict[str, Any] | None) -> str:
         return (
-            f"{self._argument}: got '{self.folder}', which {_words(record)} is writing to; expected "
-            "a folder that no other process writes to: wait until it has ended, or stop it"
+            f"{self._argument}: got '{self.folder}', which {_words(record)} is writing to; "
+            "expected a folder that nobody writes to: wait until that one has ended, or stop it"
         )
 
     def _forget(self) -> None:
@@ -273,7 +268,9 @@ def holds_nothing(folder: Path) -> bool:
 
 def _lock(descriptor: int) -> bool | None:
     """Whether the system gave this process the file; None where it keeps no locks."""
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # not on this system: the age of the lock decides alone
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

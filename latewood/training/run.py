@@ -11,6 +11,7 @@ from torch import nn
 
 from latewood.errors import Interrupted, RequestError
 from latewood.terminal.progress import progress
+from latewood.training.failure_report import named_exhaustion
 from latewood.training.interrupts import interrupts
 from latewood.training.loop import train_steps
 from latewood.training.observers import observers
@@ -88,14 +89,18 @@ def train(
             # Noted from the first file on, so that no signal leaves a run without a checkpoint.
             with interrupts() as stop:
                 start(session, resume=resume, overwrite=overwrite)
-                with progress(
-                    run.name,
-                    session.total_steps,
-                    done=session.step,
-                    show=_shown(show_progress, group),
-                ) as tick:
+                with (
+                    progress(
+                        run.name,
+                        session.total_steps,
+                        done=session.step,
+                        show=_shown(show_progress, group),
+                    ) as tick,
+                    named_exhaustion(session),
+                ):
                     train_steps(session, observers(tick), lambda: stop.requested)
-            model, summary = finish(session)
+            with named_exhaustion(session):
+                model, summary = finish(session)
             return RunResult(run, summary, model)
         except KeyboardInterrupt:
             on = f"go on with --resume {run.path}" if run.exists else "nothing had been written yet"

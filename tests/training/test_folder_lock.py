@@ -149,7 +149,7 @@ def test_a_lock_is_renewed_and_one_that_was_taken_over_is_noticed(tmp_path, quic
     assert (tmp_path / LOCK).stat().st_mtime > 1
     left_behind(tmp_path)
     lock._renew()
-    with pytest.raises(WorkError, match="process 7 on far .* writes here now"):
+    with pytest.raises(WorkError, match=r"process 7 on far .* writes here now"):
         lock.check()
     lock.release()
     assert json.loads((tmp_path / LOCK).read_text())["process"] == 7, "the lock is another's"
@@ -161,7 +161,7 @@ def test_a_suspended_holder_looks_before_it_writes(tmp_path):
     left_behind(tmp_path)
     lock.check()
     lock._renewed -= folder_lock.STALE_SECONDS
-    with pytest.raises(WorkError, match="taken|writes here now"):
+    with pytest.raises(WorkError, match="writes here now"):
         lock.check()
     lock.release()
 
