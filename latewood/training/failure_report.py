@@ -14,6 +14,7 @@ from latewood.errors import WorkError
 from latewood.tasks import Batch
 from latewood.training import checkpoints
 from latewood.training.guards import first_break
+from latewood.training.recipe import resumption
 from latewood.training.session import Session
 
 __all__ = ["fail", "named_exhaustion"]
@@ -73,7 +74,8 @@ def named_exhaustion(session: Session) -> Iterator[None]:
             raise
         where = "after the last step" if session.finished else f"step {session.step + 1}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        on = f"go on with --resume {session.folder.path} where there is more memory"
+        options = resumption(session.recipe, session.folder.path)
+        on = f"go on with {options} where there is more memory"
         raise WorkError(
             f"{where}: out of memory with batch_size {session.recipe.batch_size} on "
             f"{session.processes.device} ({reason}); {_last_checkpoint(session)}: {on}, or start "

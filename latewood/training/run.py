@@ -16,7 +16,7 @@ from latewood.training.interrupts import interrupts
 from latewood.training.loop import train_steps
 from latewood.training.observers import observers
 from latewood.training.processes import Processes
-from latewood.training.recipe import Recipe
+from latewood.training.recipe import Recipe, resumption
 from latewood.training.run_context import build_task, joined_processes
 from latewood.training.run_finish import finish
 from latewood.training.run_folder import RunFolder
@@ -48,6 +48,7 @@ def train(
     folder: str | Path,
     resume: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     show_progress: bool | None = None,
 ) -> RunResult:
     """Trains what a recipe describes and leaves a run folder.
@@ -61,6 +62,8 @@ def train(
         folder: the run folder.
         resume: go on with the run in the folder from its last checkpoint.
         overwrite: replace a run that is in the folder.
+        trust: import and call modules that a run's recipe names (see ``load_recipe``); a recipe
+            that is given, and is no run's, is trusted.
         show_progress: None shows progress when it takes longer than two seconds; False never.
 
     Returns:
@@ -75,7 +78,7 @@ def train(
     run = RunFolder(folder)
     if resume and overwrite:
         raise RequestError("resume, overwrite: got both; expected at most one of them")
-    recipe = agreed_recipe(recipe, run, resume=resume)
+    recipe = agreed_recipe(recipe, run, resume=resume, trust=trust)
     with joined_processes(recipe, run.trackers_folder) as group, ExitStack() as stack:
         if not resume:
             group.on_main(lambda: run.require_free(overwrite=overwrite))
@@ -103,7 +106,8 @@ def train(
                 model, summary = finish(session)
             return RunResult(run, summary, model)
         except KeyboardInterrupt:
-            on = f"go on with --resume {run.path}" if run.exists else "nothing had been written yet"
+            on = f"go on with {resumption(recipe, run.path)}"
+            on = on if run.exists else "nothing had been written yet"
             raise Interrupted(f"stopped; {on}") from None
         finally:
             if recipe.trackers:

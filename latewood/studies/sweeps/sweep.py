@@ -23,7 +23,7 @@ from latewood.studies.workers import Backend, completed, require_backend
 from latewood.terminal.progress import one_line_warnings, progress
 from latewood.terminal.tables import Row, write_table
 from latewood.training.folder_lock import FolderLock, holds_nothing
-from latewood.training.recipe import Recipe, environment, load_recipe
+from latewood.training.recipe import Recipe, environment, load_recipe, read_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
 
 __all__ = ["Backend", "SweepResult", "sweep"]
@@ -67,6 +67,7 @@ def sweep(
     threads: int = 1,
     backend: Backend = "loky",
     overwrite: bool = False,
+    trust: bool = False,
     show_progress: bool | None = None,
 ) -> SweepResult:
     """Trains a recipe at every point; what a run of the same sweep finished is not done again.
@@ -87,6 +88,7 @@ def sweep(
         backend: "loky" for processes of this machine, "ray" or "dask" for a cluster whose machines
             share the folder.
         overwrite: replace the earlier sweep in the folder, all its runs included.
+        trust: import and call modules that a run's recipe names (see ``load_recipe``).
         show_progress: None shows it when the sweep takes longer than two seconds.
 
     Raises:
@@ -102,18 +104,17 @@ def sweep(
         if value is not None and value < 1:
             raise invalid(name, value, "1 or more")
     require_backend(backend)
-    base = load_recipe(recipe, overrides)
-    for point in settings:
-        load_recipe(recipe, [*overrides, *point])
+    base = load_recipe(recipe, overrides, trust=trust)
+    recipes = {point: load_recipe(recipe, [*overrides, *point], trust=trust) for point in settings}
     _require_free(folder, base, overwrite)
     with FolderLock(folder):
-        start = _prepare(folder, base, overwrite)
+        _prepare(folder, base, overwrite)
         names = {point: folder_name(point) for point in settings}
         missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
         here = jobs == 1 and backend == "loky"
         jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
         errors: dict[Point, str] = {}
-        tasks = [(start, point, folder / names[point], threads) for point in missing]
+        tasks = [(recipes[point], point, folder / names[point], threads) for point in missing]
         try:
             finished = len(settings) - len(missing)
             title = f"sweep {folder.name}"
@@ -128,7 +129,7 @@ def sweep(
                 f"stopped with {done} of {len(settings)} runs done; the same command goes on with "
                 "the rest"
             ) from None
-        return _summarise(folder, settings, errors)
+        return _summarise(folder, recipes, errors)
 
 
 def _require_free(folder: Path, base: Recipe, overwrite: bool) -> None:
@@ -136,7 +137,7 @@ def _require_free(folder: Path, base: Recipe, overwrite: bool) -> None:
     path = folder / RECIPE_NAME
     if path.exists() and not overwrite:
         # The folders that modules are looked for in differ, and are no part of the recipe.
-        if load_recipe(path).model_dump() != base.model_dump():
+        if read_recipe(path).model_dump() != base.model_dump():
             raise RequestError(
                 f"folder: got '{folder}', which holds a sweep of another recipe; expected a new "
                 "folder, or the same recipe to go on, or --overwrite to replace it"
@@ -148,11 +149,11 @@ def _require_free(folder: Path, base: Recipe, overwrite: bool) -> None:
         )
 
 
-def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
+def _prepare(folder: Path, base: Recipe, overwrite: bool) -> None:
     """Writes the sweep's recipe, unless its sweep goes on."""
     path = folder / RECIPE_NAME
     if path.exists() and not overwrite:
-        return path
+        return
     try:
         for entry in folder.iterdir():
             # Left behind, a run of the earlier sweep would pass for a finished one of this.
@@ -165,7 +166,6 @@ def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
         raise RequestError(
             f"folder: got '{folder}', which cannot be written to ({error})"
         ) from error
-    return path
 
 
 def _default_jobs(threads: int) -> int:
@@ -173,7 +173,7 @@ def _default_jobs(threads: int) -> int:
 
 
 def _run(
-    tasks: Sequence[tuple[Path, Point, Path, int]], jobs: int, backend: Backend, *, here: bool
+    tasks: Sequence[tuple[Recipe, Point, Path, int]], jobs: int, backend: Backend, *, here: bool
 ) -> Iterator[tuple[Point, str]]:
     """Yields each point when its run has ended, with its error or ""."""
     if here:
@@ -185,14 +185,14 @@ def _run(
         yield (tasks[number][1], str(outcome)) if isinstance(outcome, WorkError) else outcome
 
 
-def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
+def _train_point(recipe: Recipe, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
     from latewood.training.run import train
 
     try:
         with one_line_warnings(folder.name), limited(threads):
             train(
-                load_recipe(recipe, point),
+                recipe,
                 folder=folder,
                 resume=RunFolder(folder).exists,
                 show_progress=False,
@@ -207,8 +207,11 @@ def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tupl
     return point, ""
 
 
-def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str]) -> SweepResult:
+def _summarise(
+    folder: Path, recipes: Mapping[Point, Recipe], errors: Mapping[Point, str]
+) -> SweepResult:
     """Collects the runs' summaries into one table and writes it as CSV and JSON."""
+    points = list(recipes)
     runs = [(point, RunFolder(folder / folder_name(point))) for point in points]
     summaries = [run.summary for _, run in runs]
     headline = next((summary["headline"] for summary in summaries if summary), "headline")
@@ -236,15 +239,14 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
             headline,
             runs[order[0]][1],
             folder / "sweep.html",
-            methods=[_methods(folder, points[i]) for i in order],
+            methods=[_methods(recipes[points[i]]) for i in order],
             notes=study.lines() if study else (),
         )
     return SweepResult(filled, headline, folder, study)
 
 
-def _methods(folder: Path, point: Point) -> str:
-    sections = load_recipe(folder / RECIPE_NAME, point).methods
-    return " and ".join(section["name"] for section in sections)
+def _methods(recipe: Recipe) -> str:
+    return " and ".join(section["name"] for section in recipe.methods)
 
 
 def _rank(value: Any, higher: bool) -> tuple[bool, float]:
