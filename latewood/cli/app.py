@@ -9,11 +9,17 @@ from cyclopts import App, Parameter
 from latewood import __version__
 from latewood.errors import invalid
 
-__all__ = ["Flag", "Many", "app", "require_table"]
+__all__ = ["Flag", "Many", "Trust", "app", "require_table"]
 
 
 Many = Parameter(consume_multiple=True, negative=(), show_default=False)
 Flag = Parameter(negative=(), show_default=False)
+Trust = Parameter(
+    negative=(),
+    show_default=False,
+    help="Import and call modules that the recipe of a run names: only for runs whose maker you "
+    "trust. Without it, opening a run executes nothing of its maker.",
+)
 
 app = App(
     name="latewood",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from latewood.cli.app import Flag, Many, app, require_table
+from latewood.cli.app import Flag, Many, Trust, app, require_table
 
 
 @app.command
@@ -18,6 +18,7 @@ def branch(
     seeds: Annotated[Sequence[int], Many] = (1, 2, 3),
     perturb: float = 0.0,
     out: Path | None = None,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Train a run to its end again from one of its checkpoints, with the data in other orders.
 
@@ -44,7 +45,9 @@ def branch(
 
     apart = f"-perturbed-{perturb:g}" if perturb else ""
     folder = out or run / "branches" / f"step-{at}{apart}"
-    results = branch_run(RunFolder(run), at, seeds=seeds, folder=folder, perturb=perturb)
+    results = branch_run(
+        RunFolder(run), at, seeds=seeds, folder=folder, perturb=perturb, trust=trust
+    )
     rows = [
         {"branch": result.folder.name, **result.summary["evaluations"]["trained"]}
         for result in results
@@ -66,6 +69,7 @@ def connect(
     samples: int | None = None,
     out: Path | None = None,
     table: Path | None = None,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Walk the straight line between two trained networks: losses, barriers, agreement.
 
@@ -104,11 +108,12 @@ def connect(
     connected = connect_files(
         first,
         second,
-        recipe=None if recipe is None else load_recipe(recipe),
+        recipe=None if recipe is None else load_recipe(recipe, trust=trust),
         points=points,
         permute=permute,
         truncate=truncate,
         samples=samples,
+        trust=trust,
     )
     print_table(connected.path_rows(), title=f"From {first} to {second}")
     print_table(connected.barrier_rows(), title="Barriers")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from latewood.cli.app import Flag, app, require_table
+from latewood.cli.app import Flag, Trust, app, require_table
 from latewood.errors import RequestError, WorkError
 
 
@@ -127,6 +127,7 @@ def segment(
     preset: Literal["paper", "robust", "fast"] = "robust",
     size: int | None = None,
     network: Path | None = None,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Split images into foreground and background, without labels or weights.
 
@@ -163,7 +164,7 @@ def segment(
 
     settings = settings_of(preset, {"size": size or PRESETS[preset].size or 128})
     search = partial(segment, preset=settings)
-    segmenter = search if network is None else trained_segmenter(RunFolder(network))
+    segmenter = search if network is None else trained_segmenter(RunFolder(network), trust=trust)
     done = segment_files(images, out, segmenter, overlays=overlay, truth=evaluate, track=track)
     scores = means(done)
     if scores:

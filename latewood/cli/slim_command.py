@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from latewood.cli.app import Flag, app
+from latewood.cli.app import Flag, Trust, app
 
 
 @app.command
@@ -18,6 +18,7 @@ def slim(
     batch: int = 1,
     json: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Make a trained model as small and fast as its zeros allow, without changing what it computes.
 
@@ -46,7 +47,9 @@ def slim(
     from latewood.terminal.progress import track
     from latewood.terminal.tables import print_table
 
-    done = slim_run(run, mode=mode, out=out, batch=batch, overwrite=overwrite, track=track)
+    done = slim_run(
+        run, mode=mode, out=out, batch=batch, overwrite=overwrite, trust=trust, track=track
+    )
     if json:
         print(encoder.dumps(done.report, indent=1))
         return

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from latewood.cli.app import Flag, Many, app
+from latewood.cli.app import Flag, Many, Trust, app
 from latewood.errors import RequestError, WorkError
 
 
@@ -53,6 +53,7 @@ def train(
     resume: Path | None = None,
     out: Path | None = None,
     overwrite: Annotated[bool, Flag] = False,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Train what a recipe describes, or go on with a run that was stopped.
 
@@ -89,7 +90,7 @@ def train(
         raise RequestError(f"--resume: got '{resume}'; expected the folder of a run")
     source = recipe or RunFolder(folder).recipe_path
     run = run_training(
-        load_recipe(source, set),
+        load_recipe(source, set, trust=trust),
         folder=folder,
         resume=resume is not None,
         overwrite=overwrite,
@@ -113,6 +114,7 @@ def sweep(
     threads: int = 1,
     backend: Literal["loky", "ray", "dask"] = "loky",
     overwrite: Annotated[bool, Flag] = False,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Train a recipe at many settings; run again, it does only what is missing or unfinished.
 
@@ -151,6 +153,7 @@ def sweep(
         threads=threads,
         backend=backend,
         overwrite=overwrite,
+        trust=trust,
     )
     columns = [column for column in done.rows[0] if column not in ("run", "error")]
     print_table(done.rows, title=f"By {done.headline}, best first", columns=columns)
@@ -180,6 +183,7 @@ def tickets(
     out: Path | None = None,
     jobs: int = 1,
     overwrite: Annotated[bool, Flag] = False,
+    trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Find small networks inside a large one, and compare them with other ways to prune.
 
@@ -218,7 +222,7 @@ def tickets(
     from latewood.terminal.tables import print_table
     from latewood.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set)
+    loaded = load_recipe(recipe, set, trust=trust)
     table = search_tickets(
         loaded,
         folder=out or Path("runs") / f"{recipe.stem}-tickets",

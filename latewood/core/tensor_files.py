@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from latewood.core.pickle_programs import is_whole, sized_calls
 from latewood.errors import RequestError, WorkError, invalid
 
 __all__ = ["read_tensors"]
@@ -100,6 +100,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    _require_stored(path)
     try:
         with warnings.catch_warnings():
             # Hints on how to load less safely, about files that are refused below.
@@ -107,27 +108,52 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # What the reader raises on broken input is not specified: nearly any built-in error.
-        refused = isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path)
+        refused = isinstance(error, pickle.UnpicklingError) and is_whole(path)
         if refused or "TorchScript" in str(error):
             raise _needs_pickle(path) from error
         raise WorkError(f"{path}: not a readable torch file ({_reason(error)})") from error
-    return _named_tensors(content, path)
+    tensors = _named_tensors(content, path)
+    _require_plain(tensors, path)
+    return tensors
 
 
-def _is_whole_pickle(path: Path) -> bool:
-    """Whether a file holds an undamaged pickle, judged from its instructions, running none."""
-    try:
-        if zipfile.is_zipfile(path):
+def _require_stored(path: Path) -> None:
+    """Refuses a file that would unpack to more than it holds."""
+    if zipfile.is_zipfile(path):
+        try:
             with zipfile.ZipFile(path) as archive:
-                name = next(each for each in archive.namelist() if each.endswith("data.pkl"))
-                program = archive.read(name)
-        else:
-            program = path.read_bytes()
-        for _ in pickletools.genops(program):
-            pass
-    except (OSError, StopIteration, ValueError, zipfile.BadZipFile):
-        return False
-    return True
+                members = archive.infolist()
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise WorkError(f"{path}: not a readable torch file ({_reason(error)})") from error
+        if any("/code/" in member.filename for member in members):  # TorchScript
+            raise _needs_pickle(path)
+        compressed = [member.filename for member in members if member.compress_type]
+        if compressed:
+            raise RequestError(
+                f"{path}: its member {compressed[0]!r} is compressed, which torch never writes and "
+                "which may unpack to any size; expected a file of torch.save"
+            )
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise WorkError(f"{path}: not a readable torch file (its members exceed its size)")
+    for name in sized_calls(path):
+        raise RequestError(
+            f"{path}: calls {name} to make something of any size; expected tensors alone"
+        )
+
+
+def _require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors without plain values, and those that repeat a few stored ones endlessly."""
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+            form = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+            form = "quantized" if tensor.is_quantized else form
+            raise RequestError(f"{path}: {name!r} is a {form} tensor; expected dense ones")
+        if tensor.numel() * tensor.element_size() > size:
+            raise RequestError(
+                f"{path}: {name!r} has {tensor.numel()} elements, more than the file has room for; "
+                "expected tensors that are stored whole (contiguous() before saving)"
+            )
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:

@@ -235,7 +235,7 @@ def _load(folder: RunFolder, name: str, detail: Detail, *, spectra: bool) -> Run
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     try:
-        rows = folder.read_metrics()
+        rows = folder.read_metrics(problems)
     except WorkError as error:
         problems.append(f"The metrics could not be read: {error}.")
     try:

@@ -13,7 +13,7 @@ from latewood.errors import Interrupted, RequestError
 from latewood.report import write_report
 from latewood.report.summary_table import summary_rows
 from latewood.terminal.tables import Row
-from latewood.training.recipe import Recipe, load_recipe
+from latewood.training.recipe import Recipe, load_recipe, read_recipe
 from latewood.training.run import train
 from latewood.training.run_folder import RunFolder
 
@@ -78,7 +78,7 @@ def run_demo(
         }
     runs = {name: RunFolder(folder / name) for name in recipes}
     for name, run in runs.items():
-        if run.exists and not overwrite and _differ(load_recipe(run.recipe_path), recipes[name]):
+        if run.exists and not overwrite and _differ(read_recipe(run.recipe_path), recipes[name]):
             raise RequestError(
                 f"folder: got '{folder}', which holds a demo with other settings; expected a new "
                 "folder, or --overwrite to replace that one"

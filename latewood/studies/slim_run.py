@@ -57,6 +57,7 @@ def slim_run(
     out: Path | None = None,
     batch: int = 1,
     overwrite: bool = False,
+    trust: bool = False,
     track: Track | None = None,
 ) -> SlimRun:
     """Exports the model of a run, and writes it with a report of what that gained.
@@ -71,6 +72,7 @@ def slim_run(
         out: the folder to write; the run's name with "-slim" behind it if None.
         batch: samples that the model is measured with.
         overwrite: replace what an earlier call wrote there.
+        trust: import and call modules that the run's recipe names.
         track: shows progress over the forms.
 
     Returns:
@@ -97,7 +99,7 @@ def slim_run(
             )
         folder = out or run.path.with_name(f"{run.name}-slim")
         _require_free(folder, overwrite=overwrite)
-    opened = open_run(path)
+    opened = open_run(path, trust=trust)
     folder = out or opened.folder.path.with_name(f"{opened.folder.name}-slim")
     inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
     forms: list[ExportForm] = list(dict.fromkeys(("dense", "slim", mode)))
@@ -162,7 +164,7 @@ def _factory(recipe: Recipe, task: Task) -> tuple[str, dict[str, Any]]:
     """What makes the model anew, as "module:function" with its arguments."""
     section = recipe.model or {"name": task.model}
     name = str(section["name"])
-    with components.importable(*recipe.folders):
+    with components.importable(*recipe.import_folders):
         chosen = components.check("model", section, "model", offered=dict(task.model_arguments))
         parameters = inspect.signature(components.resolve("model", name)).parameters
     offered = {key: value for key, value in task.model_arguments.items() if key in parameters}

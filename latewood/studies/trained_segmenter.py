@@ -26,7 +26,7 @@ from latewood.training.run_folder import RunFolder
 __all__ = ["trained_segmenter"]
 
 
-def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
+def trained_segmenter(run: RunFolder, *, trust: bool = False) -> Callable[[Tensor], Segmentation]:
     """The network of a finished run on the task "foreground" as something that segments images.
 
     Of the checkpoints that the run kept, the one whose masks of the held-out images have the
@@ -36,6 +36,7 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
 
     Args:
         run: the run's folder.
+        trust: import and call modules that the run's recipe names.
 
     Returns:
         A function from an image (1 or 3, height, width) in [0, 1] to its segmentation: ``score``
@@ -47,7 +48,7 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     """
     if not run.exists:
         raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")
-    recipe = load_recipe(run.recipe_path)
+    recipe = load_recipe(run.recipe_path, trust=trust)
     if recipe.task["name"] != "foreground":
         raise invalid("network", str(run.path), "the folder of a run on the task 'foreground'")
     if not run.finished:
@@ -57,7 +58,7 @@ def trained_segmenter(run: RunFolder) -> Callable[[Tensor], Segmentation]:
     size = int(recipe.task.get("size", 64))
     # With methods, checkpoints hold weights that they still transform; the end of the run does not.
     path = run.path if recipe.methods else _best_weights(run)
-    model = open_run(path, task=foreground_without_images(size)).model
+    model = open_run(path, task=foreground_without_images(size), trust=trust).model
 
     @torch.no_grad()
     def segmenter(image: Tensor) -> Segmentation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -13,6 +14,7 @@ from collections import ChainMap, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -35,6 +37,8 @@ __all__ = [
     "build",
     "check",
     "importable",
+    "is_registered",
+    "require_known",
     "resolve",
 ]
 
@@ -142,14 +146,69 @@ _WORDS: dict[Any, str] = {
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Makes the modules in these folders importable, as ``module:function`` needs."""
+    """Makes the modules in these folders importable, as ``module:function`` needs.
+
+    What is installed comes first: a folder called like a package does not take its place.
+    """
     before = list(sys.path)
-    sys.path[:0] = [str(folder) for folder in folders]
+    sys.path += [str(folder) for folder in folders]
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+
+
+def is_registered(kind: Kind, name: str) -> bool:
+    """Whether a section's name is one that ships with the package."""
+    return name in REGISTRIES[kind] or name in REGISTRIES[kind].values()
+
+
+def require_known(kind: Kind, name: str, path: str) -> None:
+    """Refuses a name by which a recipe that anybody may have written could run code of theirs.
+
+    Args:
+        kind: "task", "model", "optimizer", "schedule", "method" or "probe".
+        name: what ships with the package, or a public model or optimizer class, as
+            "module:Class", of a package that is installed.
+        path: key path of the section, for errors.
+
+    Raises:
+        RequestError: it is something else; nothing of it was imported, unless it is installed.
+    """
+    if is_registered(kind, name) or ":" not in name or _is_installed_class(kind, name):
+        return
+    raise RequestError(
+        f"{path}.name: got {name!r} in the recipe of a run, which its maker may have chosen to run "
+        "anything here; expected what ships with latewood, or a model or optimizer class of an "
+        "installed package. If you trust the run, --trust (trust=True) imports and calls it"
+    )
+
+
+def _is_installed_class(kind: Kind, name: str) -> bool:
+    module, _, attribute = name.partition(":")
+    top, *inner = module.split(".")
+    if kind not in ("model", "optimizer") or any(part.startswith("_") for part in (top, *inner)):
+        return False
+    places = [
+        place
+        for place in sys.path
+        if Path(place).name in ("site-packages", "dist-packages") and Path(place) != Path.cwd()
+    ]
+    installed = PathFinder.find_spec(top, places)
+    if installed is None or installed.origin is None:
+        return False
+    if top not in sys.modules:
+        wanted = importlib.util.find_spec(top)
+        if wanted is None or wanted.origin != installed.origin:
+            return False
+    elif getattr(sys.modules[top], "__file__", None) != installed.origin:
+        return False
+    import torch
+
+    base = torch.nn.Module if kind == "model" else torch.optim.Optimizer
+    target = resolve(kind, name)
+    return inspect.isclass(target) and issubclass(target, base) and attribute.isidentifier()
 
 
 def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
@@ -179,7 +238,8 @@ def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
     for part in attribute.split("."):
         if not hasattr(target, part):
             public = [key for key, value in vars(target).items() if callable(value)]
-            raise invalid(where, name, f"an attribute of {module_name!r}" + nearest(part, public))
+            expected = f"an attribute of {module_name!r}" + nearest(part, public)
+            raise invalid(where, name, expected + _shadowed(module_name))
         target = getattr(target, part)
     if not callable(target):
         raise invalid(where, name, "something that can be called")
@@ -188,6 +248,17 @@ def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
     except ValueError as error:
         raise invalid(where, name, "a callable whose signature Python can read") from error
     return typing.cast(Callable[..., Any], target)
+
+
+def _shadowed(module: str) -> str:
+    """A clause about a module of the user's own that is called like one that comes before it."""
+    top = module.partition(".")[0]
+    there = getattr(sys.modules.get(top), "__file__", None)
+    for folder in sys.path:
+        for path in (Path(folder, f"{top}.py"), Path(folder, top, "__init__.py")):
+            if there is not None and path.is_file() and not path.samefile(there):
+                return f"; the module of that name is {there}, so give '{path}' another name"
+    return ""
 
 
 def check(

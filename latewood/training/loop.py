@@ -14,6 +14,7 @@ from latewood.training.failure_report import fail
 from latewood.training.fit import compute_gradients, update
 from latewood.training.observers import Observer, save_checkpoint
 from latewood.training.processes import Processes
+from latewood.training.recipe import resumption
 from latewood.training.session import Session
 
 __all__ = ["train_steps"]
@@ -55,7 +56,7 @@ def train_steps(session: Session, after_step: list[Observer], stopping: Callable
             save_checkpoint(session)
             raise Interrupted(
                 f"stopped after step {session.step} of {session.total_steps}; "
-                f"go on with --resume {session.folder.path}"
+                f"go on with {resumption(session.recipe, session.folder.path)}"
             )
 
 

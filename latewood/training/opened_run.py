@@ -60,11 +60,12 @@ def open_run(
     finalized: bool = True,
     recipe: Recipe | None = None,
     task: Task | None = None,
+    trust: bool = False,
 ) -> OpenedRun:
     """Opens any run, one whose network grew or shrank too.
 
     Nothing is written, and the caller's random generators, default dtype and thread count are left
-    as they were.
+    as they were. Nothing of the run's maker is executed, unless it is trusted.
 
     Args:
         path: the folder of a run, which stands for the model it ended with, or for its last
@@ -76,14 +77,15 @@ def open_run(
         recipe: in place of the run's own, for example with another ``task.folder``.
         task: in place of building the recipe's. A finished model and a checkpoint without methods
             need no more of it than ``model_arguments``.
+        trust: import and call modules that the run's recipe names (see ``load_recipe``).
 
     Returns:
         The model with recipe and task; at the last checkpoint of a run on the CPU its finalized
         model is, bit for bit, the one that the run ended with.
 
     Raises:
-        RequestError: no run or no such step there, a recipe that cannot be built here, or weights
-            that do not fit it, with the entries that differ.
+        RequestError: no run or no such step there, a recipe that cannot be built here or names
+            modules without trust, or weights that do not fit it, with the entries that differ.
         WorkError: a file is damaged.
     """
     path = Path(path)
@@ -93,7 +95,7 @@ def open_run(
         raise RequestError(f"run: got '{path}', {missing}; expected {_EXPECTED}")
     source = _source(run, path, finalized=finalized)
     try:
-        recipe = recipe or load_recipe(run.recipe_path)
+        recipe = recipe or load_recipe(run.recipe_path, trust=trust)
         with _undisturbed(recipe):
             return _opened(run, source, recipe, task, finalized=finalized)
     except RequestError as error:
@@ -206,6 +208,6 @@ def _undisturbed(recipe: Recipe) -> Iterator[None]:
     with (
         caller_unchanged(cuda=False),
         torch.enable_grad(),
-        components.importable(*recipe.folders),
+        components.importable(*recipe.import_folders),
     ):
         yield

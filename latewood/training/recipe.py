@@ -29,7 +29,16 @@ from latewood.training import components
 from latewood.training.components import Kind, importable
 from latewood.training.toml import to_toml
 
-__all__ = ["Recipe", "Section", "check_sections", "environment", "load_recipe", "parse_recipe"]
+__all__ = [
+    "Recipe",
+    "Section",
+    "check_sections",
+    "environment",
+    "load_recipe",
+    "parse_recipe",
+    "read_recipe",
+    "resumption",
+]
 
 ENVIRONMENT = "environment"
 """The table that records where a run was made; it is written, and ignored on reading."""
@@ -138,6 +147,7 @@ class Recipe(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
 
     _folders: tuple[Path, ...] = PrivateAttr(default=())
+    _trusted: bool = PrivateAttr(default=True)
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -210,6 +220,24 @@ class Recipe(BaseModel):
                 "[epochs, samples] stretches that add up to 'epochs'"
             )
 
+    @property
+    def trusted(self) -> bool:
+        """Whether modules that the recipe names may be imported: not if a run has recorded it."""
+        return self._trusted
+
+    @property
+    def names_modules(self) -> bool:
+        """Whether it names something that does not ship with the package."""
+        return any(
+            not components.is_registered(_kind(path), section["name"])
+            for path, section in _sections(self)
+        )
+
+    @property
+    def import_folders(self) -> tuple[Path, ...]:
+        """The folders that modules may be imported from: none if no module is named or trusted."""
+        return self.folders if self._trusted and self.names_modules else ()
+
     def to_toml(self, **environment: Any) -> str:
         """The resolved recipe as TOML.
 
@@ -221,17 +249,43 @@ class Recipe(BaseModel):
         return to_toml(document | {ENVIRONMENT: environment} if environment else document)
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
+) -> Recipe:
     """Reads and checks a recipe.
+
+    A recipe that a run has recorded may be anybody's: unless it is trusted, it may name only what
+    ships with the package, and models and optimizers of installed packages by their class.
 
     Args:
         recipe: a TOML file, or the name of a recipe that ships with the package.
         overrides: "key.path=value" each; list items by number, as in ``methods.0.name`` or
             ``methods[0].name``. The value is read as TOML, and as a string if it is none.
+        trust: import and call whatever a run's recipe names, from the folders that it names: only
+            for runs whose maker is trusted. Any other recipe is the user's own.
 
     Raises:
         RequestError: no such file or name, broken TOML, unknown keys, wrong types, impossible
-            combinations; it says the key's path, what was given and what is allowed.
+            combinations, modules without trust; it says the key's path, what was given and what is
+            allowed.
+    """
+    loaded = read_recipe(recipe, overrides, trust=trust)
+    check_sections(loaded)
+    return loaded
+
+
+def read_recipe(
+    recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
+) -> Recipe:
+    """Reads a recipe as ``load_recipe``, but imports nothing: no section's arguments are checked.
+
+    Args:
+        recipe: as for ``load_recipe``.
+        overrides: as for ``load_recipe``.
+        trust: as for ``load_recipe``.
+
+    Raises:
+        RequestError: as ``load_recipe``, but for what a component would refuse.
     """
     path = recipe_path(recipe)
     try:
@@ -247,7 +301,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     folders = [] if path.parent == FOLDER else [path.resolve().parent]
     if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
         folders.insert(0, Path(recorded["folder"]))
-    return parse_recipe(document, folders)
+    read = _validated(document, folders)
+    read._trusted = trust or recorded is None
+    return read
 
 
 def parse_recipe(document: Mapping[str, Any], folders: Sequence[Path] = ()) -> Recipe:
@@ -260,12 +316,17 @@ def parse_recipe(document: Mapping[str, Any], folders: Sequence[Path] = ()) -> R
     Raises:
         RequestError: as ``load_recipe``.
     """
+    recipe = _validated(document, folders)
+    check_sections(recipe)
+    return recipe
+
+
+def _validated(document: Mapping[str, Any], folders: Sequence[Path]) -> Recipe:
     try:
         recipe = Recipe.model_validate(dict(document))
     except ValidationError as error:
         raise RequestError("\n".join(_explain(item) for item in error.errors())) from error
     recipe._folders = tuple(folders)
-    check_sections(recipe)
     return recipe
 
 
@@ -273,9 +334,13 @@ def check_sections(recipe: Recipe) -> None:
     """Checks every component's arguments against its signature.
 
     Raises:
-        RequestError: the first that does not fit, with its key path.
+        RequestError: the first that does not fit, with its key path, or that names a module
+            without trust.
     """
-    with importable(*recipe.folders):
+    if not recipe.trusted:
+        for path, section in _sections(recipe):
+            components.require_known(_kind(path), section["name"], path)
+    with importable(*recipe.import_folders):
         for path, section in _sections(recipe):
             kind = _kind(path)
             arguments = section
@@ -290,6 +355,11 @@ def split_schedule(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     common = ("per", "warmup", "warmup_start")
     options = {key: section[key] for key in common if key in section}
     return {key: value for key, value in section.items() if key not in common}, options
+
+
+def resumption(recipe: Recipe, folder: Path) -> str:
+    """The options of ``latewood train`` that go on with a recipe's run in a folder."""
+    return f"--resume {folder}" + (" --trust" if recipe.names_modules else "")
 
 
 def environment(recipe: Recipe, **more: Any) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def joined_processes(recipe: Recipe, folder: Path) -> Iterator[Processes]:
     with (
         caller_unchanged(cuda=recipe.device not in ("cpu", "mps")),
         torch.enable_grad(),
-        components.importable(*recipe.folders),
+        components.importable(*recipe.import_folders),
         processes(
             device=recipe.device,
             precision=recipe.precision,

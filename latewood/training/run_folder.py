@@ -8,11 +8,13 @@ import math
 import os
 import shutil
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latewood.errors import RequestError, WorkError
+from latewood.errors import RequestError, WorkError, listed
+from latewood.training.folder_lock import FolderLock, holds_nothing
 
 __all__ = ["RunFolder", "write_atomically"]
 
@@ -37,7 +39,8 @@ class RunFolder:
     """One run's files, by name.
 
     A folder is a run folder if it holds a ``recipe.toml`` that a run wrote, which is one with a
-    table of the environment. Nothing here ever deletes a file that no run made.
+    table of the environment. Nothing here ever deletes a file that no run made. Who writes to it
+    holds its ``lock``.
 
     Args:
         path: the folder; it need not exist yet.
@@ -55,6 +58,7 @@ class RunFolder:
         self.spectra_folder = self.path / "spectra"
         self.failure_folder = self.path / "failure"
         self.trackers_folder = self.path / "trackers"
+        self.lock = FolderLock(self.path)
 
     def __repr__(self) -> str:
         """The folder's path."""
@@ -113,7 +117,7 @@ class RunFolder:
                 "--resume to go on with that run, or --overwrite to replace it"
             )
         with _refusing(self.path):
-            if self.path.is_dir() and not self.exists and any(self.path.iterdir()):
+            if self.path.is_dir() and not self.exists and not holds_nothing(self.path):
                 raise RequestError(
                     f"folder: got '{self.path}', which is not empty and holds no run; expected a "
                     "new or an empty folder"
@@ -145,8 +149,9 @@ class RunFolder:
             row: "step", "epoch", "kind", and named scalars.
 
         Raises:
-            WorkError: the file cannot be written.
+            WorkError: the file cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         plain = {key: _finite(value) for key, value in row.items()}
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -154,25 +159,43 @@ class RunFolder:
         except OSError as error:
             raise WorkError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
         """All rows of the metrics; null reads as NaN, and a torn last line is left out.
 
+        Args:
+            problems: gets a sentence about the damaged lines, which are then left out; None
+                refuses them.
+
         Raises:
-            WorkError: a line before the last is damaged.
+            WorkError: a line before the last is damaged, or the file cannot be read.
         """
-        return [row for row, _ in self._rows()]
+        rows, damaged = self._rows()
+        if damaged and problems is None:
+            raise WorkError(f"{self.metrics_path}: {_damage(damaged)}")
+        if damaged and problems is not None:
+            problems.append(f"The metrics are incomplete: {_damage(damaged)} and left out.")
+        return [
+            {key: math.nan if value is None else value for key, value in row.items()}
+            for row, _ in rows
+        ]
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the rows after ``step`` and a torn last line, as a resumed run writes them anew.
+
+        Damaged lines are dropped with a warning: no checkpoint depends on them.
 
         Args:
             step: number of updates that the resumed run starts from.
 
         Raises:
-            WorkError: the file is damaged or cannot be written.
+            WorkError: the file cannot be read or written.
         """
-        lines = "".join(line for row, line in self._rows() if row["step"] <= step)
-        write_atomically(self.metrics_path, lines)
+        rows, damaged = self._rows()
+        if damaged:
+            warnings.warn(f"{self.metrics_path}: {_damage(damaged)} and left out", stacklevel=2)
+        write_atomically(
+            self.metrics_path, "".join(line for row, line in rows if row["step"] <= step)
+        )
 
     def remove_leftovers(self) -> None:
         """Removes the half-written files that a killed process leaves; no run may be under way."""
@@ -187,8 +210,9 @@ class RunFolder:
         """Makes sure that the rows so far survive a power cut, before a checkpoint relies on it.
 
         Raises:
-            WorkError: they cannot be written.
+            WorkError: they cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 os.fsync(file.fileno())
@@ -199,27 +223,31 @@ class RunFolder:
         """Writes ``summary.json``, which marks the run as finished.
 
         Raises:
-            WorkError: the file cannot be written.
+            WorkError: the file cannot be written, or another process has taken the folder over.
         """
+        self.lock.check()
         write_atomically(self.summary_path, json.dumps(_clean(summary), indent=2) + "\n")
 
-    def _rows(self) -> Iterator[tuple[dict[str, Any], str]]:
+    def _rows(self) -> tuple[list[tuple[dict[str, Any], str]], dict[int, str]]:
+        """Rows with their lines, and by number what is wrong with each damaged line."""
+        rows: list[tuple[dict[str, Any], str]] = []
+        damaged: dict[int, str] = {}
         if not self.metrics_path.exists():
-            return
-        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines(True)
-        for number, line in enumerate(lines, start=1):
+            return rows, damaged
+        try:
+            text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise WorkError(f"{self.metrics_path}: cannot be read ({error.strerror})") from error
+        lines = text.split("\n")
+        # What follows the last end of a line is torn.
+        for number, line in enumerate(lines[:-1], start=1):
             try:
-                if not line.endswith("\n"):
-                    raise ValueError("it has no end")
-                row = json.loads(line)
-                row["step"]
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):
-                    return
-                raise WorkError(
-                    f"{self.metrics_path}: line {number} is damaged ({error})"
-                ) from error
-            yield {key: math.nan if value is None else value for key, value in row.items()}, line
+                rows.append((_row(line), line + "\n"))
+            except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+                damaged[number] = f"{type(error).__name__}: {error}"[:200]
+        if not lines[-1]:  # a last line that only looks whole is torn as well
+            damaged.pop(len(lines) - 1, None)
+        return rows, damaged
 
     def _clear(self) -> None:
         for name in _OWN:
@@ -259,6 +287,30 @@ def _refusing(path: Path) -> Iterator[None]:
         raise RequestError(
             f"folder: got '{path}', which cannot be written to ({reason}); expected one that can"
         ) from error
+
+
+def _row(line: str) -> dict[str, Any]:
+    """The row in a line of the metrics; raises whatever is wrong with it."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise TypeError(f"a {type(row).__name__} where a row should be")
+    for name in ("step", "epoch"):
+        value = row["step"] if name == "step" else row.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise TypeError(f"its {name} is {value!r:.40}, which is no number")
+    for value in row.values():
+        if isinstance(value, int):
+            float(value)  # raises if nothing can be drawn or computed with it
+    return row
+
+
+def _damage(damaged: Mapping[int, str]) -> str:
+    lines = f"line {next(iter(damaged))} is" if len(damaged) == 1 else f"{_lines(damaged)} are"
+    return f"{lines} damaged ({next(iter(damaged.values()))})"
+
+
+def _lines(damaged: Mapping[int, str]) -> str:
+    return f"{len(damaged)} lines ({listed(map(str, damaged))})"
 
 
 def _finite(value: Any) -> Any:

@@ -9,35 +9,39 @@ import torch
 from latewood.errors import RequestError
 from latewood.training import checkpoints
 from latewood.training.observers import begin
-from latewood.training.recipe import Recipe, environment, load_recipe
+from latewood.training.recipe import Recipe, environment, load_recipe, read_recipe
 from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session
 
 __all__ = ["agreed_recipe", "start"]
 
 
-def agreed_recipe(recipe: Recipe | str | Path | None, run: RunFolder, *, resume: bool) -> Recipe:
+def agreed_recipe(
+    recipe: Recipe | str | Path | None, run: RunFolder, *, resume: bool, trust: bool = False
+) -> Recipe:
     """The recipe to run, which for a resumed run must be the one it was started with.
 
     Args:
         recipe: a recipe or the path of one; None takes the folder's own.
         run: the folder.
         resume: whether the run in the folder goes on.
+        trust: import and call modules that a run's recipe names.
 
     Raises:
         RequestError: none was given for a new run, there is no run to resume, or it has another.
     """
     if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe)
+        recipe = load_recipe(recipe, trust=trust)
     if not resume:
         if recipe is None:
             raise RequestError("recipe: got None; expected a recipe, unless a run is resumed")
         return recipe
     if not run.exists:
         raise RequestError(f"resume: got '{run.path}'; expected the folder of a run")
-    stored = load_recipe(run.recipe_path)
-    recorded = stored.model_dump()
-    given = recorded if recipe is None else recipe.model_dump()
+    if recipe is None:
+        return load_recipe(run.recipe_path, trust=trust)
+    # Compared before anything that it names is imported: what is given then stands for it.
+    recorded, given = read_recipe(run.recipe_path).model_dump(), recipe.model_dump()
     if given != recorded:
         listed = "\n  ".join(
             f"{key}: the run has {recorded[key]!r}, the recipe {given[key]!r}"
@@ -48,7 +52,7 @@ def agreed_recipe(recipe: Recipe | str | Path | None, run: RunFolder, *, resume:
             f"recipe: differs from that of the run in '{run.path}', which cannot change on the "
             f"way:\n  {listed}"
         )
-    return stored
+    return recipe
 
 
 def start(session: Session, *, resume: bool, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -190,3 +191,68 @@ def test_missing_paths_are_requests(tmp_path):
         read_tensors(tmp_path / "nothing.pt")
     with pytest.raises(RequestError, match=r"a model folder with one of model\.safetensors\.index"):
         read_tensors(tmp_path)
+
+
+class Sized:
+    """Unpickling this makes something as large as it says."""
+
+    def __init__(self, maker, size=10**10) -> None:
+        self.maker, self.size = maker, size
+
+    def __reduce__(self):
+        return (self.maker, (self.size,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "maker", [bytearray, torch.FloatTensor, torch.FloatStorage, torch.UntypedStorage]
+)
+def test_a_small_file_cannot_ask_for_memory(tmp_path, maker, zipped):
+    content = {"a": torch.ones(2, 2), "b": [Sized(maker)], "c": Sized(maker)}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(RequestError, match=f"a.pt: calls .*{maker.__name__} to make something of"):
+        read_tensors(tmp_path / "a.pt")
+
+
+def test_an_archive_is_never_unpacked_to_more_than_it_holds(tmp_path, state):
+    torch.save(state, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as source,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(RequestError, match=r"b\.pt: its member '.*' is compressed"):
+        read_tensors(tmp_path / "b.pt")
+    # Two members that lie on each other.
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    torch.save({"a": torch.zeros(1000), "b": torch.ones(1000)}, tmp_path / "c.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt") as archive:
+        first, second = (m for m in archive.infolist() if m.file_size == 4000)
+        offsets = first.header_offset, second.header_offset
+    content = bytearray((tmp_path / "c.pt").read_bytes())
+    entry = content.rindex(second.filename.encode()) - 46
+    assert int.from_bytes(content[entry + 42 : entry + 46], "little") == offsets[1]
+    for place in (entry + 20, entry + 24):
+        content[place : place + 4] = (len(content) * 2).to_bytes(4, "little")
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(WorkError, match="its members exceed its size"):
+        read_tensors(tmp_path / "c.pt")
+
+
+NOT_PLAIN = {
+    "has 1000000 elements, more than the file has room": lambda: torch.ones(1).expand(1000, 1000),
+    "is a sparse_coo tensor": lambda: torch.eye(3).to_sparse(),
+    "is a sparse_csr tensor": lambda: torch.eye(3).to_sparse_csr(),
+    "is a meta tensor": lambda: torch.ones(3, 3, device="meta"),
+    "is a quantized tensor": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize(("words", "make"), NOT_PLAIN.items(), ids=NOT_PLAIN)
+def test_tensors_without_plain_values_are_named(tmp_path, words, make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"fine": torch.ones(2, 2), "layer.weight": make()}, tmp_path / "a.pt")
+        with pytest.raises(RequestError, match=f"'layer.weight' {words}"):
+            read_tensors(tmp_path / "a.pt")

@@ -270,7 +270,7 @@ def test_damaged_files_are_said(make_run, read):
     lines = run.metrics_path.read_text().splitlines(True)
     run.metrics_path.write_text("".join(["{broken\n", *lines]))
     page = read(run)
-    for words in ("summary could not", "not valid TOML", "snapshot", "metrics could not"):
+    for words in ("summary could not", "not valid TOML", "snapshot", "line 1 is damaged"):
         assert words in page.text, words
     assert "Effective rank" in titles(page)
 

@@ -142,6 +142,37 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_before_is_an_error(run):
         run.read_metrics()
 
 
+DAMAGED = {
+    "no JSON": "{",
+    "no row": "3",
+    "no step": '{"loss": 1}',
+    "a step that is no number": '{"step": "x"}',
+    "a step that is nothing": '{"step": null}',
+    "a number without end": '{"step": 1, "loss": 1' + "0" * 400 + "}",
+    "more digits than are read": '{"step": 1' + "0" * 5000 + "}",
+    "nested too deep": '{"step": 1, "loss": ' + "[" * 100_000 + "]" * 100_000 + "}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_is_named_and_does_not_block_a_resume(run, damage):
+    run.metrics_path.write_text('{"step": 1}\n' + damage + '\n{"step": 2}\n{"step": 3}\n')
+    with pytest.raises(WorkError, match="line 2 is damaged"):
+        run.read_metrics()
+    problems = []
+    assert [row["step"] for row in run.read_metrics(problems)] == [1, 2, 3]
+    assert len(problems) == 1 and "line 2 is" in problems[0] and len(problems[0]) < 300
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2 is damaged"):
+        run.truncate_metrics(2)
+    assert [row["step"] for row in run.read_metrics()] == [1, 2]
+
+
+def test_many_damaged_lines_are_said_in_one_sentence(run):
+    run.metrics_path.write_text("{\n" * 1000 + '{"step": 2}\n')
+    with pytest.raises(WorkError, match=r"1000 lines \(1, 2, .* and 992 more\) are damaged"):
+        run.read_metrics()
+
+
 def test_a_line_that_is_whole_but_for_its_end_counts_as_torn(run):
     # Else the next row would be glued to it.
     run.metrics_path.write_text('{"step": 1}')

@@ -33,6 +33,7 @@ def branch_run(
     seeds: Sequence[int],
     folder: str | Path,
     perturb: float = 0.0,
+    trust: bool = False,
     show_progress: bool | None = None,
 ) -> list[RunResult]:
     """Trains a run to its end again from one of its checkpoints, once per order of the data.
@@ -51,6 +52,7 @@ def branch_run(
         perturb: length of a random step, relative to the weight, that every matrix but embeddings
             and the head takes at the split, in a direction of each seed's own; norms are kept and
             batch norms measured anew, see ``latewood.spectra.perturb_``.
+        trust: import and call modules that the trunk's recipe names.
         show_progress: as for ``train``.
 
     Returns:
@@ -73,7 +75,7 @@ def branch_run(
     if not 0 <= perturb < math.inf:
         raise invalid("perturb", perturb, "a finite number of at least 0")
     start = checkpoints.at_step(trunk.checkpoints, step)
-    recipe = load_recipe(trunk.recipe_path)
+    recipe = load_recipe(trunk.recipe_path, trust=trust)
     changes = {"keep_at": [], "split_points": False}
     branches = []
     for seed in seeds:

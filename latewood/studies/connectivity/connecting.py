@@ -33,6 +33,7 @@ def connect_files(
     permute: bool = False,
     truncate: float | None = None,
     samples: int | None = None,
+    trust: bool = False,
     show_progress: bool | None = None,
 ) -> Connected:
     """Scores networks on the line between two trained ones, on training and validation samples.
@@ -53,6 +54,7 @@ def connect_files(
         truncate: walk again with every network truncated to the top part of its spectra, this
             share of the singular values of each matrix but the head's.
         samples: score only the first so many training samples, and as many validation samples.
+        trust: import and call modules that the runs' recipes name.
         show_progress: None shows it when the work takes longer than two seconds; False never.
 
     Returns:
@@ -71,12 +73,12 @@ def connect_files(
     if truncate is not None and not 0 <= truncate <= 1:
         raise invalid("truncate", truncate, "a number from 0 to 1")
     paths = Path(first), Path(second)
-    recipe = recipe or _recipe(paths)
+    recipe = recipe or _recipe(paths, trust)
     with joined_processes(recipe.model_copy(update={"trackers": []}), Path()) as group:
         if group.count > 1:
             raise RequestError("processes: got several of a launcher; expected one")
         context = RunContext(recipe, group, build_task(recipe, group))
-        model, one, other = _ends(context, paths)
+        model, one, other = _ends(context, paths, trust)
         second_ends = {AS_THEY_ARE: other}
         if permute:
             example = [tensor.to(group.device) for tensor in context.task.example_inputs]
@@ -118,21 +120,21 @@ def connect_files(
         )
 
 
-def _recipe(paths: Iterable[Path]) -> Recipe:
+def _recipe(paths: Iterable[Path], trust: bool) -> Recipe:
     """The recipe of the first of these that belongs to a run."""
     runs = (run_of(path) for path in paths)
     for run in runs:
         if run is not None:
-            return load_recipe(run.recipe_path)
+            return load_recipe(run.recipe_path, trust=trust)
     listed = " nor ".join(f"'{path}'" for path in paths)
     raise RequestError(f"recipe: missing; expected one, as neither {listed} is part of a run")
 
 
 def _ends(
-    context: RunContext, paths: tuple[Path, Path]
+    context: RunContext, paths: tuple[Path, Path], trust: bool
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
     """The first network, and the states of both on its device, with its dtypes."""
-    model, second = (_network(context, path) for path in paths)
+    model, second = (_network(context, path, trust) for path in paths)
     _require_same_shape(model, second, paths)
     context.place_model(model)
     state = second.state_dict()
@@ -140,11 +142,11 @@ def _ends(
     return model, one, {name: state[name].to(tensor) for name, tensor in one.items()}
 
 
-def _network(context: RunContext, path: Path) -> nn.Module:
+def _network(context: RunContext, path: Path, trust: bool) -> nn.Module:
     """What a path holds: a finished run's model, or a checkpoint's, under its methods."""
     if run_of(path) is not None:
         finished = RunFolder(path).finished
-        return open_run(path, finalized=finished, task=context.task).model
+        return open_run(path, finalized=finished, task=context.task, trust=trust).model
     return model_of_state(context.recipe, context.task, read_tensors(path), str(path))[0]
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import joblib
 import torch
@@ -22,14 +19,14 @@ from latewood.report.summary_table import final_evaluation
 from latewood.studies.sweeps.grid_points import Point, folder_name, grid_points, settings
 from latewood.studies.sweeps.rate_eps import rate_eps_study
 from latewood.studies.sweeps.sweep_page import write_sweep_page
+from latewood.studies.workers import Backend, completed, require_backend
 from latewood.terminal.progress import one_line_warnings, progress
 from latewood.terminal.tables import Row, write_table
-from latewood.training.recipe import Recipe, environment, load_recipe
+from latewood.training.folder_lock import FolderLock, holds_nothing
+from latewood.training.recipe import Recipe, environment, load_recipe, read_recipe
 from latewood.training.run_folder import RunFolder, write_atomically
 
 __all__ = ["Backend", "SweepResult", "sweep"]
-
-Backend = Literal["loky", "ray", "dask"]
 
 RECIPE_NAME = "sweep.toml"
 """The recipe that all runs of a sweep start from; in the sweep's folder."""
@@ -70,12 +67,14 @@ def sweep(
     threads: int = 1,
     backend: Backend = "loky",
     overwrite: bool = False,
+    trust: bool = False,
     show_progress: bool | None = None,
 ) -> SweepResult:
     """Trains a recipe at every point; what a run of the same sweep finished is not done again.
 
     Each run has the same number of threads however many run at once, so that its result, to the
-    last bit, depends on its point alone. A run that fails is recorded, and the others go on.
+    last bit, depends on its point alone. A run that fails is recorded, and the others go on; one
+    whose process dies goes on from its last checkpoint in a new one, once. The folder is locked.
 
     Args:
         recipe: a TOML file, or the name of a recipe that ships with the package.
@@ -83,15 +82,18 @@ def sweep(
         points: further points, or the only ones.
         overrides: changes of the recipe for all runs.
         folder: the sweep's folder; each point's run folder is in it.
-        jobs: runs at the same time; if None, as many as the cores have room for, one on a GPU.
+        jobs: runs at the same time; if None, as many as the cores have room for, one on a GPU. With
+            1 and "loky" they run in this process, which dies with a run that is killed.
         threads: threads of each run; more than one only pays when there are fewer runs than cores.
         backend: "loky" for processes of this machine, "ray" or "dask" for a cluster whose machines
             share the folder.
         overwrite: replace the earlier sweep in the folder, all its runs included.
+        trust: import and call modules that a run's recipe names (see ``load_recipe``).
         show_progress: None shows it when the sweep takes longer than two seconds.
 
     Raises:
-        RequestError: a wrong recipe, point, backend or folder; nothing was started.
+        RequestError: a wrong recipe, point, backend or folder, or a folder that another process
+            writes to; nothing was started.
         Interrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
@@ -101,122 +103,96 @@ def sweep(
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
             raise invalid(name, value, "1 or more")
-    _require(backend)
-    base = load_recipe(recipe, overrides)
-    for point in settings:
-        load_recipe(recipe, [*overrides, *point])
-    start = _prepare(folder, base, overwrite)
-    names = {point: folder_name(point) for point in settings}
-    missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
-    jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
-    errors: dict[Point, str] = {}
-    tasks = [(start, point, folder / names[point], threads) for point in missing]
-    try:
-        finished = len(settings) - len(missing)
-        title = f"sweep {folder.name}"
-        with progress(title, len(settings), done=finished, show=show_progress) as advance:
-            for point, error in _run(tasks, jobs, backend):
-                advance(note=", ".join(point))
-                if error:
-                    errors[point] = error
-    except (Interrupted, KeyboardInterrupt):
-        done = sum(RunFolder(folder / name).finished for name in names.values())
-        raise Interrupted(
-            f"stopped with {done} of {len(settings)} runs done; the same command goes on with the "
-            "rest"
-        ) from None
-    return _summarise(folder, settings, errors)
+    require_backend(backend)
+    base = load_recipe(recipe, overrides, trust=trust)
+    recipes = {point: load_recipe(recipe, [*overrides, *point], trust=trust) for point in settings}
+    _require_free(folder, base, overwrite)
+    with FolderLock(folder):
+        _prepare(folder, base, overwrite)
+        names = {point: folder_name(point) for point in settings}
+        missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
+        here = jobs == 1 and backend == "loky"
+        jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
+        errors: dict[Point, str] = {}
+        tasks = [(recipes[point], point, folder / names[point], threads) for point in missing]
+        try:
+            finished = len(settings) - len(missing)
+            title = f"sweep {folder.name}"
+            with progress(title, len(settings), done=finished, show=show_progress) as advance:
+                for point, error in _run(tasks, jobs, backend, here=here):
+                    advance(note=", ".join(point))
+                    if error:
+                        errors[point] = error
+        except (Interrupted, KeyboardInterrupt):
+            done = sum(RunFolder(folder / name).finished for name in names.values())
+            raise Interrupted(
+                f"stopped with {done} of {len(settings)} runs done; the same command goes on with "
+                "the rest"
+            ) from None
+        return _summarise(folder, recipes, errors)
 
 
-def _prepare(folder: Path, base: Recipe, overwrite: bool) -> Path:
-    """Writes the sweep's recipe, after checking that the folder holds no other sweep's."""
+def _require_free(folder: Path, base: Recipe, overwrite: bool) -> None:
+    """Refuses a folder that holds something else than this sweep."""
     path = folder / RECIPE_NAME
     if path.exists() and not overwrite:
         # The folders that modules are looked for in differ, and are no part of the recipe.
-        if load_recipe(path).model_dump() != base.model_dump():
+        if read_recipe(path).model_dump() != base.model_dump():
             raise RequestError(
                 f"folder: got '{folder}', which holds a sweep of another recipe; expected a new "
                 "folder, or the same recipe to go on, or --overwrite to replace it"
             )
-        return path
-    if folder.is_dir() and not path.exists() and any(folder.iterdir()):
+    elif folder.is_dir() and not path.exists() and not holds_nothing(folder):
         raise RequestError(
             f"folder: got '{folder}', which is not empty and holds no sweep; expected a new or an "
             "empty folder"
         )
+
+
+def _prepare(folder: Path, base: Recipe, overwrite: bool) -> None:
+    """Writes the sweep's recipe, unless its sweep goes on."""
+    path = folder / RECIPE_NAME
+    if path.exists() and not overwrite:
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
             # Left behind, a run of the earlier sweep would pass for a finished one of this.
-            if RunFolder(entry).exists:
-                shutil.rmtree(entry)
+            run = RunFolder(entry)
+            if run.exists:
+                with run.lock:
+                    shutil.rmtree(entry)
         write_atomically(path, base.to_toml(**environment(base)))
     except (OSError, WorkError) as error:
         raise RequestError(
             f"folder: got '{folder}', which cannot be written to ({error})"
         ) from error
-    return path
 
 
 def _default_jobs(threads: int) -> int:
     return 1 if torch.cuda.is_available() else max(1, int(joblib.cpu_count()) // threads)
 
 
-def _require(backend: Backend) -> None:
-    module = {"loky": "joblib", "ray": "ray", "dask": "distributed"}.get(backend)
-    if module is None:
-        raise invalid("backend", backend, "one of 'loky', 'ray', 'dask'")
-    if find_spec(module) is None:
-        raise RequestError(
-            f"backend: got {backend!r}, which is not installed; expected: "
-            f"pip install 'latewood[{backend}]'"
-        )
-
-
 def _run(
-    tasks: Sequence[tuple[Path, Point, Path, int]], jobs: int, backend: Backend
+    tasks: Sequence[tuple[Recipe, Point, Path, int]], jobs: int, backend: Backend, *, here: bool
 ) -> Iterator[tuple[Point, str]]:
     """Yields each point when its run has ended, with its error or ""."""
-    if jobs == 1 and backend == "loky":
+    if here:
         yield from (_train_point(*task) for task in tasks)
         return
-    calls = (joblib.delayed(_train_point)(*task) for task in tasks)
-    with _workers(backend, jobs, threads=tasks[0][-1] if tasks else 1):
-        # Ray's backend cannot hand over one result at a time.
-        form = "list" if backend == "ray" else "generator_unordered"
-        yield from joblib.Parallel(return_as=form)(calls)
+    threads = tasks[0][-1] if tasks else 1
+    ended = completed(_train_point, tasks, jobs=jobs, backend=backend, threads=threads)
+    for number, outcome in ended:
+        yield (tasks[number][1], str(outcome)) if isinstance(outcome, WorkError) else outcome
 
 
-@contextmanager
-def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[None]:
-    if backend == "loky":
-        # The limit also reaches what a worker loads before it can set its own.
-        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
-            yield
-    elif backend == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()
-        with joblib.parallel_config("ray", n_jobs=jobs):
-            yield
-    else:
-        from distributed import Client
-
-        # A cluster that the environment names, else one of this machine's processes.
-        named = "DASK_SCHEDULER_ADDRESS" in os.environ
-        local = {} if named else {"n_workers": jobs, "threads_per_worker": 1}
-        with Client(**local), joblib.parallel_config("dask", n_jobs=jobs):
-            yield
-
-
-def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
+def _train_point(recipe: Recipe, point: Point, folder: Path, threads: int) -> tuple[Point, str]:
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
     from latewood.training.run import train
 
     try:
         with one_line_warnings(folder.name), limited(threads):
             train(
-                load_recipe(recipe, point),
+                recipe,
                 folder=folder,
                 resume=RunFolder(folder).exists,
                 show_progress=False,
@@ -231,8 +207,11 @@ def _train_point(recipe: Path, point: Point, folder: Path, threads: int) -> tupl
     return point, ""
 
 
-def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str]) -> SweepResult:
+def _summarise(
+    folder: Path, recipes: Mapping[Point, Recipe], errors: Mapping[Point, str]
+) -> SweepResult:
     """Collects the runs' summaries into one table and writes it as CSV and JSON."""
+    points = list(recipes)
     runs = [(point, RunFolder(folder / folder_name(point))) for point in points]
     summaries = [run.summary for _, run in runs]
     headline = next((summary["headline"] for summary in summaries if summary), "headline")
@@ -260,15 +239,14 @@ def _summarise(folder: Path, points: Sequence[Point], errors: Mapping[Point, str
             headline,
             runs[order[0]][1],
             folder / "sweep.html",
-            methods=[_methods(folder, points[i]) for i in order],
+            methods=[_methods(recipes[points[i]]) for i in order],
             notes=study.lines() if study else (),
         )
     return SweepResult(filled, headline, folder, study)
 
 
-def _methods(folder: Path, point: Point) -> str:
-    sections = load_recipe(folder / RECIPE_NAME, point).methods
-    return " and ".join(section["name"] for section in sections)
+def _methods(recipe: Recipe) -> str:
+    return " and ".join(section["name"] for section in recipe.methods)
 
 
 def _rank(value: Any, higher: bool) -> tuple[bool, float]:

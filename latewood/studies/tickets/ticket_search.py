@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import joblib
 
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.studies.tickets import pruning_strategies
@@ -15,7 +13,9 @@ from latewood.studies.tickets.pruning_strategies import ALONE, MATCHED, Dense, F
 from latewood.studies.tickets.ticket_page import write_tickets_page
 from latewood.studies.tickets.ticket_table import BASELINES, TicketTable
 from latewood.studies.tickets.trial import Protocol, ticket_trainer
+from latewood.studies.workers import completed
 from latewood.terminal.progress import progress
+from latewood.training.folder_lock import FolderLock, holds_nothing
 from latewood.training.recipe import Recipe, check_sections, load_recipe
 
 __all__ = ["search_tickets"]
@@ -80,8 +80,9 @@ def search_tickets(
         The table, also written to the folder, with ``report.html`` to look at it.
 
     Raises:
-        RequestError: an argument is not usable; nothing was started.
-        WorkError: a training failed.
+        RequestError: an argument is not usable, or another process writes to the folder; nothing
+            was started.
+        WorkError: a training failed, or its process died twice.
 
     Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification",
     NeurIPS 2020 (arXiv 1912.04427); Frankle and Carbin (arXiv 1803.03635) for the baselines.
@@ -103,15 +104,31 @@ def search_tickets(
     )
     seeds = [recipe.seed] if seeds is None else list(seeds)
     _check(protocol, initial_logits, supermask_logits, baselines, seeds, jobs)
-    _prepare(protocol.folder, overwrite)
+    _require_free(protocol.folder, overwrite)
+    with FolderLock(protocol.folder):
+        return _search(
+            protocol, seeds, initial_logits, supermask_logits, baselines, jobs, show_progress
+        )
 
+
+def _search(
+    protocol: Protocol,
+    seeds: Sequence[int],
+    initial_logits: Sequence[float],
+    supermask_logits: Sequence[float],
+    baselines: Sequence[str],
+    jobs: int,
+    show_progress: bool | None,
+) -> TicketTable:
     first: list[TrainingCall] = [(_dense, (protocol, seed)) for seed in seeds]
     first += [(_continuous, (protocol, seed, s0)) for seed in seeds for s0 in initial_logits]
     if "supermask" in baselines:
         first += [(_supermask, (protocol, seed, s0)) for seed in seeds for s0 in supermask_logits]
     matched = [name for name in MATCHED if name in baselines]
     alone = [name for name in ALONE if name in baselines]
-    count = len(first) + len(seeds) * (len(matched) * len(initial_logits) * rounds + len(alone))
+    count = len(first) + len(seeds) * (
+        len(matched) * len(initial_logits) * protocol.rounds + len(alone)
+    )
     with progress("tickets", count, show=show_progress) as advance:
         done = _run(first, jobs, advance)
         start = {seed: outcome[1] for seed, outcome in zip(seeds, done, strict=False)}
@@ -142,7 +159,7 @@ def search_tickets(
         start[seeds[0]].headline,
         protocol.folder,
         higher_is_better=start[seeds[0]].higher_is_better,
-        setting=_setting(recipe),
+        setting=_setting(protocol.recipe),
     )
     table.save()
     write_tickets_page(table, protocol.folder / "report.html")
@@ -189,17 +206,23 @@ def _alone(
 
 def _run(calls: Sequence[TrainingCall], jobs: int, advance: Callable[..., None]) -> list[Any]:
     """What the calls return, in their order."""
-    results: Iterable[Any]
     if jobs == 1:
-        results = (function(*arguments) for function, arguments in calls)
-    else:
-        work = (joblib.delayed(function)(*arguments) for function, arguments in calls)
-        results = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator")(work)
-    collected = []
-    for result in results:
-        collected.append(result)
+        collected = []
+        for function, arguments in calls:
+            collected.append(function(*arguments))
+            advance()
+        return collected
+    results: dict[int, Any] = {}
+    for number, result in completed(_called, calls, jobs=jobs):
+        if isinstance(result, WorkError):
+            raise WorkError(f"a training of the search: {result}")
+        results[number] = result
         advance()
-    return collected
+    return [results[number] for number in range(len(calls))]
+
+
+def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)
 
 
 def _check(
@@ -253,12 +276,8 @@ def _check(
     check_sections(recipe.model_copy(update={"methods": [section]}))
 
 
-def _prepare(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+def _require_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite and (not folder.is_dir() or not holds_nothing(folder)):
         raise RequestError(
             f"folder: got '{folder}', which is not empty; expected a new folder, or overwrite"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(f"{folder}: cannot be made ({error.strerror})") from error

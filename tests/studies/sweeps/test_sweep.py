@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from latewood.errors import Interrupted, RequestError
-from latewood.studies.sweeps import sweep as module
 from latewood.studies.sweeps.sweep import SweepResult, sweep
 from latewood.studies.sweeps.sweep_page import density_curve, heat_map
+from latewood.training.folder_lock import FolderLock
 
 RECIPE = """
 task = "digits"
@@ -82,6 +82,51 @@ def test_a_failed_run_is_named_and_the_others_go_on(recipe: Path, tmp_path: Path
     assert failed["status"] == "failed"
     assert "the loss is" in str(failed["error"])
     assert "the loss is" in (tmp_path / "s" / "sweep.csv").read_text()
+
+
+DEADLY = """
+import os, signal
+from pathlib import Path
+from torch import nn
+
+def net(*, in_features: int, num_classes: int, deaths: int = 0, marker: str = ""):
+    if len(Path(marker).read_text()) < deaths:
+        with open(marker, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_features, num_classes))
+"""
+
+
+def test_a_killed_worker_is_retried_once_recorded_and_takes_no_other_run_with_it(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly_nets.py").write_text(DEADLY)
+    (tmp_path / "marker").touch()
+    model = f'{{name = "deadly_nets:net", marker = "{tmp_path / "marker"}"}}'
+    recipe.write_text(recipe.read_text().replace('"mlp"', model))
+    with pytest.warns(UserWarning, match="a process died"):
+        once = _run(recipe, tmp_path / "once", {"model.deaths": [0, 1]}, jobs=2)
+    assert [row["status"] for row in once.rows] == ["done"] * 2
+    with pytest.warns(UserWarning, match="a process died"):
+        twice = _run(recipe, tmp_path / "twice", {"model.deaths": [0, 100, 1]}, jobs=2)
+    [failed] = twice.failed
+    assert failed["model.deaths"] == 100
+    assert "its process died twice (SIGKILL" in str(failed["error"])
+    assert "its process died twice" in (tmp_path / "twice" / "sweep.csv").read_text()
+
+
+def test_a_second_sweep_beside_a_live_one_is_refused(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    _run(recipe, folder, {"seed": [0]})
+    with FolderLock(folder):
+        for overwrite in (False, True):
+            with pytest.raises(RequestError, match=r"folder: got .*, which process"):
+                _run(recipe, folder, {"seed": [0, 1]}, overwrite=overwrite)
+    with FolderLock(folder / "seed=0"), pytest.raises(RequestError, match=r"seed=0', which proc"):
+        _run(recipe, folder, {"seed": [0]}, overwrite=True)
+    assert sorted(path.name for path in folder.glob("seed*")) == ["seed=0"]
+    assert (folder / "seed=0" / "summary.json").exists()
 
 
 def test_any_error_of_a_run_is_recorded(
@@ -163,7 +208,7 @@ def test_wrong_requests_start_nothing(
 def test_a_backend_that_is_not_installed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr("latewood.studies.workers.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=rf"latewood\[{backend}\]"):
         _run(recipe, tmp_path / "s", {"seed": [0]}, backend=backend)
 
