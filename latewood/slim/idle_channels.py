@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,7 @@ class Limits:
         if self.inner and len(makers) > 1 and not group.resized:
             return gone
         multiple = self.by_group.get(group.name, 1 if group.resized else self.round_to)
+        multiple = math.lcm(multiple, group.multiple_of)
         left = group.width - len(gone)
         rounded = min(group.width, max(1, -(-left // multiple)) * multiple)
         return set(sorted(gone)[: rounded - left])
@@ -92,6 +94,7 @@ def _wanted(plan: ChannelPlan, keep: Mapping[str, Sequence[int]]) -> dict[str, s
         if not indices or not fits or len(set(indices)) < len(indices):
             expected = f"distinct channels from 0 to {group.width - 1}, at least one"
             raise invalid(f"keep[{name!r}]", indices, expected)
+        group.require_width(len(indices), "keep")
         if group.barriers and len(indices) < group.width:
             reasons = "; ".join(dict.fromkeys(barrier.reason for barrier in group.barriers))
             raise RequestError(f"keep[{name!r}]: its channels cannot change: {reasons}")

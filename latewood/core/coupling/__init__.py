@@ -1,5 +1,6 @@
 """Channel coupling: which tensor axes change size together, and changing them in place."""
 
+from latewood.core.coupling.layer import Layer, LayerPart, LayerRole, LayerUse
 from latewood.core.coupling.plan import (
     Barrier,
     BarrierKind,
@@ -18,6 +19,10 @@ __all__ = [
     "BarrierKind",
     "ChannelGroup",
     "ChannelPlan",
+    "Layer",
+    "LayerPart",
+    "LayerRole",
+    "LayerUse",
     "Member",
     "Resized",
     "Role",

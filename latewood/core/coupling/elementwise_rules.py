@@ -11,7 +11,7 @@ from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.labels import NONE, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
 
-__all__ = ["ELEMENTWISE_RULES", "merged"]
+__all__ = ["ELEMENTWISE_NAMES", "ELEMENTWISE_RULES", "merged"]
 
 
 def _elementwise(call: Call) -> Result:
@@ -190,7 +190,7 @@ def _glu(call: Call) -> Result:
 
 _MEANS: Final = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
-_ELEMENTWISE: Final = """
+ELEMENTWISE_NAMES: Final = """
     abs acos add addcdiv addcmul alpha_dropout asin atan atan2 bernoulli bfloat16 bool ceil celu
     clamp clamp_max clamp_min clip clone contiguous copysign cos cosh cpu cuda deg2rad detach
     div divide double dropout dropout1d dropout2d dropout3d elu empty_like eq erf erfc exp exp2
@@ -221,7 +221,7 @@ _FACTS: Final = """
 """.split()  # noqa: SIM905
 
 ELEMENTWISE_RULES: Final[dict[str, Rule]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE_NAMES, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(
         ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "cummax", "logcumsumexp"),

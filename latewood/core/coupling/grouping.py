@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
     for barred, barrier in labels.barriers:
         for channel in labels.channels(barred).unique().tolist():
             held.setdefault(channel, {})[barrier] = None
+    aligned = _aligned(labels)
     alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
     for number, channel in enumerate(seats.channels.tolist()):
         signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
@@ -62,7 +64,15 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         )
         name = layer if made else f"{layer}.inputs"
         start = (first, int(where[first][:, 0].min()))
-        groups.append((start, ChannelGroup(name, len(channels), members, barriers, resized)))
+        wanted = [alignment for channel in channels for alignment in aligned.get(channel, ())]
+        multiple = math.lcm(*(multiple for multiple, _ in wanted))
+        reasons = tuple(dict.fromkeys(reason for _, reason in wanted))
+        groups.append(
+            (
+                start,
+                ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons),
+            )
+        )
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
 
@@ -118,7 +128,19 @@ def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:
         used[group.name] = used.get(group.name, 0) + 1
         count = used[group.name]
         name = group.name if count == 1 else f"{group.name}#{count}"
-        yield ChannelGroup(name, group.width, group.members, group.barriers, group.resized)
+        yield replace(group, name=name)
+
+
+def _aligned(labels: Labels) -> dict[int, list[tuple[int, str]]]:
+    """By channel, what the number of its kind must be a multiple of, and by which operation."""
+    aligned: dict[int, list[tuple[int, str]]] = {}
+    for alignment in labels.alignments:
+        channels, counts = labels.channels(alignment.labels).unique(return_counts=True)
+        for channel, count in zip(channels.tolist(), counts.tolist(), strict=True):
+            multiple = alignment.multiple // math.gcd(alignment.multiple, count)
+            if multiple > 1:
+                aligned.setdefault(channel, []).append((multiple, alignment.reason))
+    return aligned
 
 
 def _settle_elements(labels: Labels) -> None:

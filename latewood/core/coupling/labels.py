@@ -20,7 +20,17 @@ from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
 
-__all__ = ["NONE", "Constancy", "Division", "Labels", "Parts", "WeightView", "varies_along"]
+__all__ = [
+    "NONE",
+    "Alignment",
+    "Constancy",
+    "Division",
+    "Labels",
+    "Parts",
+    "Used",
+    "WeightView",
+    "varies_along",
+]
 
 
 _MANY: Final = 4096
@@ -79,6 +89,40 @@ class Parts:
     where: str
 
 
+@dataclass(frozen=True)
+class Used:
+    """An axis of a weight that an operation used.
+
+    Args:
+        name: of the weight.
+        ndim: how many axes the weight has.
+        axis: the axis.
+        role: what the operation does with it.
+        labels: of the entries that it used.
+    """
+
+    name: str
+    ndim: int
+    axis: int
+    role: Role
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A number of positions that an operation insists on.
+
+    Args:
+        labels: along a dimension, (size,).
+        multiple: what the size must be a multiple of.
+        reason: the operation in words.
+    """
+
+    labels: Tensor
+    multiple: int
+    reason: str
+
+
 @dataclass
 class Constancy:
     """What bars the labels of a tensor if their channels differ along a dimension.
@@ -105,6 +149,7 @@ class Labels:
     Attributes:
         allocated: the code's numbers for the sizes of tensors that were made without data.
         statistics: of tensors that are a mean over channels or made of one, what it demands.
+        used: axes that operations took since the list was last emptied.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -117,10 +162,12 @@ class Labels:
         self.constancies: list[Constancy] = []
         self.divisions: list[Division] = []
         self.parts: list[Parts] = []
+        self.alignments: list[Alignment] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
+        self.used: list[Used] = []
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._of = WeakIdKeyDictionary()
         self._views = WeakIdKeyDictionary()
@@ -128,6 +175,14 @@ class Labels:
     def name(self, tensor: Any) -> str | None:
         """The name of a parameter or buffer; None for other tensors."""
         return self._names.get(id(tensor))
+
+    def source(self, tensor: Any) -> str | None:
+        """The name of the parameter or buffer that a tensor is, or holds elements of."""
+        name = self.name(tensor)
+        if name is not None or not isinstance(tensor, Tensor):
+            return name
+        view: WeightView | None = self._views.get(tensor)
+        return None if view is None else view.name
 
     def of(self, tensor: Tensor) -> Tensor:
         """Labels of a tensor, shaped like it.
@@ -200,13 +255,13 @@ class Labels:
         """
         name, dim = self.name(tensor), dim % tensor.ndim
         if name is not None:
-            return self._axis(name, dim, role)
+            return self._use(name, dim, role)
         view = self.view(tensor)
         if view is not None:
             few = [compact(positions) for positions in view.positions]
             moving = [axis for axis, places in enumerate(few) if places.shape[dim] > 1]
             if len(moving) == 1 and few[moving[0]].numel() == tensor.shape[dim]:
-                return self._axis(view.name, moving[0], role)[few[moving[0]].flatten()]
+                return self._use(view.name, moving[0], role, few[moving[0]].flatten())
             self.bar_all_axes(tensor, "unknown", f"{view.name} is used in a form nobody taught")
         return torch.full((tensor.shape[dim],), NONE)
 
@@ -275,6 +330,13 @@ class Labels:
             return Extent(torch.empty(0, dtype=torch.long), tensor.shape[dim])
         size = tensor.shape[dim]
         return Extent(compact(labels).movedim(dim, 0).reshape(size, -1)[:, 0], size)
+
+    def _use(self, name: str, axis: int, role: Role, places: Tensor | None = None) -> Tensor:
+        """Labels of an axis, or of some places on it, for an operation that uses them."""
+        labels = self._axis(name, axis, role)
+        labels = labels if places is None else labels[places]
+        self.used.append(Used(name, len(self.shapes[name]), axis, role, labels))
+        return labels
 
     def _axis(self, name: str, axis: int, role: Role) -> Tensor:
         key = (name, axis)

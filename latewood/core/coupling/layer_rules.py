@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.label_layout import compact, compact_together
-from latewood.core.coupling.labels import NONE
+from latewood.core.coupling.labels import NONE, Alignment
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -139,8 +139,13 @@ def _grouped_product(call: Call) -> Result:
     left, right = call.positional[:2]
     if left.ndim != 2 or right.ndim != 3 or call.labels.view(right) is None:
         return call.unknown()
+    atoms_in = call.labels.axis(right, 1, "consumer")
     atoms_out = call.labels.axis(right, 2, "producer")
-    read(call, call.labels.of(left), call.labels.axis(right, 1, "consumer"))
+    read(call, call.labels.of(left), atoms_in)
+    # Its kernels take rows of whole 16 bytes, forwards and backwards.
+    multiple = max(1, 16 // right.element_size())
+    for atoms in (atoms_in, atoms_out):
+        call.labels.alignments.append(Alignment(atoms, multiple, call.where))
     return atoms_out
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from torch import Tensor
 
+from latewood.core.coupling.layer import Layer
 from latewood.errors import invalid
 
 __all__ = ["Barrier", "BarrierKind", "ChannelGroup", "ChannelPlan", "Member", "Resized", "Role"]
@@ -81,6 +82,8 @@ class ChannelGroup:
         members: the axes that hold them, in the model's order.
         barriers: why they cannot change; () if they can.
         resized: attributes that follow the width.
+        multiple_of: widths that operations can compute with are multiples of this.
+        aligned_by: the operations that want it, in words.
     """
 
     name: str
@@ -88,6 +91,50 @@ class ChannelGroup:
     members: tuple[Member, ...]
     barriers: tuple[Barrier, ...] = ()
     resized: tuple[Resized, ...] = ()
+    multiple_of: int = 1
+    aligned_by: tuple[str, ...] = ()
+
+    @property
+    def at_least(self) -> int:
+        """The smallest width."""
+        return self.multiple_of
+
+    def require_width(self, width: int, argument: str) -> None:
+        """Refuses a width that operations cannot compute with.
+
+        Args:
+            width: asked for.
+            argument: name of the argument that asks.
+
+        Raises:
+            RequestError: no multiple of ``multiple_of``; the nearest ones are named.
+        """
+        unit = self.multiple_of
+        if width % unit == 0:
+            return
+        below = width // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"at least {unit}"
+        expected = f"{nearest}, multiples of {unit} ({', '.join(self.aligned_by)})"
+        raise invalid(f"{argument}[{self.name!r}]", f"{width} channels", expected)
+
+    def in_units(self) -> ChannelGroup:
+        """The group with ``multiple_of`` neighbouring channels taken for one."""
+        unit = self.multiple_of
+        if unit == 1:
+            return self
+        return replace(
+            self,
+            width=self.width // unit,
+            members=tuple(
+                replace(member, indices=member.indices.reshape(self.width // unit, -1))
+                for member in self.members
+            ),
+            resized=tuple(
+                replace(number, per_channel=number.per_channel * unit) for number in self.resized
+            ),
+            multiple_of=1,
+            aligned_by=(),
+        )
 
     def having(self, role: Role) -> tuple[Member, ...]:
         """The members of one role."""
@@ -100,9 +147,11 @@ class ChannelPlan:
 
     Args:
         groups: in the order in which the model's parameters are registered.
+        layers: by name of the weight, every one of two or more axes that the run used.
     """
 
     groups: tuple[ChannelGroup, ...]
+    layers: Mapping[str, Layer] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
@@ -138,6 +187,10 @@ class ChannelPlan:
             for group in self.groups
             if any(member.tensor == tensor and member.axis == axis for member in group.members)
         )
+
+    def in_units(self) -> ChannelPlan:
+        """The plan with the channels of aligned groups taken together, so that any number goes."""
+        return replace(self, groups=tuple(group.in_units() for group in self.groups))
 
     def table(self) -> str:
         """The plan as text: one line a group with its width, its members and what holds it."""

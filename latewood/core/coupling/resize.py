@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core.coupling.attributes import Sizes
+from latewood.core.coupling.layer import Layer
 from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
@@ -50,8 +51,9 @@ def slice_channels(
 
     Raises:
         RequestError: an unknown group, channels that are not there, a group behind a barrier, a
-            transformation's tensor of which nothing says how it follows, or an optimizer state
-            whose shape is not its parameter's.
+            width that is no multiple of the group's ``multiple_of``, a transformation's tensor of
+            which nothing says how it follows, or an optimizer state whose shape is not its
+            parameter's.
     """
     kept: dict[str, list[int]] = {}
     for name, chosen in keep.items():
@@ -59,6 +61,7 @@ def slice_channels(
         indices = sorted(_checked(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
+        group.require_width(len(indices), "keep")
         kept[name] = indices
     return _resize(model, plan, kept, optimizers)
 
@@ -98,6 +101,7 @@ def widen_channels(
         indices = _checked(sources, group, "copies")
         if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
             raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
+        group.require_width(group.width + len(indices), "copies")
         chosen[name] = [*range(group.width), *indices]
     return _resize(model, plan, chosen, optimizers)
 
@@ -124,8 +128,9 @@ def _checked(indices: Indices, group: ChannelGroup, argument: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A new axis: which old position each new one holds, and which of them are copies."""
+    """A new axis: its old size, the old position each new one holds, and which are copies."""
 
+    size: int
     source: Tensor
     copied: Tensor
     moved: dict[tuple[int, int], int]
@@ -161,7 +166,16 @@ def _resize(
         layer.refresh()
     for module, attribute, value in counts:
         setattr(module, attribute, value)
-    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan))
+    facts = {name: _resized(layer, layouts) for name, layer in plan.layers.items()}
+    return ChannelPlan(tuple(_moved(group, chosen, layouts) for group in plan), facts)
+
+
+def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
+    def source(axis: int) -> tuple[int, Tensor] | None:
+        layout = layouts.get((layer.weight, axis))
+        return None if layout is None else (layout.size, layout.source)
+
+    return layer.resized(source)
 
 
 def _layout(
@@ -193,7 +207,7 @@ def _layout(
             moved[position, number] = len(source)
             source.append(position)
             copied.append(True)
-    return _Layout(torch.tensor(source), torch.tensor(copied), moved)
+    return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
 
 
 def _runs(indices: Tensor) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any, Final, cast
 
@@ -18,8 +18,10 @@ from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
 from latewood.core.coupling.data_movement_rules import MOVE_RULES
 from latewood.core.coupling.einsum_rule import einsum_rule
 from latewood.core.coupling.elementwise_rules import ELEMENTWISE_RULES
+from latewood.core.coupling.flow import Flow
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
+from latewood.core.coupling.layer_facts import layer_facts
 from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
@@ -88,7 +90,9 @@ def trace_channels(
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         functions, classes = _sorted_rules(rules)
-        watcher = _Watcher(Labels(computed), functions)
+        labels = Labels(computed)
+        weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
+        watcher = _Watcher(labels, Flow(labels, weights), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
@@ -100,11 +104,16 @@ def trace_channels(
             watcher,
         ):
             outputs = run_model(model, example_inputs)
+        ends = []
         for output in outputs_of(outputs):
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
+            ends.append(watcher.flow.of(output))
     if not watcher.labels.axes:
         raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
-    return gather_plan(watcher.labels, list(tensors))
+    plan = gather_plan(watcher.labels, list(tensors))
+    layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
+    order = {name: layers[name] for name in tensors if name in layers}
+    return replace(plan, layers=order)
 
 
 def _sorted_rules(
@@ -201,9 +210,10 @@ def _identity(module: nn.Module, name: str) -> Tensor | None:
 class _Watcher(TorchFunctionMode):
     """Applies the rule of every operation that touches a labelled or named tensor."""
 
-    def __init__(self, labels: Labels, rules: Mapping[Any, Rule] = _NO_RULES) -> None:
+    def __init__(self, labels: Labels, flow: Flow, rules: Mapping[Any, Rule] = _NO_RULES) -> None:
         super().__init__()
         self.labels = labels
+        self.flow = flow
         self._rules = rules
         self.modules: list[tuple[str, nn.Module]] = []
 
@@ -218,7 +228,8 @@ class _Watcher(TorchFunctionMode):
         output = function(*args, **named)
         name = getattr(function, "__name__", "").strip("_")
         outputs = list(tensors_in(output))
-        touched = any(self.labels.touches(tensor) for tensor in tensors_in((args, named)))
+        given = list(tensors_in((args, named)))
+        touched = any(self.labels.touches(tensor) for tensor in given)
         if touched and not outputs:
             measured = self._measured(function, name, args, named, output)
             if measured is not None:
@@ -226,11 +237,17 @@ class _Watcher(TorchFunctionMode):
         if touched and (outputs or name == "setitem"):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
+            self.labels.used.clear()
             found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
-            if _in_place(function) and isinstance(found, Tensor):
+            if call.in_place and isinstance(found, Tensor):
                 self.labels.overwrite(output, found)
             else:
                 self._put(output, found)
+            known = name in _RULES and function not in self._rules
+            self.flow.record(call, self.labels.used, known=known)
+        elif outputs and any(self.flow.of(tensor) is not None for tensor in given):
+            call = Call(self.labels, function, name, args, named, output, tuple(self.modules))
+            self.flow.record(call, (), known=name in _RULES)
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
@@ -260,7 +277,9 @@ class _Watcher(TorchFunctionMode):
             name = type(module).__name__
             modules = tuple(self.modules)
             call = Call(self.labels, module, name, args, named, output, modules)
+            self.labels.used.clear()
             self._put(output, rule(call))
+            self.flow.record(call, self.labels.used, known=False)
         return output
 
     def _put(self, output: Any, labels: Any) -> None:
@@ -270,11 +289,6 @@ class _Watcher(TorchFunctionMode):
             return
         for tensor, own in zip(output or (), labels or (), strict=False):
             self._put(tensor, own)
-
-
-def _in_place(function: Callable[..., Any]) -> bool:
-    name = getattr(function, "__name__", "")
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:

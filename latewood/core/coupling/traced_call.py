@@ -62,6 +62,12 @@ class Call:
         layer = self.modules[-1][0] if self.modules else ""
         return f"{self.name} in {layer or 'the model'}"
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the operation writes into its first argument and returns it."""
+        name = getattr(self.function, "__name__", "")
+        return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
     def arguments(self, *names: str) -> tuple[Any, ...]:
         """The arguments of some names, in the signature's order; None where absent."""
         return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -112,8 +113,8 @@ def _change(
             generator = torch.Generator().manual_seed(number)
             order = torch.randperm(group.width, generator=generator)
             count = int(torch.randint(1, group.width, (), generator=generator))
-            if group.width > _ALIGNED:
-                count = max(_ALIGNED, count - count % _ALIGNED)
+            unit = math.lcm(group.multiple_of, _ALIGNED if group.width > _ALIGNED else 1)
+            count = min(max(unit, count - count % unit), group.width)
             keep[group.name] = order[:count]
             for member in group.having("consumer"):
                 tensor = stored_tensor(*places[member.tensor])

@@ -140,8 +140,10 @@ class LiveStructure:
     def edits(self) -> list[Edit]:
         """How the network that is there comes from the full one."""
         channels = {
-            group.name: present.nonzero().flatten().tolist()
-            for group, present in zip(self.spec.groups, self.present, strict=True)
+            group.name: present.repeat_interleave(unit).nonzero().flatten().tolist()
+            for group, unit, present in zip(
+                self.spec.groups, self.spec.units, self.present, strict=True
+            )
             if not bool(present.all())
         }
         skipped: dict[str, str] = {block.name: block.kind for block in self._absent_blocks()}

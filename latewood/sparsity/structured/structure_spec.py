@@ -126,9 +126,12 @@ class StructureSpec:
     """
 
     plan: ChannelPlan
-    """All coupled channels of the model, those that cannot go included."""
+    """All coupled channels of the model, those that cannot go included; channels whose number must
+    be a multiple of something are taken together."""
     groups: tuple[ChannelGroup, ...]
     """The groups whose channels come and go."""
+    units: tuple[int, ...]
+    """For each group, how many channels of the model are taken for one."""
     blocks: tuple[RemovableBlock, ...]
     """The residual blocks that come and go."""
     tensors: dict[str, TensorSpec]
@@ -148,12 +151,14 @@ class StructureSpec:
                     f"model: {name} carries a transformation, whose shape would not follow; build "
                     "StructuredSparsification before other methods, or finalize them first"
                 )
-        self.plan = trace_channels(model, example_inputs)
+        traced = trace_channels(model, example_inputs)
+        self.plan = traced.in_units()
         blocks = removable_blocks(model, self.plan, example_inputs) if layers else ()
         groups = _scalable_groups(model, self.plan.free, owners)
         names = [*(group.name for group in groups), *(block.name for block in blocks)]
         spared = _matching(exclude, names)
         self.groups = tuple(group for group in groups if group.name not in spared)
+        self.units = tuple(traced[group.name].multiple_of for group in self.groups)
         self.blocks = tuple(block for block in blocks if block.name not in spared)
         if not self.groups:
             raise invalid(
