@@ -61,7 +61,7 @@ def gpt2_blocks() -> nn.Module:
 
 
 def _print_snapshot(name: str, model: nn.Module, folder: Path, rounds: int) -> None:
-    weights = [w.flatten(1) for w in weight_matrices(model, skip_last=False).values()]
+    weights = [w.flatten(1) for w in weight_matrices(model, skip_head=False).values()]
     values = SpectralProbe(model, every=1)
     vectors = SpectralProbe(model, every=1, folder=folder)
     tracking = SpectralProbe(model, every=1, folder=folder / "tracked", full_every=10**9)

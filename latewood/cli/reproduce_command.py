@@ -66,7 +66,7 @@ def reproduce(
                 "claim": verdict.claim,
                 "the source's figure": verdict.paper_figure,
                 "measured": verdict.measured,
-                "verdict": verdict.word,
+                "verdict": verdict.text,
             }
             for verdict in verdicts(experiment, record)
         ]

@@ -12,15 +12,17 @@ from latewood.experiments.runner import Record, Verdict, load_records, verdicts
 
 __all__ = ["render_claims", "write_claims"]
 
-_MARKS = {True: "holds", False: "**does not hold**", None: "not measured"}
+_WORDS = ("holds", "does not hold", "undecided", "not measured")
 
 _HEADER = """# Claims
 
 Statements of the papers, re-measured. This page is generated from the results of real runs:
 `latewood reproduce --no-run --out {folder} --claims {page}` writes it again
 without running anything, and the command above each table measures its figures again. Intervals of
-measured figures are 95 % intervals of the mean over seeds (Student's t). What does not hold stays
-on the page.
+measured figures are 95 % intervals of the mean over seeds (Student's t). A claim is undecided where
+the interval of a difference on which it depends contains its bound; the difference is taken seed by
+seed where the runs share their seeds. Figures of one seed, and what is asked of every seed, are
+judged as they are. What does not hold stays on the page.
 
 How far a statement can be trusted stands before its source: {labels}.
 """
@@ -68,16 +70,18 @@ def write_claims(page: Path, folder: Path, known: Mapping[str, Experiment]) -> P
 
 def _summary(grouped: Mapping[str, list[Record]], known: Mapping[str, Experiment]) -> str:
     lines = [
-        "| experiment | scale | holds | does not hold | not measured |",
-        "|---|---|---|---|---|",
+        f"| experiment | scale | {' | '.join(_WORDS)} |",
+        "|---|---|---|---|---|---|",
     ]
     for name, group in grouped.items():
         for record in group:
             if name not in known:
-                lines.append(f"| {_text(name)} (no longer there) | {record.scale} | - | - | - |")
+                lines.append(
+                    f"| {_text(name)} (no longer there) | {record.scale} | - | - | - | - |"
+                )
                 continue
-            outcomes = [verdict.holds for verdict in verdicts(known[name], record)]
-            counts = " | ".join(str(outcomes.count(kind)) for kind in (True, False, None))
+            words = [verdict.word for verdict in verdicts(known[name], record)]
+            counts = " | ".join(str(words.count(word)) for word in _WORDS)
             lines.append(f"| [{_text(name)}](#{name}) | {record.scale} | {counts} |")
     missing = [name for name in known if name not in grouped]
     if missing:
@@ -118,7 +122,8 @@ def _row(verdict: Verdict) -> str:
         verdict.paper_figure,
         verdict.measured,
     )
-    return f"| {' | '.join(map(_text, cells))} | {_MARKS[verdict.holds]} |"
+    mark = f"**{verdict.text}**" if verdict.word == "does not hold" else verdict.text
+    return f"| {' | '.join(map(_text, cells))} | {mark} |"
 
 
 def _text(text: str) -> str:

@@ -16,6 +16,7 @@ import torch
 
 import latewood
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid
+from latewood.experiments.judgement import Judgement, judge
 from latewood.experiments.registry import SCALES, Experiment, Results, Scale, Workspace, experiments
 from latewood.terminal.progress import Track
 
@@ -65,19 +66,36 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one run says about one claim: ``holds`` is None where it says nothing."""
+    """What one run says about one claim.
+
+    Args:
+        claim: its name.
+        statement: what is claimed.
+        source: where it stands.
+        paper_figure: the source's figure.
+        measured: ours.
+        judgement: of the claim's check; None where the run says nothing about it.
+    """
 
     claim: str
     statement: str
     source: str
     paper_figure: str
     measured: str
-    holds: bool | None
+    judgement: Judgement | None
 
     @property
     def word(self) -> str:
-        """The verdict in words."""
-        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+        """The verdict in words: "holds", "does not hold", "undecided" or "not measured"."""
+        return "not measured" if self.judgement is None else self.judgement.outcome
+
+    @property
+    def text(self) -> str:
+        """The word, and of an undecided claim the difference that is open, with its interval."""
+        margin = None if self.judgement is None else self.judgement.margin
+        if margin is None:
+            return self.word
+        return f"{self.word} ({margin[0]:.2g} ± {margin[1]:.2g} from the bound)"
 
 
 def select(names: Sequence[str]) -> list[Experiment]:
@@ -154,10 +172,12 @@ def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
     """What a record says about each claim of its experiment, in the claims' order."""
     judged = []
     for claim in experiment.claims:
-        measured, holds = "not measured in this run", None
+        measured, judgement = "not measured in this run", None
         if record.results is not None and record.scale in claim.scales:
             try:
-                measured, holds = claim.measured(record.results), claim.holds(record.results)
+                figure = claim.measured(record.results)
+                judgement = judge(claim.holds, record.results)
+                measured = figure
             except KeyError as error:
                 measured = f"not measured in this run: {error.args[0]}"
         judged.append(
@@ -167,7 +187,7 @@ def verdicts(experiment: Experiment, record: Record) -> list[Verdict]:
                 claim.source,
                 claim.paper_figure,
                 measured,
-                None if holds is None else bool(holds),
+                judgement,
             )
         )
     return judged

@@ -53,6 +53,7 @@ from latewood.spectra.measures import (
     stable_rank,
 )
 from latewood.spectra.model_alignment import model_alignment
+from latewood.spectra.output_heads import output_heads
 from latewood.spectra.pair_inference import infer_pairs
 from latewood.spectra.solvers.leading_vectors import Factors, factors
 from latewood.spectra.tracking.agreement_over_time import AgreementOverTime, agreement_over_time
@@ -121,6 +122,7 @@ __all__ = [
     "matched",
     "matrix_parameter",
     "model_alignment",
+    "output_heads",
     "parameter_matrix",
     "perturb_",
     "perturbed",

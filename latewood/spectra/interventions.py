@@ -16,6 +16,7 @@ from latewood.core.selection import Selected
 from latewood.errors import RequestError, invalid
 from latewood.spectra.matrices.matrix_views import matrix_parameter, parameter_matrix
 from latewood.spectra.matrices.weights import spectral_parameters
+from latewood.spectra.output_heads import ExampleInputs, output_heads
 from latewood.spectra.solvers.leading_vectors import factors
 
 __all__ = [
@@ -114,7 +115,8 @@ def weight_matrices(
     *,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    skip_last: bool = True,
+    skip_head: bool = True,
+    example_inputs: ExampleInputs | None = None,
 ) -> dict[str, Tensor]:
     """The weights that interventions work on, by full name, in the shape of their parameters.
 
@@ -122,7 +124,8 @@ def weight_matrices(
         model: any module without transformations on these weights.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        skip_last: leave out the last matrix of the model, its output head.
+        skip_head: leave out the weights that make the model's output, see ``output_heads``.
+        example_inputs: what the model is called with, by which its output head is known for sure.
 
     Returns:
         The parameters' data, sharing their memory, in registration order.
@@ -130,7 +133,7 @@ def weight_matrices(
     Raises:
         RequestError: a glob that matches nothing, or a weight under a transformation.
     """
-    chosen = chosen_weights(model, include, exclude, skip_last)
+    chosen = chosen_weights(model, include, exclude, skip_head, example_inputs)
     return {weight.name: weight.stored.detach() for weight in chosen}
 
 
@@ -141,7 +144,8 @@ def truncate_(
     fraction: float = 0.5,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    skip_last: bool = True,
+    skip_head: bool = True,
+    example_inputs: ExampleInputs | None = None,
     batches: Batches | None = None,
     forward: Forward | None = None,
 ) -> list[str]:
@@ -153,7 +157,8 @@ def truncate_(
         fraction: share of the singular values in the top part.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        skip_last: leave out the last matrix of the model, its output head.
+        skip_head: leave out the weights that make the model's output, see ``output_heads``.
+        example_inputs: what the model is called with, by which its output head is known for sure.
         batches: training batches without augmentation, from which batch norms are measured anew;
             None leaves them as they are.
         forward: how to run the model on a batch, see ``recalibrate_batch_norm``.
@@ -172,7 +177,7 @@ def truncate_(
         part = truncated(parameter_matrix(module, name, weight), keep=keep, fraction=fraction)
         return matrix_parameter(module, name, part, weight.shape)
 
-    chosen = chosen_weights(model, include, exclude, skip_last)
+    chosen = chosen_weights(model, include, exclude, skip_head, example_inputs)
     return replace_weights(model, {weight: cut(weight) for weight in chosen}, batches, forward)
 
 
@@ -183,7 +188,8 @@ def truncation_scores(
     fraction: float = 0.5,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    skip_last: bool = True,
+    skip_head: bool = True,
+    example_inputs: ExampleInputs | None = None,
     batches: Batches | None = None,
     forward: Forward | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -198,7 +204,8 @@ def truncation_scores(
         fraction: share of the singular values in the top part.
         include: see ``truncate_``.
         exclude: see ``truncate_``.
-        skip_last: see ``truncate_``.
+        skip_head: see ``truncate_``.
+        example_inputs: see ``truncate_``.
         batches: see ``truncate_``; read once for each part, so no iterator.
         forward: see ``truncate_``.
 
@@ -223,7 +230,8 @@ def truncation_scores(
             fraction=fraction,
             include=include,
             exclude=exclude,
-            skip_last=skip_last,
+            skip_head=skip_head,
+            example_inputs=example_inputs,
             batches=batches,
             forward=forward,
         )
@@ -239,7 +247,8 @@ def perturb_(
     preserve_norm: bool = True,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    skip_last: bool = True,
+    skip_head: bool = True,
+    example_inputs: ExampleInputs | None = None,
     batches: Batches | None = None,
     forward: Forward | None = None,
 ) -> list[str]:
@@ -252,7 +261,8 @@ def perturb_(
         preserve_norm: whether every weight keeps its norm.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        skip_last: leave out the last matrix of the model, its output head.
+        skip_head: leave out the weights that make the model's output, see ``output_heads``.
+        example_inputs: what the model is called with, by which its output head is known for sure.
         batches: see ``truncate_``.
         forward: see ``truncate_``.
 
@@ -265,7 +275,7 @@ def perturb_(
     Source: arXiv 2408.11804, section 5.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = chosen_weights(model, include, exclude, skip_last)
+    chosen = chosen_weights(model, include, exclude, skip_head, example_inputs)
     changed = {
         weight: perturbed(weight.stored, strength, generator=generator, preserve_norm=preserve_norm)
         for weight in chosen
@@ -284,7 +294,11 @@ def require_readable_twice(batches: Batches | None) -> None:
 
 
 def chosen_weights(
-    model: nn.Module, include: Sequence[str], exclude: Sequence[str], skip_last: bool
+    model: nn.Module,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    skip_head: bool,
+    example_inputs: ExampleInputs | None = None,
 ) -> list[Selected]:
     """The weight matrices that an intervention changes.
 
@@ -292,15 +306,17 @@ def chosen_weights(
         model: any module without transformations on these weights.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        skip_last: leave out the last matrix of the model, its output head.
+        skip_head: leave out the weights that make the model's output, see ``output_heads``.
+        example_inputs: what the model is called with, by which its output head is known for sure.
 
     Raises:
         RequestError: a glob that matches nothing, or a weight under a transformation.
     """
     chosen = spectral_parameters(model, include=include, exclude=exclude)
-    if skip_last:
-        last = spectral_parameters(model)[-1].name
-        chosen = [weight for weight in chosen if weight.name != last]
+    if skip_head:
+        # Whoever called the intervention that called this is to see the warning.
+        heads = {head.name for head in output_heads(model, example_inputs, stacklevel=3)}
+        chosen = [weight for weight in chosen if weight.name not in heads]
     for weight in chosen:
         if parametrize.is_parametrized(weight.module, weight.parameter_name):
             raise RequestError(

@@ -9,7 +9,7 @@ from latewood.errors import invalid
 
 __all__ = ["LayerPair", "PairPart", "as_layer_pair"]
 
-PairPart = Literal["", "query-key", "value", "forward", "backward"]
+PairPart = Literal["", "query-key", "value", "forward", "backward", "gate", "up"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,10 @@ class LayerPair:
         inputs: full name of the parameter that reads.
         part: "query-key" compares the two inside ``outputs``, a fused projection of attention, or
             the queries of ``outputs`` with the keys of ``inputs``; "value" takes the values of a
-            fused projection; "forward" and "backward" take that half of the columns of ``inputs``,
-            which reads both directions of a bidirectional layer.
+            fused projection, or values that several heads of queries share, as often as they are
+            read; "forward" and "backward" take that half of the columns of ``inputs``, which reads
+            both directions of a bidirectional layer; "gate" and "up" take the first and the second
+            half of the rows of ``outputs``, whose product ``inputs`` reads.
     """
 
     outputs: str
@@ -34,7 +36,8 @@ class LayerPair:
         """The pair in one word, for tables and plots."""
         if self.part == "query-key" and self.outputs == self.inputs:
             return f"{self.outputs}[query->key]"
-        first = f"{self.outputs}[value]" if self.part == "value" else self.outputs
+        writes = self.part in ("value", "gate", "up")
+        first = f"{self.outputs}[{self.part}]" if writes else self.outputs
         half = f"[{self.part}]" if self.part in ("forward", "backward") else ""
         return f"{first}->{self.inputs}{half}"
 

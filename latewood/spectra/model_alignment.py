@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from latewood.spectra.alignment import Alignment
 from latewood.spectra.layer_pairs import LayerPair, as_layer_pair
@@ -19,6 +20,7 @@ def model_alignment(
     model: nn.Module,
     pairs: Sequence[LayerPair | tuple[str, str]] | None = None,
     *,
+    example_inputs: Tensor | Sequence[Any] | dict[str, Any] | None = None,
     k: int | None = 100,
     gate: int = 2,
     per_head: bool = False,
@@ -31,7 +33,8 @@ def model_alignment(
 
     Args:
         model: any module, with or without transformations on its weights.
-        pairs: which; ``infer_pairs(model)`` if None. A tuple is (outputs, inputs).
+        pairs: which; ``infer_pairs(model, example_inputs)`` if None. A tuple is (outputs, inputs).
+        example_inputs: what the model is called with, to see which layer reads which.
         k: number of vectors; None for all.
         gate: which gate of recurrent layers, see ``gate_directions``.
         per_head: compare values and output projections head by head and average.
@@ -44,7 +47,11 @@ def model_alignment(
         RequestError: no pair of names, a name that is not a matrix of the model, layers that do not
             fit, or a grouped convolution.
     """
-    chosen = infer_pairs(model) if pairs is None else [as_layer_pair(pair) for pair in pairs]
+    chosen = (
+        infer_pairs(model, example_inputs)
+        if pairs is None
+        else [as_layer_pair(pair) for pair in pairs]
+    )
     decomposed: dict[str, Factors] = {}
     alignments: dict[str, Alignment] = {}
     for pair in chosen:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from torch import Tensor, nn
 
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, listed
 from latewood.spectra.alignment import Alignment, alignment, gate_directions, tap_directions
 from latewood.spectra.layer_pairs import LayerPair, PairPart
-from latewood.spectra.matrices.attention import Heads, fused_heads, projection, surrounding_heads
+from latewood.spectra.matrices.attention import (
+    QUERY_HEADS,
+    Heads,
+    Projection,
+    fused_heads,
+    is_fused,
+    projection,
+    surrounding_heads,
+)
 from latewood.spectra.matrices.matrix_views import CONVOLUTIONS
 from latewood.spectra.matrices.named_matrices import MatrixView
 from latewood.spectra.matrices.weights import current_matrix, stored_dtype
@@ -58,7 +65,9 @@ def pair_operands(
         return _query_key(model, pair)
     if pair.part == "value":
         return _value_output(model, pair, per_head=per_head)
-    return _layer(model, pair.outputs, "", gate)[0], _layer(model, pair.inputs, pair.part, gate)[1]
+    written: PairPart = pair.part if pair.part in ("gate", "up") else ""
+    read: PairPart = pair.part if pair.part in ("forward", "backward") else ""
+    return _layer(model, pair.outputs, written, gate)[0], _layer(model, pair.inputs, read, gate)[1]
 
 
 def operands_alignment(
@@ -83,25 +92,42 @@ def fits(model: nn.Module, pair: LayerPair) -> bool:
     writer, written = _owner_of(model, pair.outputs)
     reader, read = _owner_of(model, pair.inputs)
     first, second = current_matrix(writer, written), current_matrix(reader, read)
-    if first.ndim > 2 or second.ndim > 2:
+    if _has_groups(writer, first) or _has_groups(reader, second):
         return False
-    outputs = first.shape[1] if isinstance(writer, nn.Embedding) else first.shape[0]
+    if first.ndim == second.ndim == 3 and len(first) != len(second):
+        return False
+    if pair.part in ("query-key", "value"):
+        return first.ndim == second.ndim == 2 and _heads_fit(model, pair, first, second)
+    outputs = first.shape[-1] if isinstance(writer, nn.Embedding) else first.shape[-2]
     if isinstance(writer, nn.RNNBase):
         outputs //= _gate_count(writer)
-    if pair.part in ("query-key", "value"):
-        heads = _heads(model, pair)
-        if heads is None:
-            return False
-        if pair.outputs != pair.inputs and pair.part == "query-key":
-            whole = len(first) % heads.query == 0 and len(second) % heads.key_value == 0
-            return whole and len(first) // heads.query == len(second) // heads.key_value
-        if not heads.fit(outputs):
-            return False
-        if pair.part == "query-key":
-            return True
-        outputs = outputs // (heads.query + 2 * heads.key_value) * heads.query
-    inputs = reader.in_channels if isinstance(reader, CONVOLUTIONS) else second.shape[1]
+    inputs = reader.in_channels if isinstance(reader, CONVOLUTIONS) else second.shape[-1]
+    if pair.part in ("gate", "up"):
+        return outputs % 2 == 0 and outputs // 2 == inputs
     return outputs == (inputs // 2 if pair.part in ("forward", "backward") else inputs)
+
+
+def _heads_fit(model: nn.Module, pair: LayerPair, first: Tensor, second: Tensor) -> bool:
+    heads = _heads(model, pair)
+    if heads is None:
+        return False
+    if _is_fused(model, pair.outputs):
+        if not heads.fit(len(first)):
+            return False
+        size = len(first) // (heads.query + 2 * heads.key_value)
+        return pair.part == "query-key" or size * heads.query == second.shape[1]
+    count = heads.query if pair.part == "query-key" else heads.key_value
+    if len(first) % count or heads.query % heads.key_value:
+        return False
+    size = len(first) // count
+    if pair.part == "value":
+        return size * heads.query == second.shape[1]
+    return size * heads.key_value == len(second)
+
+
+def _has_groups(module: nn.Module, matrix: Tensor) -> bool:
+    """Whether a layer's matrices read different channels each, unlike those of experts."""
+    return matrix.ndim > 2 and isinstance(module, CONVOLUTIONS)
 
 
 def _owner_of(model: nn.Module, full_name: str) -> tuple[nn.Module, str]:
@@ -143,21 +169,23 @@ def _query_key(model: nn.Module, pair: LayerPair) -> Operands:
 
 
 def _head_rows(
-    model: nn.Module, full_name: str, heads: Heads, part: Literal["query", "key"], fused: bool
+    model: nn.Module, full_name: str, heads: Heads, part: Projection, fused: bool
 ) -> Tensor:
     matrix = current_matrix(*_owner_of(model, full_name))
     if fused:
         return projection(matrix, heads, part, per_head=True)
-    split: Tensor = matrix.unflatten(0, (heads.query if part == "query" else heads.key_value, -1))
+    count = heads.query if part == "query" else heads.key_value
+    split: Tensor = matrix.unflatten(0, (count, -1))
     return split
 
 
 def _value_output(model: nn.Module, pair: LayerPair, *, per_head: bool) -> Operands:
     heads = _required_heads(model, pair)
 
+    fused = _is_fused(model, pair.outputs)
+
     def values() -> Tensor:
-        matrix = current_matrix(*_owner_of(model, pair.outputs))
-        values_of_heads = projection(matrix, heads, "value", per_head=True)
+        values_of_heads = _head_rows(model, pair.outputs, heads, "value", fused)
         # What the output projection reads: each shared head as often as it is used.
         used = values_of_heads.repeat_interleave(heads.query // heads.key_value, dim=0)
         return used if per_head else used.flatten(0, 1)
@@ -174,16 +202,18 @@ def _value_output(model: nn.Module, pair: LayerPair, *, per_head: bool) -> Opera
 
 
 def _layer(model: nn.Module, full_name: str, part: PairPart, gate: int) -> Operands:
-    """A layer as one that writes and as one that reads."""
+    """A layer as one that writes and as one that reads; all experts of a stack at once."""
     module, name = _owner_of(model, full_name)
-    if current_matrix(module, name).ndim > 2:
+    if _has_groups(module, current_matrix(module, name)):
         raise invalid("pairs", full_name, "layers without groups")
     if part and isinstance(module, CONVOLUTIONS):
-        raise invalid("pairs", full_name, "a linear or recurrent layer for a direction")
+        raise invalid("pairs", full_name, "a linear or recurrent layer for a direction or part")
 
     def read() -> Tensor:
         matrix = current_matrix(*_owner_of(model, full_name))
-        return matrix.chunk(2, dim=1)[part == "backward"] if part else matrix
+        if part in ("gate", "up"):
+            return matrix.chunk(2, dim=-2)[part == "up"]
+        return matrix.chunk(2, dim=-1)[part == "backward"] if part else matrix
 
     def written_directions(decomposed: Factors) -> Tensor:
         if isinstance(module, nn.Embedding):
@@ -194,8 +224,7 @@ def _layer(model: nn.Module, full_name: str, part: PairPart, gate: int) -> Opera
         return decomposed.left
 
     def read_directions(decomposed: Factors) -> Tensor:
-        if isinstance(module, nn.Embedding):
-            return decomposed.left
+        # An embedding reads where it is tied to a head.
         if isinstance(module, CONVOLUTIONS):
             return tap_directions(decomposed.right, module.kernel_size)
         return decomposed.right
@@ -205,9 +234,16 @@ def _layer(model: nn.Module, full_name: str, part: PairPart, gate: int) -> Opera
 
 
 def _heads(model: nn.Module, pair: LayerPair) -> Heads | None:
-    if pair.part == "query-key" and pair.outputs != pair.inputs:
-        return surrounding_heads(model, pair.outputs)
-    return fused_heads(model, pair.outputs)
+    if _is_fused(model, pair.outputs):
+        return fused_heads(model, pair.outputs)
+    return surrounding_heads(model, pair.outputs)
+
+
+def _is_fused(model: nn.Module, full_name: str) -> bool:
+    path, _, name = full_name.rpartition(".")
+    if isinstance(model.get_submodule(path), nn.MultiheadAttention):
+        return name == "in_proj_weight"
+    return is_fused(path.rpartition(".")[2])
 
 
 def _required_heads(model: nn.Module, pair: LayerPair) -> Heads:
@@ -215,8 +251,8 @@ def _required_heads(model: nn.Module, pair: LayerPair) -> Heads:
     heads = _heads(model, pair)
     if heads is None:
         raise RequestError(
-            f"pairs: got {pair.outputs!r} with a part of attention; expected a fused projection in "
-            "a module that has its number of heads as heads, num_heads, n_head or n_heads"
+            f"pairs: got {pair.outputs!r} with a part of attention; expected a projection in a "
+            f"module that has its number of heads as {listed(QUERY_HEADS)}"
         )
     return heads
 

@@ -19,6 +19,7 @@ from latewood.spectra.interventions import (
     replace_weights,
 )
 from latewood.spectra.matrices.weights import spectral_parameters
+from latewood.spectra.output_heads import ExampleInputs
 
 __all__ = ["apply_masks_", "magnitude_masks", "random_masks", "reinitialize_"]
 
@@ -88,7 +89,8 @@ def reinitialize_(
     seed: int,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    skip_last: bool = True,
+    skip_head: bool = True,
+    example_inputs: ExampleInputs | None = None,
     batches: Batches | None = None,
     forward: Forward | None = None,
 ) -> list[str]:
@@ -104,7 +106,8 @@ def reinitialize_(
         seed: of the draws; the same on every device.
         include: globs on layer or parameter names to cover.
         exclude: globs on layer or parameter names to leave out.
-        skip_last: leave out the last matrix of the model, its output head.
+        skip_head: leave out the weights that make the model's output, see ``output_heads``.
+        example_inputs: what the model is called with, by which its output head is known for sure.
         batches: see ``truncate_``.
         forward: see ``truncate_``.
 
@@ -118,7 +121,7 @@ def reinitialize_(
     """
     generator = torch.Generator().manual_seed(seed)
     values = {}
-    for weight in chosen_weights(model, include, exclude, skip_last):
+    for weight in chosen_weights(model, include, exclude, skip_head, example_inputs):
         shape = weight.stored.shape
         bound = 1 / math.sqrt(shape[1:].numel())
         drawn = torch.rand(shape, generator=generator, dtype=torch.float64)

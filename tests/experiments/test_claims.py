@@ -15,13 +15,14 @@ from latewood.experiments.runner import Record, load_records
 CLAIMS = (
     Claim("good", "A > B", "[P] abstract", "3 %", lambda r: r.text("a"), lambda r: True),
     Claim("bad", "A | B\nworse", "[R] table 2", "figure only", lambda r: "0.1", lambda r: False),
+    Claim("open", "D > 1", "[I] ours", "none", lambda r: "1.5", lambda r: r.mean("d") > 1),
     Claim("absent", "C", "[R] table 3", "1", lambda r: r.text("c"), lambda r: True),
 )
 EXPERIMENT = Experiment("ab", "A against B", "Somebody 2020", lambda s, b: Results({}), CLAIMS)
 RECORD = Record(
     experiment="ab",
     scale="cpu",
-    results=Results({"a": [1.0]}, {"epochs": 40}),
+    results=Results({"a": [1.0], "d": [1.0, 2.0]}, {"epochs": 40}),
     error="",
     command="latewood reproduce ab --scale cpu",
     date="2026-01-02",
@@ -35,7 +36,8 @@ def test_every_verdict_is_on_the_page() -> None:
     assert "| good | A > B | [P] abstract | 3 % | 1.00 (1 seed) | holds |" in page
     assert "| bad | A \\| B worse | [R] table 2 | figure only | 0.1 | **does not hold** |" in page
     assert "| absent | C | [R] table 3 | 1 | not measured in this run: c | not measured |" in page
-    assert "| [ab](#ab) | cpu | 1 | 1 | 1 |" in page
+    assert "| open | D > 1 | [I] ours | none | 1.5 | undecided (0.5 ± 6.4 from the bound) |" in page
+    assert "| [ab](#ab) | cpu | 1 | 1 | 1 | 1 |" in page
     assert "`latewood reproduce ab --scale cpu`, 2026-01-02, 61 s; torch 2.13.0." in page
     assert "Settings: epochs = 40." in page
 
@@ -44,7 +46,7 @@ def test_a_failed_run_is_on_the_page() -> None:
     failed = replace(RECORD, results=None, error="WorkError: the disk is full")
     page = render_claims([failed], {"ab": EXPERIMENT})
     assert "**The run failed**: WorkError: the disk is full" in page
-    assert "| [ab](#ab) | cpu | 0 | 0 | 3 |" in page
+    assert "| [ab](#ab) | cpu | 0 | 0 | 0 | 4 |" in page
 
 
 def test_experiments_of_several_runs_are_merged() -> None:
@@ -64,7 +66,7 @@ def test_experiments_of_several_runs_are_merged() -> None:
 
 
 def test_a_removed_experiment_is_said_to_be_removed() -> None:
-    assert "| ab (no longer there) | cpu | - | - | - |" in render_claims([RECORD], {})
+    assert "| ab (no longer there) | cpu | - | - | - | - |" in render_claims([RECORD], {})
 
 
 def test_an_unwritable_page_is_named(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_failed_work_is_recorded(tmp_path: Path) -> None:
     record = run_experiment(replace(EXPERIMENT, run=_fail), "quick", tmp_path)
     assert record.results is None
     assert record.error == "WorkError: the disk is full"
-    assert [verdict.holds for verdict in verdicts(EXPERIMENT, record)] == [None]
+    assert [verdict.judgement for verdict in verdicts(EXPERIMENT, record)] == [None]
 
 
 def test_a_scale_it_does_not_have(tmp_path: Path) -> None:
@@ -69,17 +69,16 @@ def test_a_scale_it_does_not_have(tmp_path: Path) -> None:
 def test_verdicts(tmp_path: Path) -> None:
     record = run_experiment(EXPERIMENT, "quick", tmp_path)
     [verdict] = verdicts(EXPERIMENT, record)
-    assert (verdict.holds, verdict.word, verdict.measured) == (
-        True,
-        "holds",
-        "1.50 ± 6.35 (2 seeds)",
-    )
+    assert (verdict.word, verdict.measured) == ("undecided", "1.50 ± 6.35 (2 seeds)")
+    assert verdict.text == "undecided (0.5 ± 6.4 from the bound)"
+    better = replace(record, results=Results({"gain": [1.5, 1.51]}))
+    assert verdicts(EXPERIMENT, better)[0].text == "holds"
     worse = replace(record, results=Results({"gain": [0.5]}))
     assert verdicts(EXPERIMENT, worse)[0].word == "does not hold"
     without = replace(record, results=Results({}))
     assert verdicts(EXPERIMENT, without)[0].word == "not measured"
     elsewhere = replace(EXPERIMENT, claims=(replace(GAIN, scales=("full",)),))
-    assert verdicts(elsewhere, record)[0].holds is None
+    assert verdicts(elsewhere, record)[0].word == "not measured"
 
 
 def test_selecting_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

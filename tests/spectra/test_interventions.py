@@ -80,7 +80,7 @@ def test_truncation_of_a_model_spares_head_biases_and_norms(net):
     assert torch.equal(net[0].weight, first)
     swapped = truncated(before["3.weight"].transpose(0, 1).flatten(1))
     assert torch.equal(net[3].weight, swapped.reshape(4, 6, 3, 3).transpose(0, 1))
-    assert truncate_(net, skip_last=False, include=("6",)) == ["6.weight"]
+    assert truncate_(net, skip_head=False, include=("6",)) == ["6.weight"]
     assert truncate_(net, exclude=("3", "0.*")) == ["5.weight"]
 
 

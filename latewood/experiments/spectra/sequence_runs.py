@@ -197,7 +197,7 @@ def _read(run: RunResult, task: Task) -> SequenceRun:
         scores = task.objective.evaluate(model, samples, torch.Generator())
         return {"loss": scores["loss"].item()}
 
-    parts = truncation_scores(run.model.eval(), loss)
+    parts = truncation_scores(run.model.eval(), loss, example_inputs=task.example_inputs)
     measured.losses = {part: scores["loss"] for part, scores in parts.items()}
     return measured
 

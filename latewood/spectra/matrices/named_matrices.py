@@ -89,6 +89,15 @@ class Views:
         if self.lora == "merged":
             raise invalid("lora", self.lora, '"factors" or "product" without the model')
 
+    def covers(self, name: str) -> bool:
+        """Whether a tensor of this name is wanted; globs take its name, or that of its layer."""
+        names = (name, name.rpartition(".")[0])
+        included, excluded = (
+            any(fnmatchcase(either, glob) for glob in globs for either in names)
+            for globs in (self.include, self.exclude)
+        )
+        return included and not excluded
+
     def of(self, model: nn.Module) -> list[MatrixView]:
         """The matrices of a model as it is now.
 

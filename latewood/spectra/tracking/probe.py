@@ -57,7 +57,9 @@ class SpectralProbe:
         vectors: pairs of singular vectors that each file keeps per matrix.
         half: whether they are kept in half precision.
         pairs: consecutive layers whose alignment each observation measures; "auto" for
-            ``infer_pairs(model)``; None for none.
+            ``infer_pairs(model, example_inputs)``; None for none.
+        example_inputs: what the model is called with: "auto" then runs it once to see which layer
+            reads which, and again where its layers have changed.
         split: parts of fused projections of attention, see ``Views``.
         conv: how kernels are seen, see ``Views``.
         lora: how low-rank adapters are seen, see ``Views``.
@@ -93,6 +95,7 @@ class SpectralProbe:
         vectors: int = 16,
         half: bool = True,
         pairs: Sequence[LayerPair | tuple[str, str]] | Literal["auto"] | None = None,
+        example_inputs: Any = None,
         split: Split = "fused",
         conv: Conv = "flatten",
         lora: Lora = "factors",
@@ -119,7 +122,7 @@ class SpectralProbe:
         if vectors == 0 and (pairs is not None or full_every > 1):
             raise invalid("vectors", vectors, "an integer of at least 1 with pairs or full_every")
         self._shards = Shards(wanted=shard)
-        self._matrices = ResolvedMatrices(self.model, self.views, pairs)
+        self._matrices = ResolvedMatrices(self.model, self.views, pairs, example_inputs)
         self._measurer = SnapshotMeasurer(
             self.snapshot_settings,
             aligning=pairs is not None,
@@ -140,13 +143,14 @@ class SpectralProbe:
         snapshot_settings: SnapshotSettings | None = None,
         worker_settings: WorkerSettings | None = None,
         pairs: Sequence[LayerPair | tuple[str, str]] | Literal["auto"] | None = None,
+        example_inputs: Any = None,
         shard: bool = False,
     ) -> SpectralProbe:
         """A probe from the settings that its many arguments belong to; defaults for the others."""
         options = vars(observation_settings) | vars(views or Views())
         options |= vars(snapshot_settings or SnapshotSettings())
         options |= vars(worker_settings or WorkerSettings())
-        return cls(model, pairs=pairs, shard=shard, **options)
+        return cls(model, pairs=pairs, example_inputs=example_inputs, shard=shard, **options)
 
     @property
     def overhead(self) -> float:

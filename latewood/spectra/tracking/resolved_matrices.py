@@ -54,7 +54,8 @@ class ResolvedMatrices:
     Args:
         model: any module, not wrapped.
         views: which matrices to observe, and how.
-        pairs: consecutive layers; "auto" for ``infer_pairs(model)``; None for none.
+        pairs: consecutive layers; "auto" for ``infer_pairs(model, example_inputs)``; None for none.
+        example_inputs: what the model is called with, for "auto".
 
     Raises:
         RequestError: globs that match nothing, or pairs that do not fit.
@@ -65,8 +66,10 @@ class ResolvedMatrices:
         model: nn.Module,
         views: Views,
         pairs: Sequence[LayerPair | tuple[str, str]] | Literal["auto"] | None,
+        example_inputs: Any = None,
     ) -> None:
         self.model = model
+        self.example_inputs = example_inputs
         self.views = views
         views.of(model)
         self.pairs: list[LayerPair] | Literal["auto"] = "auto"
@@ -109,7 +112,9 @@ class ResolvedMatrices:
         return self._resolved
 
     def _operands(self) -> dict[str, Operands]:
-        pairs = infer_pairs(self.model) if self.pairs == "auto" else self.pairs
+        pairs = self.pairs
+        if pairs == "auto":
+            pairs = infer_pairs(self.model, self.example_inputs)
         fitting = [pair for pair in pairs if _still_fits(self.model, pair)]
         return {pair.name: pair_operands(self.model, pair) for pair in fitting}
 

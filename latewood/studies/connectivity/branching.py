@@ -127,7 +127,13 @@ def _perturbed(start: Checkpoint, recipe: Recipe, strength: float) -> dict[str, 
     model = opened.model
     embeddings = [n for n, module in model.named_modules() if isinstance(module, nn.Embedding)]
     assert recipe.order_seed is not None
-    perturb_(model, strength, seed=recipe.order_seed, exclude=embeddings)
+    perturb_(
+        model,
+        strength,
+        seed=recipe.order_seed,
+        exclude=embeddings,
+        example_inputs=opened.task.example_inputs,
+    )
     with joined_processes(recipe.model_copy(update={"trackers": []}), Path()) as group:
         context = RunContext(recipe, group, opened.task)
         context.place_model(model)

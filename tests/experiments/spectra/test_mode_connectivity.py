@@ -24,9 +24,11 @@ def test_every_claim_of_connectivity_can_fail() -> None:
         {
             "rank correlation": [-0.9, 0.1],
             "barrier/0": [0.0, 0.0],
+            "barrier/5": [0.1, 0.1],
             "barrier/10": [0.0, 1.0],
             "top barrier/10": [0.5, 1.0],
-            "agreement/0": [0.9, 0.9],
+            "agreement/0": [0.4, 0.4],
+            "agreement/5": [0.7, 0.7],
             "agreement/10": [0.9, 0.1],
             "strangers, lowest barrier": [1.0, 0.0],
             "strangers, highest agreement": [0.0, 0.9],
@@ -39,6 +41,32 @@ def test_every_claim_of_connectivity_can_fail() -> None:
     claims = mode_connectivity.EXPERIMENT.claims
     assert [claim.name for claim in claims if claim.holds(broken)] == []
     assert all(claim.measured(broken) for claim in claims)
+
+
+def test_the_curves_of_figure_11_are_means_over_trunks() -> None:
+    claims = {claim.name: claim for claim in mode_connectivity.EXPERIMENT.claims}
+    rank, connected = claims["barrier-falls-as-agreement-rises"], claims["connected-after-a-third"]
+    # Neither trunk falls steadily; their mean does.
+    uneven = Results(
+        {
+            "rank correlation": [-0.8, -0.8],
+            "barrier/0": [0.5, 0.3],
+            "barrier/1": [0.2, 0.4],
+            "barrier/5": [0.3, 0.1],
+            "barrier/10": [0.0012, 0.0004],
+            "agreement/0": [0.1, 0.1],
+            "agreement/1": [0.2, 0.2],
+            "agreement/5": [0.3, 0.3],
+            "agreement/10": [0.84, 0.92],
+        }
+    )
+    assert rank.holds(uneven)
+    assert rank.measured(uneven).startswith("-1.00; by trunk -0.80, -0.80;")
+    assert connected.holds(uneven)
+    assert "by trunk 0.00120, 0.00040" in connected.measured(uneven)
+    assert "by trunk 0.84, 0.92" in connected.measured(uneven)
+    with pytest.raises(KeyError, match="rank"):
+        rank.holds(Results({"barrier/0": [1.0], "agreement/0": [1.0]}))
 
 
 def test_every_claim_of_tickets_can_fail() -> None:

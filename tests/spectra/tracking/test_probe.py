@@ -256,7 +256,7 @@ def test_settings_are_the_arguments_in_groups(net, tmp_path):
     groups = (ObservationSettings, Views, SnapshotSettings, WorkerSettings)
     names = [field.name for group in groups for field in dataclasses.fields(group)]
     arguments = inspect.signature(SpectralProbe).parameters
-    assert sorted([*names, "model", "pairs", "shard"]) == sorted(arguments)
+    assert sorted([*names, "model", "pairs", "example_inputs", "shard"]) == sorted(arguments)
     for field in (field for group in groups for field in dataclasses.fields(group)):
         if field.name != "every":
             assert arguments[field.name].default == field.default
