@@ -53,7 +53,12 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         # Channels of a group stand in the order in which its first axis has them.
         order_there = where[first][:, 0].argsort()
         members = tuple(
-            Member(*axes[number], role, indices[order_there])
+            Member(
+                *axes[number],
+                role,
+                indices[order_there],
+                _blocks(labels, axes[number], indices) if len(indices) == 1 else (),
+            )
             for number, indices in where.items()
             for role in labels.roles[axes[number]]
         )
@@ -125,6 +130,11 @@ def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:
         count = used[group.name]
         name = group.name if count == 1 else f"{group.name}#{count}"
         yield replace(group, name=name)
+
+
+def _blocks(labels: Labels, axis: tuple[str, int], indices: Tensor) -> tuple[int, ...]:
+    """Where blocks of the only channel begin; () if that cannot be told."""
+    return labels.boundaries.blocks(labels.axes[axis], indices[0]) or ()
 
 
 def _aligned(labels: Labels) -> dict[int, list[tuple[int, str]]]:

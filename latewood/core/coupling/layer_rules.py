@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.label_layout import compact, compact_together
-from latewood.core.coupling.labels import NONE, Alignment
+from latewood.core.coupling.labels import NONE, Alignment, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -26,6 +26,7 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
     inputs = compact(inputs)
     inputs = inputs.expand(*inputs.shape[:-1], size)
     call.labels.couple(inputs, atoms)
+    call.labels.boundaries.follow(atoms, inputs, moved=True)
     fixed = (inputs == NONE).reshape(-1, size).any(0)
     call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
     unnamed = (atoms == NONE).expand(inputs.shape)
@@ -37,7 +38,9 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     if tensor is None:
         return
     if call.labels.view(tensor) is not None:
-        call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+        entries = call.labels.axis(tensor, 0, "per_channel")
+        call.labels.couple(entries, atoms)
+        call.labels.boundaries.follow(entries, atoms)
         return
     labels = call.labels.of(tensor)
     call.labels.couple(labels, atoms)
@@ -96,6 +99,8 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
     first, second = left[..., :1], right[..., :1].transpose(-1, -2)
     call.labels.couple(first, second)
     first, second = torch.broadcast_tensors(first, second)
+    if varies_along(second, -1) and not varies_along(first, -1):
+        first, second = second, first
     few = compact_together(first, second)
     result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
     write(call, bias, result)
