@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.consequences import settle
-from latewood.core.coupling.labels import NONE, Labels
+from latewood.core.coupling.labels import NONE, Labels, varies_along
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member, Resized
 
 __all__ = ["gather_plan"]
@@ -164,9 +164,29 @@ def _settle_elements(labels: Labels) -> None:
         if not found or any(known == name for known, _ in labels.axes):
             labels.bar(atoms, "mixed", f"{name} holds channels along more than one axis")
             continue
-        axis = max(found, key=lambda each: len(labels.channels(found[each]).unique()))
+        counts = {axis: len(labels.channels(row).unique()) for axis, row in found.items()}
+        likely = [axis for axis, count in counts.items() if count == max(counts.values())]
+        if len(likely) > 1:
+            likely = _as_long_as_others(labels, found, likely)
+        if len(likely) != 1:
+            labels.bar(atoms, "mixed", f"{name} does not show which axis holds its channel")
+            continue
+        (axis,) = likely
         labels.axes[name, axis] = found[axis]
         labels.roles[name, axis] = ["per_channel"]
+
+
+def _as_long_as_others(
+    labels: Labels, rows: Mapping[int, Tensor], axes: Sequence[int]
+) -> list[int]:
+    """Of axes that all hold one channel, those as long as an axis of a weight that holds it."""
+    lengths = {
+        (int(channels[0]), len(atoms))
+        for atoms in labels.axes.values()
+        if len(atoms) and not varies_along(channels := labels.channels(atoms), 0)
+    }
+    channel = {axis: int(labels.channels(rows[axis])[0]) for axis in axes}
+    return [axis for axis in axes if (channel[axis], len(rows[axis])) in lengths]
 
 
 def _along(atoms: Tensor, channels: Tensor, shared: Tensor, axis: int) -> Tensor | None:
