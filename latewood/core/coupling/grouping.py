@@ -40,13 +40,10 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         for channel in labels.channels(barred).unique().tolist():
             held.setdefault(channel, {})[barrier] = None
     aligned = _aligned(labels)
-    alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
-    for number, channel in enumerate(seats.channels.tolist()):
-        signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
-        alike.setdefault((signature, tuple(held.get(channel, ()))), []).append(number)
-
+    reasons_of = {channel: tuple(barriers) for channel, barriers in held.items()}
     groups: list[tuple[tuple[int, int], ChannelGroup]] = []
-    for (_, barriers), members_of in alike.items():
+    for members_of in seats.alike(reasons_of):
+        barriers = reasons_of.get(int(seats.channels[members_of[0]]), ())
         where = seats.of_channels(members_of)
         made = [number for number in where if "producer" in labels.roles[axes[number]]]
         first = (made or list(where))[0]
@@ -62,7 +59,7 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
             for number, indices in where.items()
             for role in labels.roles[axes[number]]
         )
-        channels = seats.channels[members_of].tolist()
+        channels = seats.channels[members_of].tolist() if follows or aligned else []
         layer = axes[first][0].rpartition(".")[0] or axes[first][0]
         resized = tuple(
             dict.fromkeys(number for channel in channels for number in follows.get(channel, ()))
@@ -72,7 +69,7 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         wanted = [alignment for channel in channels for alignment in aligned.get(channel, ())]
         multiple = math.lcm(*(multiple for multiple, _ in wanted))
         reasons = tuple(dict.fromkeys(reason for _, reason in wanted))
-        group = ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons)
+        group = ChannelGroup(name, len(members_of), members, barriers, resized, multiple, reasons)
         groups.append((start, group))
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
@@ -109,9 +106,31 @@ class _Seats:
         ends = np.append(starts, len(order))
         return cls(channels, ends, axis[order], position[order])
 
-    def of_channels(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+    def alike(self, barriers: Mapping[int, tuple[Barrier, ...]]) -> Iterator[np.ndarray]:
+        """Numbers of channels that sit on the same axes equally often and have the same barriers.
+
+        Args:
+            barriers: by channel.
+        """
+        # Sums of random numbers of the axes: equal for equal axes, else different almost surely.
+        drawn = np.random.default_rng(0).integers(2**63, size=(2, self.axes.max() + 1))
+        sums = np.add.reduceat(drawn[:, self.axes], self.starts[:-1], axis=1)
+        kinds = {kind: number for number, kind in enumerate(dict.fromkeys(barriers.values()), 1)}
+        kind_of = np.zeros(len(self.channels), dtype=np.int64)
+        if barriers:
+            held = np.array(list(barriers))
+            places = np.searchsorted(self.channels, held)
+            here = self.channels[places.clip(max=len(self.channels) - 1)] == held
+            kind_of[places[here]] = np.array([kinds[kind] for kind in barriers.values()])[here]
+        order = np.lexsort((*sums, kind_of))
+        keys = np.stack([*sums, kind_of])[:, order]
+        edges = (keys[:, 1:] != keys[:, :-1]).any(0).nonzero()[0] + 1
+        # Sorting is stable: within a set the channels ascend.
+        yield from np.split(order, edges)
+
+    def of_channels(self, numbers: np.ndarray) -> dict[int, Tensor]:
         """By axis, the positions (channels, multiplicity) of channels that sit alike."""
-        start = self.starts[list(numbers)]
+        start = self.starts[numbers]
         one = slice(start[0], self.starts[numbers[0] + 1])
         axes, counts = np.unique(self.axes[one], return_counts=True)
         found: dict[int, Tensor] = {}

@@ -27,10 +27,13 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
     inputs = inputs.expand(*inputs.shape[:-1], size)
     call.labels.couple(inputs, atoms)
     call.labels.boundaries.follow(atoms, inputs, moved=True)
-    fixed = (inputs == NONE).reshape(-1, size).any(0)
-    call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
-    unnamed = (atoms == NONE).expand(inputs.shape)
-    call.labels.bar(inputs[unnamed], "unknown", f"{call.where} uses a weight computed on the way")
+    absent, unnamed = inputs == NONE, atoms == NONE
+    if bool(absent.any()):
+        fixed = absent.reshape(-1, size).any(0)
+        call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
+    if bool(unnamed.any()):
+        reason = f"{call.where} uses a weight computed on the way"
+        call.labels.bar(inputs[unnamed.expand(inputs.shape)], "unknown", reason)
 
 
 def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
