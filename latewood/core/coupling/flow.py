@@ -154,6 +154,9 @@ class Flow:
                 reads += self._tables_in(call, sources)
             if reads:
                 self._operation(call, reads, known, shifted=bool(sources))
+        while len(self.labels.scores) > len(self.scores):
+            # A product whose factors nothing here made: nothing can be scaled.
+            self._note_scores(None, None, self._new("linear"))
 
     def _new(self, kind: NodeKind, parents: Sequence[Node] = (), **facts: Any) -> Node:
         node = Node(len(self.nodes), kind, parents, **facts)
@@ -332,6 +335,9 @@ class Flow:
                 parts += [self._new("linear", [made], covers=third) for third in thirds]
             else:
                 parts.append(made)
+        while len(parts) < 3:
+            # A weight that was computed on the way.
+            parts.append(self._new("activation", name=UNKNOWN))
         scores = self._new("activation", parts[:2], name="softmax")
         if len(self.labels.scores) > len(self.scores):
             size = len(self.labels.scores[-1])
@@ -378,7 +384,7 @@ def _scalar(call: Call) -> float:
         return 1.0
     divides = "div" in call.name
     for number, operand in enumerate((*call.positional, *call.named.values())):
-        if isinstance(operand, Tensor) and operand.numel() == 1 and operand.ndim == 0:
+        if isinstance(operand, Tensor) and operand.ndim == 0 and not operand.is_meta:
             operand = operand.item()
         if isinstance(operand, (int, float)) and not isinstance(operand, bool) and number < 2:
             return 1 / operand if divides and operand else float(operand)
