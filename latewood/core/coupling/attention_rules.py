@@ -41,7 +41,11 @@ def _by_head(call: Call, tensors: list[Tensor]) -> Tensor:
                 call.labels.bar(other, "fixed", f"{call.where} meets data of fixed size")
     for head in heads:
         call.labels.couple(heads[0], head)
-    return heads[2]
+    # The entries of a head are one channel, but each with its own label their places stay known.
+    values = call.labels.of(tensors[2])[..., :1, :]
+    repeats = heads[2].shape[-3] // values.shape[-3] if values.ndim > 2 else 1
+    values = values.repeat_interleave(repeats, -3) if repeats > 1 else values
+    return torch.where(values == NONE, heads[2], values)
 
 
 def _by_entry(call: Call, tensors: list[Tensor]) -> Tensor:
@@ -68,7 +72,9 @@ def _torch_attention(call: Call) -> Result:
     streams = [labels.of(stream) for stream in (query, key, value)]
     rows = torch.cat([mixed, mixed, mixed])
     if packed is not None:
-        labels.couple(labels.axis(packed, 0, "producer"), rows)
+        thirds = labels.axis(packed, 0, "producer")
+        labels.couple(thirds, rows)
+        labels.boundaries.cut(thirds, 0, [len(mixed), 2 * len(mixed)])
         for stream in streams:
             read(call, stream, labels.axis(packed, 1, "consumer"))
     else:
@@ -106,6 +112,9 @@ def _group_heads(call: Call, mixed: Tensor, width: int, heads: int) -> None:
         size = _attribute(call, "head_dim", by_head.shape[1])
         note_division(call, by_head, [heads, size])
     else:
+        if len(by_head) == 1:
+            # A single head does not show that the number of heads must follow.
+            call.labels.boundaries.unclear(mixed, 0, range(len(mixed)))
         call.labels.couple(by_head, by_head[:, :1])
         note_division(call, by_head, [heads, -1])
     note_division(call, mixed, [width])

@@ -120,19 +120,27 @@ class Flow:
         node: Node | None = self._of.get(tensor)
         return node
 
-    def record(self, call: Call, used: Sequence[Used], *, known: bool = True) -> None:
+    def record(
+        self, call: Call, given: Sequence[Tensor], used: Sequence[Used], *, known: bool = True
+    ) -> None:
         """Notes an operation.
 
         Args:
             call: the operation.
+            given: its tensors.
             used: what its rule took for axes of weights.
             known: whether its name tells what it does.
         """
-        given = list(tensors_in((call.positional, call.named)))
-        reads = [node for node in map(self.of, given) if node is not None]
+        nodes = [self.of(tensor) for tensor in given]
+        reads = [node for node in nodes if node is not None]
         weights = any(axis.ndim > 1 and axis.role != "per_channel" for axis in used)
         weights |= call.name.startswith("conv") and bool(used)
-        if not reads and not weights and not any(self.labels.source(x) for x in given):
+        sources = dict.fromkeys(
+            name
+            for tensor, node in zip(given, nodes, strict=True)
+            if node is None and (name := self.labels.source(tensor) or "") in self._parameters
+        )
+        if not reads and not weights and not sources:
             return
         if call.name in GATES:
             self._recurrence(call, used)
@@ -142,9 +150,13 @@ class Flow:
             node = self._chain(call, used, reads)
             self._put(call.output, node)
         else:
-            reads += self._bare(call, given, reads)
+            if sources and not (reads and call.name in MULTIPLICATIONS):
+                reads += self._tables_in(call, sources)
             if reads:
-                self._operation(call, given, reads, known)
+                self._operation(call, reads, known, shifted=bool(sources))
+        while len(self.labels.scores) > len(self.scores):
+            # A product whose factors nothing here made: nothing can be scaled.
+            self._note_scores(None, None, self._new("linear"))
 
     def _new(self, kind: NodeKind, parents: Sequence[Node] = (), **facts: Any) -> Node:
         node = Node(len(self.nodes), kind, parents, **facts)
@@ -164,19 +176,12 @@ class Flow:
         assert node is not None
         return node
 
-    def _bare(self, call: Call, given: Sequence[Tensor], reads: Sequence[Node]) -> list[Node]:
-        """Nodes for parameters that are added to activations or joined with them: tables."""
-        if reads and call.name in MULTIPLICATIONS:
-            return []
+    def _tables_in(self, call: Call, sources: Iterable[str]) -> list[Node]:
+        """Nodes for parameters that are added to activations or joined with them."""
         if any(self.labels.source(output) for output in tensors_in(call.output)):
             return []
-        names = dict.fromkeys(
-            name
-            for tensor in given
-            if (name := self.labels.source(tensor)) in self._parameters
-            and sum(size > 1 for size in self.labels.shapes[name]) > 1
-        )
-        return [self._table(name) for name in names if name is not None]
+        shapes = self.labels.shapes
+        return [self._table(name) for name in sources if sum(size > 1 for size in shapes[name]) > 1]
 
     def _table(self, name: str) -> Node:
         if name not in self._tables:
@@ -185,9 +190,7 @@ class Flow:
             self._tables[name] = self._new("layer", use=use)
         return self._tables[name]
 
-    def _operation(
-        self, call: Call, given: Sequence[Tensor], reads: Sequence[Node], known: bool
-    ) -> None:
+    def _operation(self, call: Call, reads: Sequence[Node], known: bool, *, shifted: bool) -> None:
         name = call.name
         parents = list(dict.fromkeys(reads))
         if not known:
@@ -210,9 +213,7 @@ class Flow:
         else:
             node = self._linear(name, parents)
             node.scalar = _scalar(call)
-            node.shifted = name in ELEMENTWISE and any(
-                self.labels.source(tensor) in self._parameters for tensor in given
-            )
+            node.shifted = shifted and name in ELEMENTWISE and name not in MULTIPLICATIONS
         if len(self.labels.scores) > len(self.scores) and name != "scaled_dot_product_attention":
             one, other = _factors(call)
             self._note_scores(self.of(one), self.of(other), node)
@@ -334,6 +335,9 @@ class Flow:
                 parts += [self._new("linear", [made], covers=third) for third in thirds]
             else:
                 parts.append(made)
+        while len(parts) < 3:
+            # A weight that was computed on the way.
+            parts.append(self._new("activation", name=UNKNOWN))
         scores = self._new("activation", parts[:2], name="softmax")
         if len(self.labels.scores) > len(self.scores):
             size = len(self.labels.scores[-1])
@@ -380,7 +384,7 @@ def _scalar(call: Call) -> float:
         return 1.0
     divides = "div" in call.name
     for number, operand in enumerate((*call.positional, *call.named.values())):
-        if isinstance(operand, Tensor) and operand.numel() == 1 and operand.ndim == 0:
+        if isinstance(operand, Tensor) and operand.ndim == 0 and not operand.is_meta:
             operand = operand.item()
         if isinstance(operand, (int, float)) and not isinstance(operand, bool) and number < 2:
             return 1 / operand if divides and operand else float(operand)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from latewood.core.coupling.block_boundaries import BlockBoundaries
 from latewood.core.coupling.code_numbers import Extent
 from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
@@ -176,6 +177,7 @@ class Labels:
         self.alignments: list[Alignment] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
+        self.boundaries = BlockBoundaries()
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
         self.used: list[Used] = []

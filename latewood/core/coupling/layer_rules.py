@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.label_layout import compact
-from latewood.core.coupling.labels import NONE, Alignment
+from latewood.core.coupling.labels import NONE, Alignment, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -26,10 +26,14 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
     inputs = compact(inputs)
     inputs = inputs.expand(*inputs.shape[:-1], size)
     call.labels.couple(inputs, atoms)
-    fixed = (inputs == NONE).reshape(-1, size).any(0)
-    call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
-    unnamed = (atoms == NONE).expand(inputs.shape)
-    call.labels.bar(inputs[unnamed], "unknown", f"{call.where} uses a weight computed on the way")
+    call.labels.boundaries.follow(atoms, inputs, moved=True)
+    absent, unnamed = inputs == NONE, atoms == NONE
+    if bool(absent.any()):
+        fixed = absent.reshape(-1, size).any(0)
+        call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
+    if bool(unnamed.any()):
+        reason = f"{call.where} uses a weight computed on the way"
+        call.labels.bar(inputs[unnamed.expand(inputs.shape)], "unknown", reason)
 
 
 def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
@@ -40,6 +44,7 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
         entries = call.labels.axis(tensor, 0, "per_channel")
         call.labels.couple(entries, atoms)
         bar_beside_data(call, entries, atoms)
+        call.labels.boundaries.follow(entries, atoms)
         return
     labels = call.labels.of(tensor)
     call.labels.couple(labels, atoms)
@@ -120,6 +125,8 @@ def _alongside(call: Call, first: Tensor, second: Tensor) -> Tensor:
         wide = [dim for dim in range(many.ndim) if call.labels.vary(many, dim)]
         if wide and not any(call.labels.vary(few, dim) for dim in range(few.ndim)):
             return call.labels.meet(many, few)
+    if varies_along(second, -1) and not varies_along(first, -1):
+        first, second = second, first
     return call.labels.merge(first, second)
 
 

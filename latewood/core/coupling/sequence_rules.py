@@ -66,9 +66,12 @@ def _cell(
     projection = others[2 if has_biases else 0 :]
     read(call, entering, call.labels.axis(weight_in, 1, "consumer"))
     rows = call.labels.axis(weight_in, 0, "producer").view(gates, -1)
+    call.labels.boundaries.cut(rows.flatten(), 0, range(0, rows.numel(), rows.shape[1]))
     unit = rows[0]
     call.labels.couple(rows, unit)
-    call.labels.couple(call.labels.axis(weight_back, 0, "producer"), rows.flatten())
+    back = call.labels.axis(weight_back, 0, "producer")
+    call.labels.couple(back, rows.flatten())
+    call.labels.boundaries.follow(back, rows.flatten())
     for bias in biases:
         write(call, bias, rows.flatten())
     out = unit

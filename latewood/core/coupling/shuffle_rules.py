@@ -43,6 +43,7 @@ def _channel_shuffle(call: Call) -> Result:
     inputs, groups = call.arguments("input", "groups")
     apart: Tensor = call.labels.of(inputs).unflatten(1, (int(groups), -1))
     call.labels.couple(apart, apart[:, :1])
+    call.labels.boundaries.unclear(apart, 1, range(int(groups)))
     return apart.transpose(1, 2).flatten(1, 2)
 
 

@@ -287,10 +287,10 @@ class _Watcher(TorchFunctionMode):
             else:
                 self._put(output, found)
             known = name in _RULES and function not in self._rules
-            self.flow.record(call, self.labels.used, known=known)
+            self.flow.record(call, given, self.labels.used, known=known)
         elif outputs and any(self.flow.of(tensor) is not None for tensor in given):
             call = Call(self.labels, function, name, args, named, output, tuple(self.modules))
-            self.flow.record(call, (), known=name in _RULES)
+            self.flow.record(call, given, (), known=name in _RULES)
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
@@ -327,7 +327,8 @@ class _Watcher(TorchFunctionMode):
             call = Call(self.labels, module, name, args, named, output, modules)
             self.labels.used.clear()
             self._put(output, rule(call))
-            self.flow.record(call, self.labels.used, known=False)
+            given = list(tensors_in((args, named)))
+            self.flow.record(call, given, self.labels.used, known=False)
             self.values.forget(output, call.where)
         return output
 
