@@ -1,29 +1,39 @@
-"""Checks a channel plan against the model itself, by removing channels that nothing reads."""
+"""Checks a channel plan against the model itself: by removing channels, and by adding some."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from latewood.core.coupling.plan import ChannelGroup, ChannelPlan
 from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
+from latewood.core.coupling.traced_call import tensors_in
+from latewood.core.coupling.widening import NORMALISED, can_widen, widen_channels
+from latewood.core.double_precision import in_float64
 from latewood.core.modes import attributes_restored
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.core.transforms import bake, transformations
 from latewood.errors import WorkError
 
-__all__ = ["verify_plan"]
+__all__ = ["VERIFIED_SIZE", "verify_plan", "verify_small_plan"]
 
+VERIFIED_SIZE: Final = 1_000_000
+"""Parameters up to which methods verify a plan on their own before they change a model by it."""
 _ALIGNED: Final = 8
 """Numbers of channels are multiples of this where they are larger: some kernels insist."""
 _DOUBLE_OVER_SINGLE: Final = 1e-7
 """How much finer the grid of float64 is; errors in float32 are judged by it."""
+_REMOVING, _ADDING = "removing unread channels", "adding channels that nothing should notice"
 
 
 def verify_plan(
@@ -32,19 +42,29 @@ def verify_plan(
     example_inputs: Tensor | Sequence[Any] | dict[str, Any],
     *,
     tolerance: float = 1e-12,
+    groups: Collection[str] | None = None,
 ) -> float:
-    """Removes a random choice of channels of every free group from a copy and compares the outputs.
+    """Removes channels from a copy of a model and adds others, and compares the outputs.
 
-    On a float64 copy in evaluation mode (in the model's own precision where it cannot compute in
-    float64; the error is then scaled down by 1e-7, what separates the two), what reads the channels
-    to be removed is set to zero; then removing them must not change the output. Code that the trace
+    First what reads a random choice of channels of every free group is set to zero; then removing
+    them must not change the output. Then every group that can becomes wider by ``widen_channels``
+    with ``fill="pair"``, padding included, which must not change it either. Code that the trace
     could not see through (a size written as a number) shows here.
+
+    Both are done in evaluation mode, and in training mode (statistics of the batch, without
+    dropout) where the model runs in it on the example and draws no random numbers of the shape of
+    its channels. Operations compute in float64, also where the code casts to float32; in the
+    model's own precision where they have no such form (the error is then scaled down by 1e-7, what
+    separates the two; so it is for padding of more than VERIFIED_SIZE numbers, whose means are
+    rounded). The copy shares the model's weights; only what changes takes memory, in the model's
+    own precision.
 
     Args:
         model: the model that was traced; it stays as it is.
         plan: its plan.
         example_inputs: what the model is called with, as for ``trace_channels``.
         tolerance: largest change allowed, relative to the largest output.
+        groups: names of those to check; all if left out.
 
     Returns:
         The largest relative change.
@@ -52,24 +72,179 @@ def verify_plan(
     Raises:
         WorkError: the outputs differ; the message names the groups that fail on their own.
     """
-    places = dict(layer_tensors(model))
-    free = [group for group in plan.free if group.width > 1 and _has_weights(group, places)]
-    together = "no group on its own, only several together"
+    chosen = [
+        group.name
+        for group in plan
+        if (groups is None or group.name in groups) and (can_widen(group) or _removable(group))
+    ]
     try:
-        error = _change(model, plan, free, example_inputs)
+        worst = _changes(model, plan, chosen, example_inputs, tolerance)
+        together = "no group on its own, only several together"
     except Exception as raised:
         # Whatever the model raises when its sizes no longer fit: the groups at fault are named.
-        error, together = float("inf"), f"only several groups together ({_first_line(raised)})"
-    if error <= tolerance:
-        return error
-    verdicts = {
-        group.name: _verdict(model, plan, group, example_inputs, tolerance) for group in free
-    }
+        worst = _Change(float("inf"), getattr(raised, "action", _REMOVING))
+        together = f"only several groups together ({_first_line(raised)})"
+    if worst.error <= tolerance:
+        return worst.error
+    verdicts = {name: _verdict(model, plan, name, example_inputs, tolerance) for name in chosen}
     named = [f"{name} ({verdict})" for name, verdict in verdicts.items() if verdict]
     raise WorkError(
-        f"channel plan: removing unread channels changes the output by {error:.1e}; at fault: "
+        f"channel plan: {worst.action} changes the output by {worst.error:.1e}; at fault: "
         + (", ".join(named) or together)
     )
+
+
+def verify_small_plan(
+    model: nn.Module, plan: ChannelPlan, example_inputs: Any, *, groups: Collection[str]
+) -> None:
+    """Verifies what a method is about to change, in models of at most VERIFIED_SIZE parameters.
+
+    Args:
+        model: the model that was traced; it stays as it is.
+        plan: its plan.
+        example_inputs: what the model is called with.
+        groups: names of those that will change.
+
+    Raises:
+        WorkError: as ``verify_plan``.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) <= VERIFIED_SIZE:
+        verify_plan(model, plan, example_inputs, groups=groups)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """How far outputs moved, relative to the largest, and by what."""
+
+    error: float
+    action: str
+
+
+def _removable(group: ChannelGroup) -> bool:
+    return not group.barriers and group.width > 1
+
+
+def _verdict(
+    model: nn.Module, plan: ChannelPlan, name: str, inputs: Any, tolerance: float
+) -> str | None:
+    try:
+        error = _changes(model, plan, [name], inputs, tolerance).error
+    except Exception as reason:
+        return _first_line(reason)
+    return None if error <= tolerance else f"changes by {error:.1e}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _changes(
+    model: nn.Module, plan: ChannelPlan, names: Sequence[str], inputs: Any, tolerance: float
+) -> _Change:
+    """The larger of what removal and widening do; the first of them that is beyond tolerance."""
+    twin = _sharing_copy(model)
+    for module, name in dict(layer_tensors(twin)).values():
+        if not parametrize.is_parametrized(module, name) or _is_stored(module, name):
+            for transformation in transformations(module, name):
+                bake(module, name, transformation)
+    runs = _Runs.of(twin, inputs)
+    places = dict(layer_tensors(twin))
+    wanted = [plan[name] for name in names]
+    removable = [g for g in wanted if _removable(g) and _has_weights(g, places)]
+    keep = _zero_readers(removable, places)
+    exact = runs.outputs()
+    plan = slice_channels(twin, plan, keep)
+    removed = _Change(runs.difference(exact), _REMOVING)
+    if not removed.error <= tolerance:
+        return removed
+    worst = removed
+    for padded in (False, True):
+        added = {
+            name: _ALIGNED if plan[name].width >= _ALIGNED else 2
+            for name in names
+            if (plan[name].padding is not None) is padded
+            and can_widen(plan[name])
+            and _has_weights(plan[name], places)
+        }
+        touched = [plan[name] for name in added]
+        fine = not padded or (runs.double and _stored_in_double(touched, places))
+        plan = widen_channels(twin, plan, added, fill="pair", allow=NORMALISED)
+        try:
+            error = runs.difference(exact) * (1.0 if fine else _DOUBLE_OVER_SINGLE)
+        except Exception as raised:
+            raise _Unfit(_first_line(raised)) from raised
+        worst = max(worst, _Change(error, _ADDING), key=lambda change: change.error)
+    return worst
+
+
+def _stored_in_double(
+    groups: Sequence[ChannelGroup], places: dict[str, tuple[nn.Module, str]]
+) -> bool:
+    """Whether tensors are in float64, and makes them so where they are few.
+
+    Pairs cancel in any precision; means and scales are only as good as the numbers they are kept
+    in.
+    """
+    names = {member.tensor for group in groups for member in group.members}
+    tensors = [stored_tensor(*places[name]) for name in names]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if sum(tensor.numel() for tensor in floating) > VERIFIED_SIZE:
+        return all(tensor.dtype is torch.float64 for tensor in floating)
+    for tensor in floating:
+        tensor.data = tensor.detach().double()
+    return True
+
+
+class _Unfit(Exception):
+    """A model that does not run any more once channels were added."""
+
+    action = _ADDING
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are new objects on the same memory.
+
+    Nothing may write into them in place. Tensors under transformations, and buffers, which a run
+    may write into, are copied.
+    """
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        if parametrize.is_parametrized(module) or isinstance(
+            module, (parametrize.ParametrizationList, torch.jit.ScriptModule)
+        ):
+            continue
+        for parameter in module._parameters.values():
+            if type(parameter) is nn.Parameter:
+                other = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+                shared[id(parameter)] = other
+    for module in model.modules():
+        if parametrize.is_parametrized(module) or isinstance(
+            module, parametrize.ParametrizationList
+        ):
+            for parameter in module.parameters():
+                shared.pop(id(parameter), None)
+    return copy.deepcopy(model, shared)
+
+
+def _zero_readers(
+    groups: Sequence[ChannelGroup], places: dict[str, tuple[nn.Module, str]]
+) -> dict[str, Tensor]:
+    """Sets to zero what reads the channels that are to go; returns those that stay."""
+    keep = {}
+    for number, group in enumerate(groups):
+        # A choice of its own for each: the same one would hide groups that belong together.
+        generator = torch.Generator().manual_seed(number)
+        order = torch.randperm(group.width, generator=generator)
+        count = int(torch.randint(1, group.width, (), generator=generator))
+        if group.width > _ALIGNED:
+            count = max(_ALIGNED, count - count % _ALIGNED)
+        keep[group.name] = order[:count]
+        for member in group.having("consumer"):
+            tensor = stored_tensor(*places[member.tensor])
+            removed = member.indices[order[count:]].flatten().to(tensor.device)
+            # Not in place: the memory may be the model's.
+            tensor.data = tensor.detach().index_fill(member.axis, removed, 0)
+    return keep
 
 
 def _has_weights(group: ChannelGroup, places: dict[str, tuple[nn.Module, str]]) -> bool:
@@ -80,77 +255,140 @@ def _has_weights(group: ChannelGroup, places: dict[str, tuple[nn.Module, str]]) 
     )
 
 
-def _verdict(
-    model: nn.Module, plan: ChannelPlan, group: ChannelGroup, inputs: Any, tolerance: float
-) -> str | None:
-    try:
-        error = _change(model, plan, [group], inputs)
-    except Exception as reason:
-        return _first_line(reason)
-    return None if error <= tolerance else f"changes by {error:.1e}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _change(
-    model: nn.Module, plan: ChannelPlan, groups: Iterable[ChannelGroup], inputs: Any
-) -> float:
-    twin = copy.deepcopy(model).eval()
-    places = dict(layer_tensors(twin))
-    for module, name in places.values():
-        if not parametrize.is_parametrized(module, name) or _is_stored(module, name):
-            for transformation in transformations(module, name):
-                bake(module, name, transformation)
-    if _runs_in_double(twin, inputs):
-        twin, inputs = twin.double(), _double(inputs)
-    keep = {}
-    with torch.no_grad():
-        for number, group in enumerate(groups):
-            # A choice of its own for each: the same one would hide groups that belong together.
-            generator = torch.Generator().manual_seed(number)
-            order = torch.randperm(group.width, generator=generator)
-            count = int(torch.randint(1, group.width, (), generator=generator))
-            if group.width > _ALIGNED:
-                count = max(_ALIGNED, count - count % _ALIGNED)
-            keep[group.name] = order[:count]
-            for member in group.having("consumer"):
-                tensor = stored_tensor(*places[member.tensor])
-                removed = member.indices[order[count:]].flatten()
-                tensor.index_fill_(member.axis, removed.to(tensor.device), 0)
-        exact = _outputs(twin, inputs)
-        slice_channels(twin, plan, keep)
-        sliced = _outputs(twin, inputs)
-    largest = max((float(each.abs().max()) for each in exact if each.numel()), default=0.0)
-    error = max(
-        (float((one - two).abs().max()) for one, two in zip(exact, sliced, strict=True)),
-        default=0.0,
-    ) / (largest or 1.0)
-    single = exact and exact[0].dtype is not torch.float64
-    return error * (_DOUBLE_OVER_SINGLE if single else 1.0)
-
-
 def _is_stored(module: nn.Module, name: str) -> bool:
     return parametrization_list(module, name).is_tensor
 
 
-def _runs_in_double(model: nn.Module, inputs: Any) -> bool:
-    """Whether a model can compute in float64: some kernels cannot."""
-    trial = copy.deepcopy(model).double()
+@dataclass(frozen=True)
+class _Outputs:
+    """What a model computed in one mode, and the shapes of the random numbers it drew."""
+
+    tensors: list[Tensor]
+    drawn: list[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of one model on one example, each with the same noise.
+
+    Args:
+        model: that runs.
+        inputs: what it is called with.
+        double: whether it computes in float64.
+        modes: in which it runs: False for evaluation, True for training.
+    """
+
+    model: nn.Module
+    inputs: Any
+    double: bool
+    modes: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any) -> _Runs:
+        """Finds out in which precision and modes a model runs."""
+        runs = cls(model, inputs, True, (False,))
+        try:
+            runs._run(False)
+        except Exception:
+            runs = cls(model, inputs, False, (False,))
+        try:
+            runs._run(True)
+        except Exception:
+            # A batch too small for its statistics, losses that want targets: not this mode.
+            return runs
+        return cls(model, inputs, runs.double, (False, True))
+
+    def outputs(self) -> list[_Outputs]:
+        """What the model computes, mode by mode."""
+        return [self._run(training) for training in self.modes]
+
+    def difference(self, exact: list[_Outputs]) -> float:
+        """The largest change of outputs, relative to the largest of them."""
+        errors = [0.0]
+        for training, before in zip(self.modes, exact, strict=True):
+            after = self._run(training)
+            if training and before.drawn != after.drawn:
+                continue
+            pairs = list(zip(after.tensors, before.tensors, strict=True))
+            largest = max((float(one.abs().max()) for _, one in pairs if one.numel()), default=0.0)
+            error = max(
+                (float((one - two).abs().max()) for one, two in pairs if two.numel()), default=0.0
+            )
+            errors.append(error / (largest or 1.0))
+        error = max(errors, key=lambda each: each if each == each else float("inf"))
+        return error * (1.0 if self.double else _DOUBLE_OVER_SINGLE)
+
+    def _run(self, training: bool) -> _Outputs:
+        noise = _Noise()
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(attributes_restored(self.model))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(_in_mode(self.model, training))
+            if self.double:
+                stack.enter_context(in_float64())
+            stack.enter_context(noise)
+            torch.manual_seed(0)
+            inputs = _double(self.inputs) if self.double else self.inputs
+            outputs = outputs_of(run_model(self.model, inputs))
+        floating = [output for output in outputs if output.is_floating_point()]
+        return _Outputs(floating, noise.drawn)
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A mode without dropout; what a run writes into buffers is undone."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if training]
+    model.train(training)
+    for module in model.modules():
+        # These hand its probability to one large operation.
+        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            module.dropout = 0.0
     try:
-        _outputs(trial, _double(inputs))
-    except RuntimeError:
-        return False
-    return True
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """What a model computes, with the same noise in every run."""
-    with torch.no_grad(), attributes_restored(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        outputs = outputs_of(run_model(model, inputs))
-    return [output for output in outputs if output.is_floating_point()]
+class _Noise(TorchFunctionMode):
+    """Leaves dropout out, since its masks differ between copies, and notes what is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(function, "__name__", "").strip("_")
+        named = dict(kwargs or {})
+        if "dropout" in name:
+            return args[0] if args else named["input"]
+        if name == "scaled_dot_product_attention":
+            args, named = args[:4], {**_beyond(args), **named, "dropout_p": 0.0}
+        output = function(*args, **named)
+        if name in _RANDOM:
+            self.drawn += [(name, tuple(tensor.shape)) for tensor in tensors_in(output)]
+        return output
+
+
+def _beyond(args: tuple[Any, ...]) -> dict[str, Any]:
+    """Arguments of an attention that were given by position behind its mask."""
+    names = ("dropout_p", "is_causal", "scale", "enable_gqa")
+    return dict(itertools.islice(zip(names, args[4:], strict=False), len(names)))
+
+
+_RANDOM: Final = frozenset(
+    """
+    bernoulli exponential gumbel_softmax multinomial normal poisson rand rand_like randint randn
+    randn_like randperm rrelu uniform
+    """.split()  # noqa: SIM905
+)
 
 
 def _double(tree: Any) -> Any:

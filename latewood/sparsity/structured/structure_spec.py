@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channels, transformations
+from latewood.core.coupling import verify_small_plan
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.parameter_uses import parameter_uses
 from latewood.errors import RequestError, invalid
@@ -159,6 +160,9 @@ class StructureSpec:
             raise invalid(
                 "model", type(model).__name__, "a model with channels that can be removed"
             )
+        verify_small_plan(
+            model, self.plan, example_inputs, groups=[group.name for group in self.groups]
+        )
         parameters = {id(parameter) for parameter in model.parameters()}
         self.tensors = {}
         for name, (module, attribute) in owners.items():
