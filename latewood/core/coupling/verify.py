@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
+from latewood.core.coupling.model_runs import DOUBLE_OVER_SINGLE, ModelRuns
 from latewood.core.coupling.plan import ChannelGroup, ChannelPlan
 from latewood.core.coupling.resize import slice_channels
-from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
-from latewood.core.coupling.traced_call import tensors_in
+from latewood.core.coupling.trace import layer_tensors
 from latewood.core.coupling.widening import NORMALISED, can_widen, widen_channels
-from latewood.core.double_precision import in_float64
-from latewood.core.modes import attributes_restored
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.core.transforms import bake, transformations
 from latewood.errors import WorkError
@@ -29,10 +24,10 @@ __all__ = ["VERIFIED_SIZE", "verify_plan", "verify_small_plan"]
 
 VERIFIED_SIZE: Final = 1_000_000
 """Parameters up to which methods verify a plan on their own before they change a model by it."""
+_TRAINING_SCALE: Final = 1e-3
+"""Of errors in training mode: the variance of two alike values magnifies rounding so much."""
 _ALIGNED: Final = 8
 """Numbers of channels are multiples of this where they are larger: some kernels insist."""
-_DOUBLE_OVER_SINGLE: Final = 1e-7
-"""How much finer the grid of float64 is; errors in float32 are judged by it."""
 _REMOVING, _ADDING = "removing unread channels", "adding channels that nothing should notice"
 
 
@@ -53,7 +48,8 @@ def verify_plan(
 
     Both are done in evaluation mode, and in training mode (statistics of the batch, without
     dropout) where the model runs in it on the example and draws no random numbers of the shape of
-    its channels. Operations compute in float64, also where the code casts to float32; in the
+    its channels. Errors in training mode count a thousandth, since statistics of the few values of
+    an example magnify rounding. Operations compute in float64, also where the code casts to float32; in the
     model's own precision where they have no such form (the error is then scaled down by 1e-7, what
     separates the two; so it is for padding of more than VERIFIED_SIZE numbers, whose means are
     rounded). The copy shares the model's weights; only what changes takes memory, in the model's
@@ -147,14 +143,14 @@ def _changes(
         if not parametrize.is_parametrized(module, name) or _is_stored(module, name):
             for transformation in transformations(module, name):
                 bake(module, name, transformation)
-    runs = _Runs.of(twin, inputs)
+    runs = ModelRuns.of(twin, inputs)
     places = dict(layer_tensors(twin))
     wanted = [plan[name] for name in names]
     removable = [g for g in wanted if _removable(g) and _has_weights(g, places)]
     keep = _zero_readers(removable, places)
     exact = runs.outputs()
     plan = slice_channels(twin, plan, keep)
-    removed = _Change(runs.difference(exact), _REMOVING)
+    removed = _Change(runs.difference(exact, training_scale=_TRAINING_SCALE), _REMOVING)
     if not removed.error <= tolerance:
         return removed
     worst = removed
@@ -170,7 +166,9 @@ def _changes(
         fine = not padded or (runs.double and _stored_in_double(touched, places))
         plan = widen_channels(twin, plan, added, fill="pair", allow=NORMALISED)
         try:
-            error = runs.difference(exact) * (1.0 if fine else _DOUBLE_OVER_SINGLE)
+            error = runs.difference(exact, training_scale=_TRAINING_SCALE) * (
+                1.0 if fine else DOUBLE_OVER_SINGLE
+            )
         except Exception as raised:
             raise _Unfit(_first_line(raised)) from raised
         worst = max(worst, _Change(error, _ADDING), key=lambda change: change.error)
@@ -257,145 +255,3 @@ def _has_weights(group: ChannelGroup, places: dict[str, tuple[nn.Module, str]]) 
 
 def _is_stored(module: nn.Module, name: str) -> bool:
     return parametrization_list(module, name).is_tensor
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """What a model computed in one mode, and the shapes of the random numbers it drew."""
-
-    tensors: list[Tensor]
-    drawn: list[tuple[str, tuple[int, ...]]]
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Runs of one model on one example, each with the same noise.
-
-    Args:
-        model: that runs.
-        inputs: what it is called with.
-        double: whether it computes in float64.
-        modes: in which it runs: False for evaluation, True for training.
-    """
-
-    model: nn.Module
-    inputs: Any
-    double: bool
-    modes: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, model: nn.Module, inputs: Any) -> _Runs:
-        """Finds out in which precision and modes a model runs."""
-        runs = cls(model, inputs, True, (False,))
-        try:
-            runs._run(False)
-        except Exception:
-            runs = cls(model, inputs, False, (False,))
-        try:
-            runs._run(True)
-        except Exception:
-            # A batch too small for its statistics, losses that want targets: not this mode.
-            return runs
-        return cls(model, inputs, runs.double, (False, True))
-
-    def outputs(self) -> list[_Outputs]:
-        """What the model computes, mode by mode."""
-        return [self._run(training) for training in self.modes]
-
-    def difference(self, exact: list[_Outputs]) -> float:
-        """The largest change of outputs, relative to the largest of them."""
-        errors = [0.0]
-        for training, before in zip(self.modes, exact, strict=True):
-            after = self._run(training)
-            if training and before.drawn != after.drawn:
-                continue
-            pairs = list(zip(after.tensors, before.tensors, strict=True))
-            largest = max((float(one.abs().max()) for _, one in pairs if one.numel()), default=0.0)
-            error = max(
-                (float((one - two).abs().max()) for one, two in pairs if two.numel()), default=0.0
-            )
-            errors.append(error / (largest or 1.0))
-        error = max(errors, key=lambda each: each if each == each else float("inf"))
-        return error * (1.0 if self.double else _DOUBLE_OVER_SINGLE)
-
-    def _run(self, training: bool) -> _Outputs:
-        noise = _Noise()
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(attributes_restored(self.model))
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(_in_mode(self.model, training))
-            if self.double:
-                stack.enter_context(in_float64())
-            stack.enter_context(noise)
-            torch.manual_seed(0)
-            inputs = _double(self.inputs) if self.double else self.inputs
-            outputs = outputs_of(run_model(self.model, inputs))
-        floating = [output for output in outputs if output.is_floating_point()]
-        return _Outputs(floating, noise.drawn)
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """A mode without dropout; what a run writes into buffers is undone."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if training]
-    model.train(training)
-    for module in model.modules():
-        # These hand its probability to one large operation.
-        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-            module.dropout = 0.0
-    try:
-        yield
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-
-
-class _Noise(TorchFunctionMode):
-    """Leaves dropout out, since its masks differ between copies, and notes what is drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[tuple[str, tuple[int, ...]]] = []
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(function, "__name__", "").strip("_")
-        named = dict(kwargs or {})
-        if "dropout" in name:
-            return args[0] if args else named["input"]
-        if name == "scaled_dot_product_attention":
-            args, named = args[:4], {**_beyond(args), **named, "dropout_p": 0.0}
-        output = function(*args, **named)
-        if name in _RANDOM:
-            self.drawn += [(name, tuple(tensor.shape)) for tensor in tensors_in(output)]
-        return output
-
-
-def _beyond(args: tuple[Any, ...]) -> dict[str, Any]:
-    """Arguments of an attention that were given by position behind its mask."""
-    names = ("dropout_p", "is_causal", "scale", "enable_gqa")
-    return dict(itertools.islice(zip(names, args[4:], strict=False), len(names)))
-
-
-_RANDOM: Final = frozenset(
-    """
-    bernoulli exponential gumbel_softmax multinomial normal poisson rand rand_like randint randn
-    randn_like randperm rrelu uniform
-    """.split()  # noqa: SIM905
-)
-
-
-def _double(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.double() if tree.is_floating_point() else tree
-    if isinstance(tree, (tuple, list)):
-        return [_double(item) for item in tree]
-    if isinstance(tree, dict):
-        return {name: _double(item) for name, item in tree.items()}
-    return tree
