@@ -9,6 +9,8 @@ from latewood.core.coupling.plan import (
     ChannelGroup,
     ChannelPlan,
     Member,
+    Norm,
+    Padding,
     Queries,
     Resized,
     Role,
@@ -16,8 +18,8 @@ from latewood.core.coupling.plan import (
 )
 from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import trace_channels
-from latewood.core.coupling.verify import verify_plan
-from latewood.core.coupling.widening import widen_channels
+from latewood.core.coupling.verify import VERIFIED_SIZE, verify_plan, verify_small_plan
+from latewood.core.coupling.widening import NORMALISED, can_widen, widen_channels
 
 __all__ = [
     "Addition",
@@ -30,15 +32,21 @@ __all__ = [
     "LayerRole",
     "LayerUse",
     "Member",
+    "NORMALISED",
+    "Norm",
+    "Padding",
     "Queries",
     "Resized",
     "Role",
     "ScoreScale",
-    "scale_queries",
+    "VERIFIED_SIZE",
     "additions",
+    "can_widen",
+    "scale_queries",
     "slice_channels",
     "trace_channels",
     "trace_head_sizes",
     "verify_plan",
+    "verify_small_plan",
     "widen_channels",
 ]

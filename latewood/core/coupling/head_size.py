@@ -99,7 +99,8 @@ def scale_queries(model: nn.Module, group: ChannelGroup, factor: float) -> None:
     for tensor, axis, positions in _places(model, group, range(group.width)):
         with torch.no_grad():
             scaled = tensor.index_select(axis, positions) * factor
-            tensor.index_copy_(axis, positions, scaled)
+            # A new tensor: the memory may be another model's too.
+            tensor.data = tensor.detach().index_copy(axis, positions, scaled)
 
 
 def switch_off_queries(
@@ -114,7 +115,7 @@ def switch_off_queries(
     """
     for tensor, axis, positions in _places(model, group, entries):
         with torch.no_grad():
-            tensor.index_fill_(axis, positions, 0)
+            tensor.data = tensor.detach().index_fill(axis, positions, 0)
 
 
 def _places(

@@ -27,7 +27,6 @@ _ADDED: Final = 3
 _LARGE: Final = 1e4
 """Size of inputs beside which every eps vanishes."""
 _TOLERANCE: Final = 1e-7
-_LARGEST_EPS: Final = 0.1
 
 Key = int | str
 """Place of an argument: its position or its name."""
@@ -254,7 +253,7 @@ def _form(seen: _Seen) -> _Form | None:
 def _with_eps(seen: _Seen, form: _Form) -> _Form:
     """The form with the attribute that is its eps, if there is one."""
     for name, value in vars(seen.module).items():
-        if type(value) is not float or not 0 < value < _LARGEST_EPS:
+        if type(value) is not float or not value > 0:
             continue
         for on_root in (False, True):
             whole = replace(form, eps=name, on_root=on_root)
@@ -286,7 +285,10 @@ def _holds(seen: _Seen, form: _Form, size: float) -> bool:
     }
     padded = {key: _padded(value, seen.dims[key], form) for key, value in inputs.items()}
     try:
-        Sizes.of(wide).refresh()
+        if isinstance(wide, (nn.LayerNorm, nn.RMSNorm)) and wide._parameters["weight"] is None:
+            wide.normalized_shape = (*wide.normalized_shape[:-1], old + _ADDED)
+        else:
+            Sizes.of(wide).refresh()
         with torch.no_grad(), in_float64():
             before, after = _run(narrow, seen, inputs), _run(wide, seen, padded)
     except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid
 
-__all__ = ["Fill", "widen_channels"]
+__all__ = ["NORMALISED", "Fill", "can_widen", "widen_channels"]
 
+NORMALISED: Final[tuple[BarrierKind, ...]] = ("normalised",)
+"""The barrier that padding gets a group through."""
 Fill = Literal["copy", "pair"]
 """What new channels are filled with."""
 
@@ -141,7 +143,23 @@ def widen_channels(
     return wider
 
 
+def can_widen(group: ChannelGroup) -> bool:
+    """Whether a group can become wider by ``fill="pair"``, by pairs or by padding.
+
+    Args:
+        group: of a plan; a norm that holds it has to be allowed when it becomes wider.
+    """
+    positions = max((member.multiplicity for member in group.members), default=1)
+    return (
+        {barrier.kind for barrier in group.barriers} <= {"normalised"}
+        and (group.width > 1 or positions == 1)
+        and _obstacle(group) is None
+    )
+
+
 def _obstacle(group: ChannelGroup) -> str | None:
+    if group.queries:
+        return "products of queries and keys sum over its channels, which pairs would not cancel"
     return tied_obstacle(group) if group.padding is None else group.padding.obstacle or None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latewood.core import ChannelGroup, ChannelPlan, stored_tensor, trace_channels, transformations
+from latewood.core.coupling import verify_small_plan
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list
@@ -166,6 +167,9 @@ class StructureSpec:
                 f"a model with channels that can be removed; {_held_by(self.plan)}",
             )
         self._refuse_transformed(owners)
+        verify_small_plan(
+            model, traced, example_inputs, groups=[group.name for group in self.groups]
+        )
         parameters = {id(parameter) for parameter in model.parameters()}
         self.tensors = {}
         for name, (module, attribute) in _stored(owners):

@@ -1,0 +1,178 @@
+"""Runs of a model that can be compared after its shapes have changed: one precision, one noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from latewood.core.coupling.trace import outputs_of, run_model
+from latewood.core.coupling.traced_call import tensors_in
+from latewood.core.double_precision import in_float64
+from latewood.core.modes import attributes_restored
+
+__all__ = ["DOUBLE_OVER_SINGLE", "ModelOutputs", "ModelRuns"]
+
+DOUBLE_OVER_SINGLE: Final = 1e-7
+"""How much finer the grid of float64 is; errors in float32 are judged by it."""
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What a model computed in one mode.
+
+    Args:
+        tensors: the outputs that are not counts or indices.
+        drawn: name and shape of the random numbers that were drawn, in order.
+    """
+
+    tensors: list[Tensor]
+    drawn: list[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class ModelRuns:
+    """Runs of one model on one example, without dropout, each with the same noise.
+
+    Args:
+        model: that runs.
+        inputs: what it is called with.
+        double: whether it computes in float64.
+        modes: in which it runs: False for evaluation, True for training.
+    """
+
+    model: nn.Module
+    inputs: Any
+    double: bool
+    modes: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any) -> ModelRuns:
+        """Finds out in which precision and modes a model runs."""
+        runs = cls(model, inputs, True, (False,))
+        try:
+            # Some masks overflow in float64.
+            fits = all(bool(output.isfinite().all()) for output in runs._run(False).tensors)
+        except Exception:
+            fits = False
+        if not fits:
+            runs = cls(model, inputs, False, (False,))
+        try:
+            runs._run(True)
+        except Exception:
+            # A batch too small for its statistics, losses that want targets: not this mode.
+            return runs
+        return cls(model, inputs, runs.double, (False, True))
+
+    def outputs(self) -> list[ModelOutputs]:
+        """What the model computes, mode by mode."""
+        return [self._run(training) for training in self.modes]
+
+    def difference(self, exact: list[ModelOutputs], *, training_scale: float = 1.0) -> float:
+        """The largest change of outputs, relative to the largest of them.
+
+        Args:
+            exact: what the model computed before, mode by mode.
+            training_scale: factor on changes in training mode.
+        """
+        errors = [0.0]
+        for training, before in zip(self.modes, exact, strict=True):
+            after = self._run(training)
+            if training and before.drawn != after.drawn:
+                continue
+            pairs = list(zip(after.tensors, before.tensors, strict=True))
+            largest = max((float(one.abs().max()) for _, one in pairs if one.numel()), default=0.0)
+            error = max(
+                (float((one - two).abs().max()) for one, two in pairs if two.numel()), default=0.0
+            )
+            errors.append(error / (largest or 1.0) * (training_scale if training else 1.0))
+        error = max(errors, key=lambda each: each if each == each else float("inf"))
+        return error * (1.0 if self.double else DOUBLE_OVER_SINGLE)
+
+    def _run(self, training: bool) -> ModelOutputs:
+        noise = _Noise()
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(attributes_restored(self.model))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(_in_mode(self.model, training))
+            if self.double:
+                stack.enter_context(in_float64())
+            stack.enter_context(noise)
+            torch.manual_seed(0)
+            inputs = _double(self.inputs) if self.double else self.inputs
+            outputs = outputs_of(run_model(self.model, inputs))
+        floating = [output for output in outputs if output.is_floating_point()]
+        return ModelOutputs(floating, noise.drawn)
+
+
+@contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A mode without dropout; what a run writes into buffers is undone."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if training]
+    model.train(training)
+    for module in model.modules():
+        # These hand its probability to one large operation.
+        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            module.dropout = 0.0
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+class _Noise(TorchFunctionMode):
+    """Leaves dropout out, since its masks differ between copies, and notes what is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(function, "__name__", "").strip("_")
+        named = dict(kwargs or {})
+        if "dropout" in name:
+            return args[0] if args else named["input"]
+        if name == "scaled_dot_product_attention":
+            args, named = args[:4], {**_beyond(args), **named, "dropout_p": 0.0}
+        output = function(*args, **named)
+        if name in _RANDOM:
+            self.drawn += [(name, tuple(tensor.shape)) for tensor in tensors_in(output)]
+        return output
+
+
+def _beyond(args: tuple[Any, ...]) -> dict[str, Any]:
+    """Arguments of an attention that were given by position behind its mask."""
+    names = ("dropout_p", "is_causal", "scale", "enable_gqa")
+    return dict(itertools.islice(zip(names, args[4:], strict=False), len(names)))
+
+
+_RANDOM: Final = frozenset(
+    """
+    bernoulli exponential gumbel_softmax multinomial normal poisson rand rand_like randint randn
+    randn_like randperm rrelu uniform
+    """.split()  # noqa: SIM905
+)
+
+
+def _double(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.double() if tree.is_floating_point() else tree
+    if isinstance(tree, (tuple, list)):
+        return [_double(item) for item in tree]
+    if isinstance(tree, dict):
+        return {name: _double(item) for name, item in tree.items()}
+    return tree
