@@ -164,7 +164,7 @@ class StructureSpec:
         parameters = {id(parameter) for parameter in model.parameters()}
         self.tensors = {}
         for name, (module, attribute) in _stored(owners):
-            tensor = getattr(module, attribute)
+            tensor = stored_tensor(module, attribute)
             self.tensors[name] = TensorSpec(
                 name,
                 module,
