@@ -79,9 +79,7 @@ def test_slim_takes_the_first_block_out_and_generates_on():
     smaller = slim(model, inputs)
     assert isinstance(smaller.get_submodule(block), Skip)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(
-        smaller.generate(**inputs, **settings), model.generate(**inputs, **settings)
-    )
+    assert torch.equal(smaller.generate(**inputs, **settings), model.generate(**inputs, **settings))
 
 
 def test_a_stand_in_knows_the_layers_that_were_inside():

@@ -89,7 +89,9 @@ def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tenso
             continue
         if bool(absent.all()) and counted:
             # It was made without data, as wide as numbers say that may follow.
-            given = [-1 if now == 1 else size for size, now in zip(sizes, tensor.shape, strict=True)]
+            given = [
+                -1 if now == 1 else size for size, now in zip(sizes, tensor.shape, strict=True)
+            ]
             note_division(call, other, [*[-1] * (other.ndim - tensor.ndim), *given])
         elif bool(absent.all()):
             for dim in range(-tensor.ndim, 0):

@@ -50,7 +50,9 @@ def _dimensions(item: Any) -> int:
 
 def _take_slice(call: Call, inputs: Tensor, labels: Tensor, dim: int, item: slice) -> None:
     size = call.size(inputs, dim)
-    item = slice(*(int(x) if isinstance(x, Tensor) else x for x in (item.start, item.stop, item.step)))
+    item = slice(
+        *(int(x) if isinstance(x, Tensor) else x for x in (item.start, item.stop, item.step))
+    )
     start, stop, step = item.indices(int(size))
     if (start, stop, step) == (0, size, 1):
         return

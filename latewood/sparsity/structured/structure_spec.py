@@ -179,7 +179,7 @@ class StructureSpec:
         self.counts = tuple(self._counts(model))
 
     def _refuse_transformed(self, owners: Mapping[str, tuple[nn.Module, str]]) -> None:
-        """Transformations may stay on what keeps its shape, as weight norm does, but nowhere else."""
+        """Transformations may stay on what keeps its shape only, as weight norm often does."""
         changing = {member.tensor for group in self.groups for member in group.members}
         for name in changing.union(*(block.last for block in self.blocks)):
             if transformations(*owners[name]):
@@ -258,8 +258,8 @@ def _held_by(plan: ChannelPlan) -> str:
     for group in plan:
         reasons = {f"{group.name}: {barrier.reason}" for barrier in group.barriers[:1]}
         held.update(dict.fromkeys(reasons, group.width))
-    reasons = [reason for reason, _ in held.most_common()]
-    return f"here all are held ({listed(reasons, most=_MOST_REASONS)})"
+    ordered = [reason for reason, _ in held.most_common()]
+    return f"here all are held ({listed(ordered, most=_MOST_REASONS)})"
 
 
 def _matching(exclude: Sequence[str], names: Sequence[str]) -> set[str]:

@@ -101,7 +101,9 @@ def test_a_use_that_a_rule_does_not_know_is_a_barrier(monkeypatch):
     model = Net(lambda m, x: m.last(torch.tanh(m.first(x))), first=nn.Linear(4, 8),
                 last=nn.Linear(8, 2))  # fmt: skip
     plan = trace_channels(model, (inputs(3, 4),))
-    assert [barrier.reason for barrier in plan["first"].barriers] == ["no rule for tanh in the model"]
+    assert [barrier.reason for barrier in plan["first"].barriers] == [
+        "no rule for tanh in the model"
+    ]
 
 
 class Scan(nn.Module):
@@ -146,9 +148,7 @@ class LetteredAttention(nn.Module):
 
     def __init__(self, width=8, heads=4, size=3):
         super().__init__()
-        self.q, self.k, self.v = (
-            nn.Parameter(torch.randn(width, heads, size)) for _ in range(3)
-        )
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(width, heads, size)) for _ in range(3))
         self.o = nn.Parameter(torch.randn(width, heads, size))
         self.bias = nn.Parameter(torch.randn(heads, size))
         self.head = nn.Linear(width, 2)
