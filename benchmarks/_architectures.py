@@ -326,9 +326,10 @@ for _name, _classes, *_tables in (
     ("gemma2", "Gemma2+ForCausalLM", HEADS_OF_8),
     ("gemma3", "Gemma3+ForCausalLM/Gemma3TextConfig", HEADS_OF_8),
     ("phi", "Phi+ForCausalLM", BERT),
-    ("phi3", "Phi3+ForCausalLM", GROUPED, {"pad_token_id": 0}),
+    # Where attention and norms hold much, the MLP is as wide as in the released networks.
+    ("phi3", "Phi3+ForCausalLM", GROUPED, {"pad_token_id": 0, "intermediate_size": 88}),
     ("stablelm", "StableLm+ForCausalLM", GROUPED),
-    ("olmo2", "Olmo2+ForCausalLM", GROUPED),
+    ("olmo2", "Olmo2+ForCausalLM", GROUPED, {"intermediate_size": 88}),
     ("cohere", "Cohere+ForCausalLM", GROUPED),
     ("granite", "Granite+ForCausalLM", GROUPED),
     ("mixtral", "Mixtral+ForCausalLM", GROUPED, EXPERTS),
@@ -382,7 +383,12 @@ for _name, _classes, *_tables in (
         SMALL,
         {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4},
     ),
-    ("rwkv", "Rwkv+ForCausalLM", SMALL, {"attention_hidden_size": 32}),
+    (
+        "rwkv",
+        "Rwkv+ForCausalLM",
+        SMALL,
+        {"attention_hidden_size": 32, "intermediate_size": 128},
+    ),
 ):
     add_transformers("state space", _name, _classes, text, *_tables)
 
@@ -464,8 +470,13 @@ add_transformers(
     "Blip+Model",
     text_and_pixels,
     {
-        "text_config": {**TEXT_TOWER, "encoder_hidden_size": 32, "projection_dim": 16},
-        "vision_config": IMAGE,
+        "text_config": {
+            **TEXT_TOWER,
+            "encoder_hidden_size": 32,
+            "projection_dim": 16,
+            "intermediate_size": 128,
+        },
+        "vision_config": {**IMAGE, "intermediate_size": 128},
         "projection_dim": 16,
     },
 )
@@ -568,7 +579,7 @@ _torchvision_class(
         "num_layers": 2,
         "num_heads": 4,
         "hidden_dim": 32,
-        "mlp_dim": 48,
+        "mlp_dim": 128,
         "num_classes": 10,
     },
 )
