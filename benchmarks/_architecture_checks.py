@@ -199,7 +199,7 @@ def check_architecture(model: nn.Module, inputs: Any, limit: float) -> Findings:
     checks: dict[str, Callable[[], None]] = {
         "verify": verify,
         "halve": lambda: _halve(copy.deepcopy(model), plan, inputs),
-        "slim": lambda: _slim(copy.deepcopy(model), inputs),
+        "slim": lambda: _slim(copy.deepcopy(model), plan, inputs),
         "widen": lambda: _widen(copy.deepcopy(model), plan, inputs),
         "train": lambda: _train(copy.deepcopy(model), inputs),
     }
@@ -303,17 +303,17 @@ def _widen(model: nn.Module, plan: ChannelPlan, inputs: Any) -> None:
             raise WrongResult(f"wider {count}: outputs differ by {error:.1e} of the largest")
 
 
-def _slim(model: nn.Module, inputs: Any) -> None:
+def _slim(model: nn.Module, plan: ChannelPlan, inputs: Any) -> None:
     model, inputs, tolerance = in_double(model, inputs)
     for seed in range(2):
         masked = copy.deepcopy(model)
-        _switch_off(masked, inputs, seed)
+        _switch_off(masked, plan, seed)
         exact = float_outputs(masked, inputs)
         smaller = slim(masked, inputs, tolerance=tolerance)
         require_equal(float_outputs(smaller, inputs), exact, f"slim, draw {seed}", tolerance)
 
 
-def _switch_off(model: nn.Module, inputs: Any, seed: int) -> None:
+def _switch_off(model: nn.Module, plan: ChannelPlan, seed: int) -> None:
     """Masks random channels of every free group; every other draw spares some of their tensors."""
     generator = torch.Generator().manual_seed(seed)
     places = dict(layer_tensors(model))
@@ -321,7 +321,7 @@ def _switch_off(model: nn.Module, inputs: Any, seed: int) -> None:
         selected.name: torch.ones_like(selected.tensor, dtype=torch.bool)
         for selected in select_parameters(model)
     }
-    for group in trace_channels(model, inputs).free:
+    for group in plan.free:
         density = float(torch.rand((), generator=generator))
         off = torch.rand(group.width, generator=generator) < density
         spared = torch.rand(len(group.members), generator=generator) < 0.15 * (seed % 2)

@@ -18,10 +18,33 @@ from benchmarks import _handwritten_models as handwritten
 
 __all__ = [
     "ARCHITECTURES",
+    "BERT",
+    "EXPERTS",
+    "GPT",
+    "GROUPED",
+    "HEADS_OF_8",
+    "IMAGE",
+    "MANY_EXPERTS",
     "PEERS",
+    "PYRAMID",
+    "SEQUENCE",
+    "SMALL",
+    "SOUND",
+    "STAGES",
+    "T5",
+    "TEXT_TOWER",
+    "VOCABULARY",
     "Architecture",
+    "add_transformers",
     "declare_missing_operators",
     "draw_constants",
+    "image",
+    "normal",
+    "pixels",
+    "sound",
+    "text",
+    "text_and_pixels",
+    "two_texts",
 ]
 
 PEERS: Final = ("transformers", "torchvision")
@@ -95,31 +118,35 @@ def _tokens(length: int = 12) -> Tensor:
     return torch.randint(3, VOCABULARY, (2, length), generator=_generator())
 
 
-def _normal(*shape: int) -> Tensor:
+def normal(*shape: int) -> Tensor:
     return torch.randn(2, *shape, generator=_generator())
 
 
-def _image(side: int = 32) -> Tensor:
-    return _normal(3, side, side)
+def image(side: int = 32) -> Tensor:
+    return normal(3, side, side)
 
 
-def _text() -> Inputs:
+def text() -> Inputs:
     return {"input_ids": _tokens()}
 
 
-def _two_texts() -> Inputs:
+def sound() -> Inputs:
+    return {"input_values": normal(1600)}
+
+
+def two_texts() -> Inputs:
     return {"input_ids": _tokens(), "decoder_input_ids": _tokens(7)}
 
 
-def _pixels(side: int = 32) -> Callable[[], Inputs]:
-    return lambda: {"pixel_values": _image(side)}
+def pixels(side: int = 32) -> Callable[[], Inputs]:
+    return lambda: {"pixel_values": image(side)}
 
 
-def _text_and_pixels() -> Inputs:
-    return {"input_ids": _tokens(), "pixel_values": _image()}
+def text_and_pixels() -> Inputs:
+    return {"input_ids": _tokens(), "pixel_values": image()}
 
 
-def _transformers(
+def add_transformers(
     family: str, name: str, classes: str, inputs: Callable[[], Inputs], *tables: Mapping[str, Any]
 ) -> None:
     """Adds a model of transformers: "Name" + "ForTask" stands for NameForTask and NameConfig.
@@ -149,7 +176,7 @@ def _torchvision(family: str, name: str, side: int = 64, **settings: Any) -> Non
         declare_missing_operators()
         models = importlib.import_module("torchvision.models")
         arguments = {"weights": None, **settings}
-        return models.get_model(name, **arguments).eval(), (_image(side),)
+        return models.get_model(name, **arguments).eval(), (image(side),)
 
     ARCHITECTURES[f"torchvision {name}"] = Architecture(family, "torchvision", make)
 
@@ -163,7 +190,7 @@ def _torchvision_class(
         declare_missing_operators()
         module, _, function = path.rpartition(".")
         build = getattr(importlib.import_module(f"torchvision.models.{module}"), function)
-        return build(**settings).eval(), (_image(side),)
+        return build(**settings).eval(), (image(side),)
 
     ARCHITECTURES[f"torchvision {name}"] = Architecture(family, "torchvision", make)
 
@@ -172,25 +199,25 @@ def _handwritten(family: str, name: str, make: Callable[[], nn.Module], inputs: 
     ARCHITECTURES[name] = Architecture(family, "", lambda: (make().eval(), (inputs,)))
 
 
-_SMALL: Final = {
+SMALL: Final = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
-_BERT: Final = {**_SMALL, "max_position_embeddings": 40}
-_GROUPED: Final = {**_BERT, "num_key_value_heads": 2}
+BERT: Final = {**SMALL, "max_position_embeddings": 40}
+GROUPED: Final = {**BERT, "num_key_value_heads": 2}
 """Two heads of queries share a head of keys and values."""
-_HEADS_OF_8: Final = {**_GROUPED, "head_dim": 8}
-_GPT: Final = {
+HEADS_OF_8: Final = {**GROUPED, "head_dim": 8}
+GPT: Final = {
     "vocab_size": VOCABULARY,
     "n_positions": 40,
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
 }
-_SEQUENCE: Final = {
+SEQUENCE: Final = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
     "encoder_layers": 2,
@@ -202,7 +229,7 @@ _SEQUENCE: Final = {
     "max_position_embeddings": 40,
     "pad_token_id": 0,
 }
-_T5: Final = {
+T5: Final = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
     "d_kv": 8,
@@ -210,7 +237,7 @@ _T5: Final = {
     "num_layers": 2,
     "num_heads": 4,
 }
-_IMAGE: Final = {
+IMAGE: Final = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -218,34 +245,34 @@ _IMAGE: Final = {
     "image_size": 32,
     "patch_size": 8,
 }
-_STAGES: Final = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1]}
-_PYRAMID: Final = {
+STAGES: Final = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1]}
+PYRAMID: Final = {
     "hidden_sizes": [8, 16, 24, 32],
     "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 2, 3, 4],
 }
-_TEXT_TOWER: Final = {**_BERT, "eos_token_id": 2}
-_SOUND: Final = {
-    **_SMALL,
+TEXT_TOWER: Final = {**BERT, "eos_token_id": 2}
+SOUND: Final = {
+    **SMALL,
     "conv_dim": [16] * 7,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
     # In training it masks spans of time, of which a short sound has few.
     "mask_time_length": 2,
 }
-_EXPERTS: Final = {"num_local_experts": 4, "num_experts_per_tok": 2}
-_MANY_EXPERTS: Final = {
+EXPERTS: Final = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MANY_EXPERTS: Final = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
 
 for _name, _classes, *_tables in (
-    ("bert", "Bert+Model", _BERT),
-    ("bert classifier", "Bert+ForSequenceClassification", _BERT),
-    ("roberta", "Roberta+Model", _BERT),
-    ("electra", "Electra+Model", _BERT, {"embedding_size": 16}),
-    ("albert", "Albert+Model", _BERT, {"embedding_size": 16}),
+    ("bert", "Bert+Model", BERT),
+    ("bert classifier", "Bert+ForSequenceClassification", BERT),
+    ("roberta", "Roberta+Model", BERT),
+    ("electra", "Electra+Model", BERT, {"embedding_size": 16}),
+    ("albert", "Albert+Model", BERT, {"embedding_size": 16}),
     (
         "distilbert",
         "DistilBert+Model",
@@ -261,75 +288,76 @@ for _name, _classes, *_tables in (
     (
         "deberta v2",
         "DebertaV2+Model",
-        _BERT,
+        BERT,
         {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     ),
-    ("mpnet", "MPNet+Model", _BERT),
-    ("modernbert", "ModernBert+Model", _BERT, {"pad_token_id": 0}),
-    ("xlnet", "XLNet+Model", _T5, {"n_layer": 2, "n_head": 4, "d_inner": 48}),
-    ("fnet", "FNet+Model", _BERT),
-    ("squeezebert", "SqueezeBert+Model", _BERT, {"embedding_size": 32}),
+    ("mpnet", "MPNet+Model", BERT),
+    ("modernbert", "ModernBert+Model", BERT, {"pad_token_id": 0}),
+    ("xlnet", "XLNet+Model", T5, {"n_layer": 2, "n_head": 4, "d_inner": 48}),
+    ("fnet", "FNet+Model", BERT),
+    ("squeezebert", "SqueezeBert+Model", BERT, {"embedding_size": 32}),
     (
         "mobilebert",
         "MobileBert+Model",
-        _BERT,
+        BERT,
         {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
     ),
 ):
-    _transformers("text encoder", _name, _classes, _text, *_tables)
+    add_transformers("text encoder", _name, _classes, text, *_tables)
 
 for _name, _classes, *_tables in (
-    ("gpt2", "GPT2+LMHeadModel", _GPT),
+    ("gpt2", "GPT2+LMHeadModel", GPT),
     (
         "gpt neo",
         "GPTNeo+ForCausalLM",
-        _BERT,
+        BERT,
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     ),
-    ("gpt neox", "GPTNeoX+ForCausalLM", _BERT),
-    ("gptj", "GPTJ+ForCausalLM", _GPT, {"rotary_dim": 4}),
-    ("opt", "OPT+ForCausalLM", _BERT, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
-    ("bloom", "Bloom+ForCausalLM", {**_GPT, "hidden_size": 32}),
-    ("falcon", "Falcon+ForCausalLM", _SMALL),
-    ("llama", "Llama+ForCausalLM", _GROUPED),
-    ("mistral", "Mistral+ForCausalLM", _GROUPED),
-    ("qwen2", "Qwen2+ForCausalLM", _GROUPED),
-    ("qwen3", "Qwen3+ForCausalLM", _HEADS_OF_8),
-    ("gemma", "Gemma+ForCausalLM", _HEADS_OF_8),
-    ("gemma2", "Gemma2+ForCausalLM", _HEADS_OF_8),
-    ("gemma3", "Gemma3+ForCausalLM/Gemma3TextConfig", _HEADS_OF_8),
-    ("phi", "Phi+ForCausalLM", _BERT),
-    ("phi3", "Phi3+ForCausalLM", _GROUPED, {"pad_token_id": 0}),
-    ("stablelm", "StableLm+ForCausalLM", _GROUPED),
-    ("olmo2", "Olmo2+ForCausalLM", _GROUPED),
-    ("cohere", "Cohere+ForCausalLM", _GROUPED),
-    ("granite", "Granite+ForCausalLM", _GROUPED),
-    ("mixtral", "Mixtral+ForCausalLM", _GROUPED, _EXPERTS),
+    ("gpt neox", "GPTNeoX+ForCausalLM", BERT),
+    ("gptj", "GPTJ+ForCausalLM", GPT, {"rotary_dim": 4}),
+    ("opt", "OPT+ForCausalLM", BERT, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    ("bloom", "Bloom+ForCausalLM", {**GPT, "hidden_size": 32}),
+    ("falcon", "Falcon+ForCausalLM", SMALL),
+    ("llama", "Llama+ForCausalLM", GROUPED),
+    ("mistral", "Mistral+ForCausalLM", GROUPED),
+    ("qwen2", "Qwen2+ForCausalLM", GROUPED),
+    ("qwen3", "Qwen3+ForCausalLM", HEADS_OF_8),
+    ("gemma", "Gemma+ForCausalLM", HEADS_OF_8),
+    ("gemma2", "Gemma2+ForCausalLM", HEADS_OF_8),
+    ("gemma3", "Gemma3+ForCausalLM/Gemma3TextConfig", HEADS_OF_8),
+    ("phi", "Phi+ForCausalLM", BERT),
+    # Where attention and norms hold much, the MLP is as wide as in the released networks.
+    ("phi3", "Phi3+ForCausalLM", GROUPED, {"pad_token_id": 0, "intermediate_size": 88}),
+    ("stablelm", "StableLm+ForCausalLM", GROUPED),
+    ("olmo2", "Olmo2+ForCausalLM", GROUPED, {"intermediate_size": 88}),
+    ("cohere", "Cohere+ForCausalLM", GROUPED),
+    ("granite", "Granite+ForCausalLM", GROUPED),
+    ("mixtral", "Mixtral+ForCausalLM", GROUPED, EXPERTS),
     (
         "mixtral, experts in a loop",
         "Mixtral+ForCausalLM",
-        _GROUPED,
-        _EXPERTS,
+        GROUPED,
+        EXPERTS,
         {"experts_implementation": "eager"},
     ),
     (
         "qwen2 moe",
         "Qwen2Moe+ForCausalLM",
-        _GROUPED,
-        _MANY_EXPERTS,
+        GROUPED,
+        MANY_EXPERTS,
         {"shared_expert_intermediate_size": 24, "experts_implementation": "eager"},
     ),
     (
         "olmoe",
         "Olmoe+ForCausalLM",
-        _GROUPED,
-        _MANY_EXPERTS,
+        GROUPED,
+        MANY_EXPERTS,
         {"experts_implementation": "eager"},
     ),
     (
         "deepseek v2",
         "DeepseekV2+ForCausalLM",
-        _BERT,
+        BERT,
         {
             "num_key_value_heads": 4,
             "kv_lora_rank": 16,
@@ -345,38 +373,43 @@ for _name, _classes, *_tables in (
         },
     ),
 ):
-    _transformers("language model", _name, _classes, _text, *_tables)
+    add_transformers("language model", _name, _classes, text, *_tables)
 
 for _name, _classes, *_tables in (
-    ("mamba", "Mamba+ForCausalLM", _SMALL, {"state_size": 4}),
+    ("mamba", "Mamba+ForCausalLM", SMALL, {"state_size": 4}),
     (
         "mamba2",
         "Mamba2+ForCausalLM",
-        _SMALL,
+        SMALL,
         {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4},
     ),
-    ("rwkv", "Rwkv+ForCausalLM", _SMALL, {"attention_hidden_size": 32}),
+    (
+        "rwkv",
+        "Rwkv+ForCausalLM",
+        SMALL,
+        {"attention_hidden_size": 32, "intermediate_size": 128},
+    ),
 ):
-    _transformers("state space", _name, _classes, _text, *_tables)
+    add_transformers("state space", _name, _classes, text, *_tables)
 
 for _name, _classes, *_tables in (
-    ("t5", "T5+ForConditionalGeneration", _T5),
+    ("t5", "T5+ForConditionalGeneration", T5),
     (
         "flan t5",
         "T5+ForConditionalGeneration",
-        _T5,
+        T5,
         {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ),
-    ("bart", "Bart+ForConditionalGeneration", _SEQUENCE),
-    ("marian", "Marian+MTModel", _SEQUENCE),
+    ("bart", "Bart+ForConditionalGeneration", SEQUENCE),
+    ("marian", "Marian+MTModel", SEQUENCE),
 ):
-    _transformers("encoder-decoder", _name, _classes, _two_texts, *_tables)
+    add_transformers("encoder-decoder", _name, _classes, two_texts, *_tables)
 
 for _name, _classes, _side, *_tables in (
-    ("vit", "ViT+ForImageClassification", 32, _IMAGE),
-    ("deit", "DeiT+Model", 32, _IMAGE),
-    ("beit", "Beit+Model", 32, _IMAGE, {"use_relative_position_bias": True}),
-    ("dinov2", "Dinov2+Model", 32, _IMAGE, {"mlp_ratio": 2}),
+    ("vit", "ViT+ForImageClassification", 32, IMAGE),
+    ("deit", "DeiT+Model", 32, IMAGE),
+    ("beit", "Beit+Model", 32, IMAGE, {"use_relative_position_bias": True}),
+    ("dinov2", "Dinov2+Model", 32, IMAGE, {"mlp_ratio": 2}),
     (
         "swin",
         "Swin+ForImageClassification",
@@ -390,7 +423,7 @@ for _name, _classes, _side, *_tables in (
             "window_size": 4,
         },
     ),
-    ("pvt v2", "PvtV2+ForImageClassification", 64, _PYRAMID),
+    ("pvt v2", "PvtV2+ForImageClassification", 64, PYRAMID),
     (
         "levit",
         "Levit+ForImageClassification",
@@ -414,79 +447,84 @@ for _name, _classes, _side, *_tables in (
         },
     ),
 ):
-    _transformers("vision transformer", _name, _classes, _pixels(_side), *_tables)
+    add_transformers("vision transformer", _name, _classes, pixels(_side), *_tables)
 
-_transformers(
+add_transformers(
     "vision transformer",
     "vit mae",
     "ViTMAE+Model",
     # Without noise of the caller's it draws which patches it masks.
-    lambda: {"pixel_values": _image(), "noise": _normal(16)},
-    _IMAGE,
+    lambda: {"pixel_values": image(), "noise": normal(16)},
+    IMAGE,
 )
-_transformers(
+add_transformers(
     "text and vision",
     "clip",
     "CLIP+Model",
-    _text_and_pixels,
-    {"text_config": _TEXT_TOWER, "vision_config": _IMAGE, "projection_dim": 16},
+    text_and_pixels,
+    {"text_config": TEXT_TOWER, "vision_config": IMAGE, "projection_dim": 16},
 )
-_transformers(
+add_transformers(
     "text and vision",
     "blip",
     "Blip+Model",
-    _text_and_pixels,
+    text_and_pixels,
     {
-        "text_config": {**_TEXT_TOWER, "encoder_hidden_size": 32, "projection_dim": 16},
-        "vision_config": _IMAGE,
+        "text_config": {
+            **TEXT_TOWER,
+            "encoder_hidden_size": 32,
+            "projection_dim": 16,
+            "intermediate_size": 128,
+        },
+        "vision_config": {**IMAGE, "intermediate_size": 128},
         "projection_dim": 16,
     },
 )
 
 for _name, _classes, _side, *_tables in (
-    ("convnext", "ConvNext+ForImageClassification", 32, _STAGES),
-    ("convnextv2", "ConvNextV2+ForImageClassification", 32, _STAGES),
-    ("resnet", "ResNet+ForImageClassification", 32, _STAGES, {"embedding_size": 8}),
+    ("convnext", "ConvNext+ForImageClassification", 32, STAGES),
+    ("convnextv2", "ConvNextV2+ForImageClassification", 32, STAGES),
+    ("resnet", "ResNet+ForImageClassification", 32, STAGES, {"embedding_size": 8}),
     (
         "regnet",
         "RegNet+ForImageClassification",
         32,
-        _STAGES,
+        STAGES,
         {"embedding_size": 8, "groups_width": 8},
     ),
     ("mobilenet v2", "MobileNetV2+ForImageClassification", 32, {"depth_multiplier": 0.35}),
-    ("poolformer", "PoolFormer+ForImageClassification", 64, _PYRAMID),
+    ("poolformer", "PoolFormer+ForImageClassification", 64, PYRAMID),
 ):
-    _transformers("convolutional", _name, _classes, _pixels(_side), *_tables)
+    add_transformers("convolutional", _name, _classes, pixels(_side), *_tables)
 
-_transformers(
+add_transformers(
     "detection and segmentation",
     "segformer",
     "Segformer+ForSemanticSegmentation",
-    _pixels(64),
-    _PYRAMID,
+    pixels(64),
+    PYRAMID,
     {"decoder_hidden_size": 16},
 )
-_transformers(
+add_transformers(
     "detection and segmentation",
     "yolos",
     "Yolos+ForObjectDetection",
-    _pixels(),
-    _IMAGE,
+    pixels(),
+    IMAGE,
     {"image_size": [32, 32], "num_detection_tokens": 4},
 )
-_transformers(
+add_transformers(
     "detection and segmentation",
     "detr",
     "Detr+ForObjectDetection",
-    _pixels(64),
-    _SEQUENCE,
+    pixels(64),
+    SEQUENCE,
     {
         "use_timm_backbone": False,
         "backbone_config": {
             "model_type": "resnet",
             "embedding_size": 8,
-            **_STAGES,
+            **STAGES,
             "out_features": ["stage4"],
         },
         "encoder_layers": 1,
@@ -494,22 +532,22 @@ _transformers(
         "num_queries": 5,
     },
 )
-_transformers(
+add_transformers(
     "speech",
     "whisper",
     "Whisper+ForConditionalGeneration",
-    lambda: {"input_features": _normal(8, 60), "decoder_input_ids": _tokens(7)},
-    _SEQUENCE,
+    lambda: {"input_features": normal(8, 60), "decoder_input_ids": _tokens(7)},
+    SEQUENCE,
     {"num_mel_bins": 8, "max_source_positions": 30, "max_target_positions": 40},
 )
 for _name, _classes in (("wav2vec2", "Wav2Vec2+ForCTC"), ("hubert", "Hubert+Model")):
-    _transformers("speech", _name, _classes, lambda: {"input_values": _normal(1600)}, _SOUND)
-_transformers(
+    add_transformers("speech", _name, _classes, sound, SOUND)
+add_transformers(
     "speech",
     "audio spectrogram transformer",
     "AST+Model",
-    lambda: {"input_values": _normal(32, 16)},
-    _IMAGE,
+    lambda: {"input_values": normal(32, 16)},
+    IMAGE,
     {"max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
 )
 
@@ -541,7 +579,7 @@ _torchvision_class(
         "num_layers": 2,
         "num_heads": 4,
         "hidden_dim": 32,
-        "mlp_dim": 48,
+        "mlp_dim": 128,
         "num_classes": 10,
     },
 )
@@ -571,10 +609,10 @@ for _name, _model in (
 ):
     _handwritten("language model", _name, _model, _tokens())
 _handwritten("encoder-decoder", "torch.nn.Transformer", handwritten.TorchTransformer, _tokens())
-_handwritten("speech", "gru over a spectrogram", handwritten.SpeechGru, _normal(20, 16))
-_handwritten("speech", "wavenet", handwritten.WaveNet, _normal(1, 64))
-_handwritten("convolutional", "mlp mixer", handwritten.Mixer, _image())
-_handwritten("convolutional", "channel shuffle", handwritten.ChannelShuffle, _image())
-_handwritten("convolutional", "sub-pixel super-resolution", handwritten.SubPixel, _image(16))
-_handwritten("detection and segmentation", "u-net", handwritten.SmallUNet, _image())
-_handwritten("detection and segmentation", "feature pyramid", handwritten.FeaturePyramid, _image())
+_handwritten("speech", "gru over a spectrogram", handwritten.SpeechGru, normal(20, 16))
+_handwritten("speech", "wavenet", handwritten.WaveNet, normal(1, 64))
+_handwritten("convolutional", "mlp mixer", handwritten.Mixer, image())
+_handwritten("convolutional", "channel shuffle", handwritten.ChannelShuffle, image())
+_handwritten("convolutional", "sub-pixel super-resolution", handwritten.SubPixel, image(16))
+_handwritten("detection and segmentation", "u-net", handwritten.SmallUNet, image())
+_handwritten("detection and segmentation", "feature pyramid", handwritten.FeaturePyramid, image())

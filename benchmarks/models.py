@@ -17,7 +17,8 @@ import torch
 
 from benchmarks import _tracing_scale
 from benchmarks._architecture_checks import CHECKS, Findings, Outcome, attempt, check_architecture
-from benchmarks._architectures import ARCHITECTURES, PEERS, Architecture, draw_constants
+from benchmarks._architectures import PEERS, Architecture, draw_constants
+from benchmarks._further_architectures import ARCHITECTURES
 from benchmarks._timing import print_table
 from benchmarks._torch_pruning import prune_half
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 from torch import Tensor, nn
@@ -13,36 +13,46 @@ from latewood.slim.idle_blocks import Idleness, replace_modules
 
 __all__ = ["replaceable_modules"]
 
+Emptied = Callable[[Collection[str]], AbstractContextManager[None]]
+
 _TOLERANCE: Final = 1e-4
 """Of the largest output, for whatever order the two runs sum in."""
 
 
 def replaceable_modules(
-    model: nn.Module, idle: Mapping[str, Idleness], run: Callable[[], object]
+    model: nn.Module,
+    idle: Mapping[str, Idleness],
+    run: Callable[[], object],
+    emptied: Emptied | None = None,
 ) -> dict[str, Idleness]:
     """Those of a model's idle modules that stand-ins can replace without a change of the outputs.
 
-    A network that collects what its layers of a class return would miss some.
+    A network that collects what its layers of a class return would miss some. All are tried
+    together; if the outputs then differ, each alone and with those before it.
 
     Args:
         model: in evaluation mode, as before afterwards.
         idle: what each module does, by name.
-        run: calls the model.
+        run: calls the model without gradients.
+        emptied: makes modules of some names idle for a while; None where they all are.
     """
-    if not idle:
-        return {}
-    exact = _outputs(run)
-    if _same(model, idle, run, exact):
+
+    def replaceable(names: Iterable[str]) -> bool:
+        modules = {name: idle[name] for name in names}
+        with emptied(modules) if emptied is not None else nullcontext():
+            return _same(model, modules, run)
+
+    if not idle or replaceable(idle):
         return {**idle}
-    return {name: kind for name, kind in idle.items() if _same(model, {name: kind}, run, exact)}
+    chosen: dict[str, Idleness] = {}
+    for name, kind in idle.items():
+        if replaceable([name]) and (not chosen or replaceable([*chosen, name])):
+            chosen[name] = kind
+    return chosen
 
 
-def _same(
-    model: nn.Module,
-    modules: Mapping[str, Idleness],
-    run: Callable[[], object],
-    exact: list[Tensor],
-) -> bool:
+def _same(model: nn.Module, modules: Mapping[str, Idleness], run: Callable[[], object]) -> bool:
+    exact = _outputs(run)
     with _replaced(model, modules):
         try:
             outputs = _outputs(run)
@@ -53,7 +63,7 @@ def _same(
 
 
 def _outputs(run: Callable[[], object]) -> list[Tensor]:
-    return [output.clone() for output in outputs_of(run()) if output.is_floating_point()]
+    return [output.detach().clone() for output in outputs_of(run()) if output.is_floating_point()]
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

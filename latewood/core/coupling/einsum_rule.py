@@ -126,10 +126,23 @@ def _weighted(
     made = [letter for letter in letters if letter not in term and letter in output]
     both = [letter for letter in letters if letter in term and letter in output]
     varying = [letter for letter in term if call.labels.vary(labels, term.index(letter))]
-    if len(summed) != 1 or len(made) > 1 or any(letter in both for letter in varying):
+    if not summed or any(letter in both for letter in varying):
         return call.unknown()
-    atoms_in = call.labels.axis(weight, letters.index(summed[0]), "consumer")
-    read(call, labels.movedim(term.index(summed[0]), -1), atoms_in)
+    # A weight may have a dimension for heads and one for their size: one of them is followed.
+    read_along = next((letter for letter in summed if letter in varying), summed[0])
+    for letter in summed:
+        if letter != read_along and letter in varying:
+            return call.unknown()
+    atoms_in = call.labels.axis(weight, letters.index(read_along), "consumer")
+    others = tuple(term.index(letter) for letter in summed if letter != read_along)
+    first = labels
+    for dim in others:
+        call.labels.couple(first, first.narrow(dim, 0, 1))
+        first = first.narrow(dim, 0, 1)
+    read(call, first.movedim(term.index(read_along), -1), atoms_in)
+    for letter in {*summed, *made} - {read_along, *made[:1]}:
+        kept = call.labels.axis(weight, letters.index(letter), "per_channel")
+        call.labels.bar(kept, "fixed", f"{call.where} keeps a second dimension of its weight")
     if not made:
         return torch.full((), NONE).expand(call.output.shape)
     atoms_out = call.labels.axis(weight, letters.index(made[0]), "producer")

@@ -147,7 +147,7 @@ def _multiplied(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) ->
     if labels.view(left) is not None and left.ndim == 2 <= right.ndim:
         # W x is x' W', seen from the other side.
         result = _contract(call, labels.of(right).transpose(-1, -2), left, 1, None)
-        column = torch.atleast_2d(result).transpose(-1, -2)
+        column: Tensor = torch.atleast_2d(result).transpose(-1, -2)
         write(call, bias, column)
         return column
     if left.ndim < 2 or right.ndim < 2 or labels.view(left) or labels.view(right):

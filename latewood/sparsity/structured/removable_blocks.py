@@ -74,13 +74,12 @@ def removable_blocks(
         for name in sorted(passed, key=lambda name: -name.count(".")):
             if not any(inner.startswith(f"{name}.") for inner in chosen):
                 chosen.append(name)
-        last = [tensors[tensor] for name in chosen for tensor in passed[name][0]]
-        with _zeroed(last):
-            found = replaceable_modules(
-                model,
-                {name: passed[name][1] for name in chosen},
-                lambda: run_model(model, copied_arguments(example_inputs)),
-            )
+        found = replaceable_modules(
+            model,
+            {name: passed[name][1] for name in chosen},
+            lambda: run_model(model, copied_arguments(example_inputs)),
+            lambda names: _zeroed([tensors[t] for name in names for t in passed[name][0]]),
+        )
     return tuple(
         RemovableBlock(name, module, *passed[name])
         for name, module in model.named_modules()

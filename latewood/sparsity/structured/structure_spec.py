@@ -173,7 +173,7 @@ class StructureSpec:
         parameters = {id(parameter) for parameter in model.parameters()}
         self.tensors = {}
         for name, (module, attribute) in _stored(owners):
-            tensor = getattr(module, attribute)
+            tensor = stored_tensor(module, attribute)
             self.tensors[name] = TensorSpec(
                 name,
                 module,
@@ -188,7 +188,7 @@ class StructureSpec:
         self.counts = tuple(self._counts(model))
 
     def _refuse_transformed(self, owners: Mapping[str, tuple[nn.Module, str]]) -> None:
-        """Transformations may stay on what keeps its shape, as weight norm does, but nowhere else."""
+        """Transformations may stay on what keeps its shape only, as weight norm often does."""
         changing = {member.tensor for group in self.groups for member in group.members}
         for name in changing.union(*(block.last for block in self.blocks)):
             if transformations(*owners[name]):
@@ -267,8 +267,8 @@ def _held_by(plan: ChannelPlan) -> str:
     for group in plan:
         reasons = {f"{group.name}: {barrier.reason}" for barrier in group.barriers[:1]}
         held.update(dict.fromkeys(reasons, group.width))
-    reasons = [reason for reason, _ in held.most_common()]
-    return f"here all are held ({listed(reasons, most=_MOST_REASONS)})"
+    ordered = [reason for reason, _ in held.most_common()]
+    return f"here all are held ({listed(ordered, most=_MOST_REASONS)})"
 
 
 def _matching(exclude: Sequence[str], names: Sequence[str]) -> set[str]:
