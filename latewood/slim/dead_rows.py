@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
-from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
-from latewood.core.coupling.traced_call import argument_names, tensors_in
-from latewood.core.modes import evaluated, unfused
+from latewood.core.coupling.trace import layer_tensors, outputs_of, prepared, run_model
+from latewood.core.coupling.traced_call import Operation, argument_names, tensors_in
+from latewood.core.coupling.watched_run import Watcher, watched
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.slim.comparison import Examples
@@ -32,9 +30,11 @@ def clear_dead_rows(model: nn.Module, example_inputs: Examples) -> None:
         example_inputs: what it is called with.
     """
     owners = dict(layer_tensors(model))
-    with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        trace = _ReaderTrace({id(getattr(*owner)): name for name, owner in owners.items()})
-        with trace:
+    if not any(_may_be_dead(name, getattr(*owner)) for name, owner in owners.items()):
+        return
+    with prepared(model) as tensors:
+        trace = _Readers(tensors)
+        with watched(model, trace):
             outputs = run_model(model, example_inputs)
         for output in outputs_of(outputs):
             trace.read(output, None)
@@ -48,14 +48,23 @@ def clear_dead_rows(model: nn.Module, example_inputs: Examples) -> None:
                     stored_tensor(*owners[bias])[dead] = 0
 
 
-class _ReaderTrace(TorchFunctionMode):
-    """Notes which operations read what each weight makes."""
+def _may_be_dead(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor can be a norm's weight with zeros in it."""
+    added = name.endswith(("bias", "running_mean"))
+    return tensor.ndim == 1 and not added and bool((tensor == 0).any())
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
+
+class _Readers(Watcher):
+    """Notes which operations read what each weight makes.
+
+    Args:
+        tensors: what the layers compute with, by name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.uses: dict[str, int] = {}
         self.readers: dict[str, tuple[str | None, list[str | None]]] = {}
-        self._names = names
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._makers: dict[int, tuple[Tensor, str]] = {}
 
     def read(self, tensor: Tensor, norm: str | None) -> None:
@@ -63,40 +72,33 @@ class _ReaderTrace(TorchFunctionMode):
         if id(tensor) in self._makers:
             self.readers[self._makers[id(tensor)][1]][1].append(norm)
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
-        output = function(*args, **named)
-        name = getattr(function, "__name__", "").strip("_")
+    def after(self, operation: Operation) -> Any:
+        """Notes what an operation reads, and whether a weight makes its output."""
+        output = operation.output
         result = next(tensors_in(output), None)
-        if result is None and name != "setitem":
+        if result is None and operation.name != "setitem":
             # Asked for a shape or a type.
             return output
-        norm = self._norm(function, name, args, named)
-        for position, operand in enumerate(tensors_in((args, named))):
-            if id(operand) in self._names:
-                used = self._names[id(operand)]
+        norm = self._norm(operation)
+        for position, operand in enumerate(operation.tensors):
+            used = self._names.get(id(operand))
+            if used is not None:
                 self.uses[used] = self.uses.get(used, 0) + 1
             self.read(operand, norm if position == 0 else None)
-        if name in _MAKERS and result is not None and len(args) > 1:
-            weight = self._names.get(id(args[1]))
-            bias = args[2] if len(args) > 2 else named.get("bias")
+        if operation.name in _MAKERS and result is not None and len(operation.positional) > 1:
+            weight = self._names.get(id(operation.positional[1]))
             if weight is not None:
+                bias = self._names.get(id(operation.argument(2, "bias")))
                 self._makers[id(result)] = (result, weight)
-                self.readers.setdefault(weight, (self._names.get(id(bias)), []))
+                self.readers.setdefault(weight, (bias, []))
         return output
 
-    def _norm(
-        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], named: dict[str, Any]
-    ) -> str | None:
-        if name != "batch_norm":
+    def _norm(self, operation: Operation) -> str | None:
+        if operation.name != "batch_norm":
             return None
-        given = argument_names(function, name, args, named)
+        given = argument_names(
+            operation.function, operation.name, operation.positional, operation.named
+        )
         if given.get("training", False) or given.get("running_mean") is None:
             return None
         return self._names.get(id(given.get("weight")))

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from latewood.core.coupling.trace import layer_tensors, run_model
-from latewood.core.coupling.traced_call import tensors_in
-from latewood.core.modes import evaluated, unfused
+from latewood.core.coupling.dependence import Dependence, Reads
+from latewood.core.coupling.operation_table import dependence_rule
+from latewood.core.coupling.trace import prepared, run_model
+from latewood.core.coupling.traced_call import Operation
+from latewood.core.coupling.watched_run import ModuleCall, Watcher, watched
 from latewood.slim.cache_places import cached_layers, keep_places
 from latewood.slim.comparison import Examples
-from latewood.slim.dependence import Dependence
-from latewood.slim.dependence_rules import RULES
 
 __all__ = [
     "Idleness",
     "Overwrites",
     "Skip",
+    "Values",
     "Zeros",
     "idle_modules",
+    "idle_modules_and_reads",
     "replace_modules",
     "skip_modules",
 ]
@@ -34,8 +34,13 @@ Idleness = Literal["identity", "copy", "zeros"]
 
 _FACT: Final = (bool, int, float, str, type(None))
 
-_SAME: Final = ("contiguous", "clone", "detach", "view", "reshape", "flatten", "expand")
-"""Operations that leave the values as they are; they count where the shape stays too."""
+_SAME: Final = """
+    contiguous clone detach view view_as reshape reshape_as flatten unflatten squeeze unsqueeze
+    expand expand_as
+""".split()  # noqa: SIM905
+"""Operations that leave the values as they are, in their order, where their number stays."""
+_MOVING: Final = "permute transpose movedim moveaxis swapaxes swapdims roll flip".split()  # noqa: SIM905
+"""Operations that only change the order of the values."""
 _POSITIVE: Final = ("relu", "relu6", "sigmoid", "softmax", "softplus", "exp", "abs", "square")
 _KEEPING_SIGN: Final = """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
@@ -122,21 +127,29 @@ def idle_modules(model: nn.Module, example_inputs: Examples) -> dict[str, Idlene
     Returns:
         The outermost such modules by name, and which they are; never the model itself.
     """
-    with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
-        state = _Values({id(tensor): name for name, tensor in tensors.items()})
-        with _modules_watched(model, state), state:
+    return idle_modules_and_reads(model, example_inputs)[0]
+
+
+def idle_modules_and_reads(
+    model: nn.Module, example_inputs: Examples
+) -> tuple[dict[str, Idleness], Reads]:
+    """What ``idle_modules`` finds, and what the weights read in the same run."""
+    with prepared(model) as tensors:
+        dependence = Dependence(tensors, dependence_rule)
+        values = Values(dependence)
+        judged = _IdleModules(dependence, values)
+        with watched(model, dependence, values, judged):
             run_model(model, example_inputs)
     idle: dict[str, Idleness] = {}
     # Outer modules come first here, but last in the run.
     for name, _ in model.named_modules():
-        kinds = state.verdicts.get(name, set())
+        kinds = judged.verdicts.get(name, set())
         kind = next(iter(kinds)) if len(kinds) == 1 else None
         inside = any(name.startswith(f"{outer}.") for outer in idle)
         if kind is not None and not inside:
-            overwritten = kind == "identity" and state.overwrites.after(name)
+            overwritten = kind == "identity" and judged.overwrites.after(name)
             idle[name] = "copy" if overwritten else kind
-    return idle
+    return idle, dependence.reads.settled()
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, str]) -> None:
@@ -197,116 +210,174 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-class _Values(Dependence):
-    """Beside what depends on the inputs, which tensors are equal, and which are never negative.
+class Values(Watcher):
+    """Which tensors of a run are equal whatever the input is, and which are never negative.
 
-    Each value has a token; tensors with the same token are equal whatever the input is.
+    Each value has a token; tensors with the same token have equal entries in the same order.
+
+    Args:
+        dependence: sees the same run, before this; without it no sum with zeros is seen.
     """
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__(names, RULES)
-        self.verdicts: dict[str, set[Idleness | None]] = {}
-        self.overwrites = Overwrites()
+    def __init__(self, dependence: Dependence | None = None) -> None:
+        self._dependence = dependence
         self._tokens: dict[int, tuple[Tensor, object]] = {}
         self._positive: set[object] = set()
+        self._orders: dict[object, tuple[object, Tensor]] = {}
+        self._known: object = None
+        self._same: object | None = None
 
     def token(self, tensor: Tensor) -> object:
         """What stands for a tensor's present value."""
         return self._tokens.setdefault(id(tensor), (tensor, object()))[1]
 
-    def is_zero(self, tensor: Tensor) -> bool:
-        """Whether all of a tensor is zero whatever the input is."""
-        # Asked from a hook, the question itself would be watched, and its answer steers the run.
-        with torch._C.DisableTorchFunction():
-            return not bool(self.matters(tensor).any())
+    def equate(self, tensor: Tensor, token: object) -> None:
+        """Notes that a tensor has the value that a token stands for."""
+        self._tokens[id(tensor)] = (tensor, token)
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(function, "__name__", "").strip("_")
-        named = kwargs or {}
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        known = None if first is None else self.token(first)
-        versions = [(tensor, tensor._version) for tensor in tensors_in((args, named))]
-        # Before the operation runs, since in place it overwrites what the answer depends on.
-        same = None if first is None else self._unchanged(name, first, args, named)
-        output = super().__torch_function__(function, types, args, kwargs)
-        for tensor, version in versions:
-            if tensor._version > version and not (tensor is first and same is known):
+    def within(self, dependence: Dependence) -> Values:
+        """What is known by now, for a run inside this one, which goes on without what it finds.
+
+        Args:
+            dependence: sees the run inside, before what this returns.
+        """
+        inner = Values(dependence)
+        inner._positive = set(self._positive)
+        return inner
+
+    def idleness(self, token: object, given: Tensor | None, output: Any) -> Idleness | None:
+        """What a module did, if it did nothing.
+
+        Args:
+            token: of the module's first argument, when it was called.
+            given: that argument, which may have been changed in place since.
+            output: what it returned.
+        """
+        if given is None or not isinstance(output, Tensor):
+            return None
+        if (output.shape, output.dtype) != (given.shape, given.dtype):
+            return None
+        if self.token(output) is token:
+            return "identity"
+        return "zeros" if self._is_zero(output) else None
+
+    def before(self, operation: Operation) -> None:
+        """Looks at an operation: in place it overwrites what its result equals."""
+        first = _first(operation)
+        self._known = None if first is None else self.token(first)
+        self._same = None if first is None else self._unchanged(operation, first)
+
+    def after(self, operation: Operation) -> Any:
+        """Gives the output a token: that of an input if it equals it, else a new one."""
+        output, name, first = operation.output, operation.name, _first(operation)
+        same, known = self._same, self._known
+        for tensor in operation.changed:
+            if not (tensor is first and same is known):
                 self._renew(tensor)
         if not isinstance(output, Tensor):
             return output
-        if output is not first:
-            kind = None if first is None else (first.shape, first.dtype)
-            equal = same is not None and (output.shape, output.dtype) == kind
-            self._tokens[id(output)] = (output, same if equal else object())
+        if first is not None and same is not None and _fits(name, output, first):
+            self.equate(output, same)
+        elif first is not None and name in _MOVING and not operation.in_place:
+            self.equate(output, self._moved(operation, known, first))
+        elif output is not first or operation.in_place:
+            self.equate(output, object())
         if name in _POSITIVE or (name in _KEEPING_SIGN and known in self._positive):
             self._positive.add(self.token(output))
         return output
 
-    def _unchanged(
-        self, name: str, first: Tensor, args: tuple[Any, ...], named: dict[str, Any]
-    ) -> object | None:
+    def _unchanged(self, operation: Operation, first: Tensor) -> object | None:
         """The token of what the operation's result equals, if it equals something."""
+        name = operation.name
         if name in _SAME:
             return self.token(first)
         if name == "relu" and self.token(first) in self._positive:
             return self.token(first)
-        if name.startswith("dropout") and named.get("training") is False:
+        if name.startswith("dropout") and operation.named.get("training") is False:
             return self.token(first)
-        if name in ("add", "iadd", "radd") and not named and isinstance(args[1], Tensor):
-            other = args[1]
-            if other.shape == first.shape and other.dtype == first.dtype:
-                if self.is_zero(other):
+        if name in ("add", "iadd", "radd") and not operation.named:
+            other = operation.positional[1]
+            if isinstance(other, Tensor) and (other.shape, other.dtype) == (
+                first.shape,
+                first.dtype,
+            ):
+                if self._is_zero(other):
                     return self.token(first)
-                if self.is_zero(first) and name != "iadd":
+                if self._is_zero(first):
                     return self.token(other)
         return None
+
+    def _moved(self, operation: Operation, token: object, first: Tensor) -> object:
+        """The token of a tensor's values in another order; back in the first order, the first."""
+        places = torch.arange(first.numel(), device=first.device)
+        base, order = self._orders.get(token, (token, places))
+        moved = operation.function(
+            order.view(first.shape), *operation.positional[1:], **operation.named
+        ).flatten()
+        if torch.equal(moved, places):
+            return base
+        token = object()
+        self._orders[token] = (base, moved)
+        return token
+
+    def _is_zero(self, tensor: Tensor) -> bool:
+        """Whether all of a tensor is zero whatever the input is."""
+        if self._dependence is None:
+            return False
+        return not bool(self._dependence.matters(tensor).any())
 
     def _renew(self, changed: Tensor) -> None:
         """After a change in place, what shares the memory has a new value."""
         memory = _memory(changed)
         for tensor, _ in list(self._tokens.values()):
             if tensor is changed or _memory(tensor) == memory:
-                self._tokens[id(tensor)] = (tensor, object())
+                self.equate(tensor, object())
 
 
-@contextmanager
-def _modules_watched(model: nn.Module, state: _Values) -> Iterator[None]:
-    """Has the state judge every module with weights, apart from the model itself."""
-    handles = []
-    entered: list[tuple[Any, Any]] = []
-    for name, module in model.named_modules():
-        heavy = any(weight.ndim > 1 for weight in module.parameters())
-        if not name or not heavy:
-            continue
+def _fits(name: str, output: Tensor, first: Tensor) -> bool:
+    """Whether a result can have the values of the first argument in their order."""
+    if output.dtype != first.dtype:
+        return False
+    return output.shape == first.shape or (name in _SAME and output.numel() == first.numel())
 
-        def enter(_: nn.Module, given: tuple[Any, ...]) -> None:
-            first = given[0] if given and isinstance(given[0], Tensor) else None
-            # The token of now, since the tensor itself may be changed in place.
-            entered.append((None if first is None else state.token(first), first))
 
-        def leave(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
-            token, first = entered.pop()
-            verdict: Idleness | None = None
-            alike = isinstance(output, Tensor) and first is not None
-            if alike and (output.shape, output.dtype) == (first.shape, first.dtype):
-                if state.token(output) is token:
-                    verdict = "identity"
-                    with torch._C.DisableTorchFunction():
-                        state.overwrites.follow(name, first, output)
-                elif any(module.children()) and state.is_zero(output):
-                    verdict = "zeros"
-            state.verdicts.setdefault(name, set()).add(verdict)
+def _first(operation: Operation) -> Tensor | None:
+    first = operation.positional[0] if operation.positional else None
+    return first if isinstance(first, Tensor) else None
 
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+class _IdleModules(Watcher):
+    """Judges every module with weights when it has returned, apart from the model itself.
+
+    Args:
+        dependence: sees the same run, before this.
+        values: sees it in between.
+    """
+
+    def __init__(self, dependence: Dependence, values: Values) -> None:
+        self.verdicts: dict[str, set[Idleness | None]] = {}
+        self.overwrites = Overwrites()
+        self._dependence = dependence
+        self._values = values
+        self._at_entry: dict[ModuleCall, tuple[object, int]] = {}
+
+    def entered(self, call: ModuleCall) -> None:
+        """Notes the token of now, since the tensor itself may be changed in place."""
+        if call.name and call.first is not None:
+            token = self._values.token(call.first)
+            self._at_entry[call] = token, self._dependence.numbers_taken
+
+    def left(self, call: ModuleCall, output: Any) -> None:
+        """Judges a module."""
+        if not call.name or not any(weight.ndim > 1 for weight in call.module.parameters()):
+            return
+        token, taken = self._at_entry.get(call, (None, 0))
+        idleness = self._values.idleness(token, call.first, output)
+        if idleness == "zeros" and not any(call.module.children()):
+            idleness = None
+        if self._dependence.numbers_taken > taken:
+            # It has looked at values, and may do something where they are others.
+            idleness = None
+        if idleness == "identity" and call.first is not None:
+            self.overwrites.follow(call.name, call.first, output)
+        self.verdicts.setdefault(call.name, set()).add(idleness)

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling import ChannelGroup, ChannelPlan, slice_channels, trace_channels
-from latewood.core.coupling.trace import layer_tensors
+from latewood.core.coupling.dependence import Dependence, Reads
+from latewood.core.coupling.operation_table import dependence_rule
+from latewood.core.coupling.trace import layer_tensors, prepared, run_model
+from latewood.core.coupling.watched_run import watched
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
-from latewood.slim.dependence import Reads, watch
-from latewood.slim.dependence_rules import RULES
 
-__all__ = ["Limits", "thin"]
+__all__ = ["Limits", "thin", "weight_reads"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ class Limits:
         return set(sorted(gone)[: rounded - left])
 
 
-def thin(model: nn.Module, example_inputs: Examples, limits: Limits) -> dict[str, list[int]]:
+def thin(
+    model: nn.Module, example_inputs: Examples, limits: Limits, reads: Reads | None = None
+) -> dict[str, list[int]]:
     """Removes the channels that change nothing from a model, in place.
 
     Args:
         model: a model without masks.
         example_inputs: what it is called with.
         limits: what must stay.
+        reads: what the model's weights read, if that is known.
 
     Returns:
         The kept channels by the name of their group, for the groups that lost some.
@@ -68,7 +72,8 @@ def thin(model: nn.Module, example_inputs: Examples, limits: Limits) -> dict[str
     wanted = None if limits.wanted is None else _wanted(plan, limits.wanted)
     widths = {group.name: group.width for group in plan.free}
     kept = {name: list(range(width)) for name, width in widths.items()}
-    while removed := _removable(model, plan, kept, wanted, limits, example_inputs):
+    reads = reads or weight_reads(model, example_inputs)
+    while removed := _removable(model, plan, kept, wanted, limits, reads):
         chosen = {
             name: [channel for channel in range(plan[name].width) if channel not in gone]
             for name, gone in removed.items()
@@ -76,9 +81,24 @@ def thin(model: nn.Module, example_inputs: Examples, limits: Limits) -> dict[str
         plan = slice_channels(model, plan, chosen)
         for name, staying in chosen.items():
             kept[name] = [kept[name][channel] for channel in staying]
+        reads = weight_reads(model, example_inputs)
     if wanted is not None:
         _refuse_the_rest(kept, wanted)
     return {name: indices for name, indices in kept.items() if len(indices) < widths[name]}
+
+
+def weight_reads(model: nn.Module, example_inputs: Examples) -> Reads:
+    """Runs a model once in evaluation mode and says what its weights read whatever the input is.
+
+    Args:
+        model: any module.
+        example_inputs: what it is called with.
+    """
+    with prepared(model) as tensors:
+        dependence = Dependence(tensors, dependence_rule)
+        with watched(model, dependence):
+            run_model(model, example_inputs)
+    return dependence.reads.settled()
 
 
 def _wanted(plan: ChannelPlan, keep: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
@@ -119,15 +139,14 @@ def _removable(
     kept: dict[str, list[int]],
     wanted: dict[str, set[int]] | None,
     limits: Limits,
-    example_inputs: Examples,
+    reads: Reads,
 ) -> dict[str, set[int]]:
     """The channels of each group that can go now; what they add to biases is folded in."""
-    reads = watch(model, example_inputs, RULES)
     owners = dict(layer_tensors(model))
     clean, foldable = _clean(owners, plan, reads)
     removed: dict[str, set[int]] = {}
     for group in plan.free:
-        gone = {channel for channel in range(group.width) if _all_clean(group, channel, clean)}
+        gone = _all_clean(group, clean)
         if wanted is not None:
             staying = wanted.get(group.name)
             gone = {
@@ -142,11 +161,12 @@ def _removable(
     return removed
 
 
-def _all_clean(group: ChannelGroup, channel: int, clean: dict[str, Tensor]) -> bool:
-    return all(
-        bool(clean[member.tensor][member.indices[channel]].all())
-        for member in group.having("consumer")
-    )
+def _all_clean(group: ChannelGroup, clean: dict[str, Tensor]) -> set[int]:
+    """The channels of which everything that reads them gets nothing."""
+    every = torch.ones(group.width, dtype=torch.bool)
+    for member in group.having("consumer"):
+        every &= clean[member.tensor][member.indices].all(1)
+    return set(every.nonzero().flatten().tolist())
 
 
 _Owners = dict[str, tuple[nn.Module, str]]

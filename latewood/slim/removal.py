@@ -24,7 +24,7 @@ from latewood.slim.edits import (
     remember,
 )
 from latewood.slim.head_attention import replaceable_attention
-from latewood.slim.idle_blocks import idle_modules
+from latewood.slim.idle_blocks import idle_modules_and_reads
 from latewood.slim.idle_channels import Limits, thin
 from latewood.slim.replaceable_modules import replaceable_modules
 from latewood.slim.residual_branches import Scatter, branch_ends
@@ -124,12 +124,14 @@ def slimmed(
 def _reduced(
     model: nn.Module, edits: list[Edit], example_inputs: Examples, limits: Limits, scatter: bool
 ) -> tuple[nn.Module, list[Edit]]:
-    idle = idle_modules(model, example_inputs)
+    idle, known = idle_modules_and_reads(model, example_inputs)
     with evaluated(model), torch.no_grad():
         idle = replaceable_modules(model, idle, lambda: run_model(model, example_inputs))
     if idle:
         model, edits = _done(model, Skipped({**idle}), edits, example_inputs)
-    edits = [*edits, Channels(thin(model, example_inputs, limits))]
+    # Without those modules the weights read something else.
+    reads = None if idle else known
+    edits = [*edits, Channels(thin(model, example_inputs, limits, reads))]
     if not scatter:
         return model, edits
     return _with_scattered_branches(model, edits, example_inputs, limits)

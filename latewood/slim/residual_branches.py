@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from latewood.core.coupling.trace import layer_tensors, run_model
-from latewood.core.modes import evaluated, unfused
+from latewood.core.coupling.dependence import Dependence
+from latewood.core.coupling.operation_table import dependence_rule
+from latewood.core.coupling.trace import prepared, run_model
+from latewood.core.coupling.traced_call import Operation
+from latewood.core.coupling.watched_run import ModuleCall, Watcher, watched
 from latewood.slim.comparison import Examples
-from latewood.slim.dependence import Dependence
-from latewood.slim.dependence_rules import RULES
 
 __all__ = ["BranchEnd", "Scatter", "branch_ends", "scatter_branches"]
 
@@ -67,12 +66,12 @@ def branch_ends(model: nn.Module, example_inputs: Examples) -> dict[str, BranchE
         By the layer's name, the axis of its channels and their number. Layers that run several
         times in the example are left out.
     """
-    with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
-        state = _Sums({id(tensor): name for name, tensor in tensors.items()})
-        with _outputs_watched(model, state), state:
+    with prepared(model) as tensors:
+        dependence = Dependence(tensors, dependence_rule)
+        sums = _Sums(dependence)
+        with watched(model, dependence, sums):
             run_model(model, example_inputs)
-    return {name: end for name, end in state.ends.items() if state.calls[name] == 1}
+    return {name: end for name, end in sums.ends.items() if sums.calls[name] == 1}
 
 
 def scatter_branches(model: nn.Module, ends: Mapping[str, BranchEnd]) -> None:
@@ -89,32 +88,33 @@ def scatter_branches(model: nn.Module, ends: Mapping[str, BranchEnd]) -> None:
         model.set_submodule(name, nn.Sequential(layer, scatter).train(layer.training))
 
 
-class _Sums(Dependence):
-    """Beside what depends on the inputs, which layer made each operand of an addition."""
+class _Sums(Watcher):
+    """Which layer made each operand of an addition, and whether it has channels that are zero.
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__(names, RULES)
+    Args:
+        dependence: sees the same run.
+    """
+
+    def __init__(self, dependence: Dependence) -> None:
         self.ends: dict[str, BranchEnd] = {}
         self.calls: dict[str, int] = {}
+        self._dependence = dependence
         self._made: dict[int, tuple[Tensor, int, str, int]] = {}
 
-    def made_by(self, output: Tensor, layer: str, dim: int) -> None:
+    def left(self, call: ModuleCall, output: Any) -> None:
         """Notes a layer's output."""
-        self.calls[layer] = self.calls.get(layer, 0) + 1
-        self._made[id(output)] = (output, output._version, layer, dim)
+        last = isinstance(call.module, _LAST)
+        if not call.name or not isinstance(output, Tensor):
+            return
+        if last or isinstance(call.module, _BEHIND_BATCH):
+            self.calls[call.name] = self.calls.get(call.name, 0) + 1
+            self._made[id(output)] = (output, output._version, call.name, -1 if last else 1)
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(function, "__name__", "").strip("_")
-        if name in ("add", "iadd", "radd") and len(args) == 2:
-            for operand in args:
+    def before(self, operation: Operation) -> None:
+        """Looks at the operands of an addition, while they are as they were made."""
+        if operation.name in ("add", "iadd", "radd") and len(operation.positional) == 2:
+            for operand in operation.positional:
                 self._note(operand)
-        return super().__torch_function__(function, types, args, kwargs)
 
     def _note(self, operand: Any) -> None:
         if id(operand) not in self._made:
@@ -122,26 +122,6 @@ class _Sums(Dependence):
         output, version, layer, dim = self._made[id(operand)]
         if output._version != version:
             return
-        alive = self.matters(output).movedim(dim, 0).flatten(1).any(1)
+        alive = self._dependence.matters(output).movedim(dim, 0).flatten(1).any(1)
         if len(alive) > 1 and not bool(alive.all()):
             self.ends[layer] = (dim, len(alive))
-
-
-@contextmanager
-def _outputs_watched(model: nn.Module, state: _Sums) -> Iterator[None]:
-    handles = []
-    for name, module in model.named_modules():
-        last = isinstance(module, _LAST)
-        if not name or not (last or isinstance(module, _BEHIND_BATCH)):
-            continue
-
-        def leave(_: nn.Module, __: Any, output: Any, name: str = name, last: bool = last) -> None:
-            if isinstance(output, Tensor):
-                state.made_by(output, name, -1 if last else 1)
-
-        handles.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

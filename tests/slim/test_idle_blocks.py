@@ -249,3 +249,110 @@ def test_wrong_options_are_refused(options, message, zoo):
     model, inputs = zoo("mlp")
     with pytest.raises(RequestError, match=message):
         slim(model, inputs, **options)
+
+
+class Summed(nn.Module):
+    """A residual block whose sum is computed as the case says."""
+
+    def __init__(self, total):
+        super().__init__()
+        self.layer, self.total = nn.Linear(6, 6), total
+
+    def forward(self, x):
+        return self.total(self.layer, x)
+
+
+def summed_in_place(layer, x):
+    y = layer(x)
+    y += x
+    return y
+
+
+def summed_in_rows(layer, x):
+    rows = x.reshape(-1, 6)
+    return (rows + layer(rows)).view(x.shape)
+
+
+def summed_with_addmm(layer, x):
+    return x + torch.addmm(layer.bias, x, layer.weight)
+
+
+def summed_across(layer, x):
+    windows = x.unflatten(0, (2, 2)).transpose(0, 1)
+    return (windows + layer(windows)).transpose(0, 1).flatten(0, 1)
+
+
+def summed_across_and_left_there(layer, x):
+    windows = x.unflatten(0, (2, 2)).transpose(0, 1)
+    return (windows + layer(windows)).flatten(0, 1)
+
+
+def turned_in_place(layer, x):
+    y = (x + layer(x)).view(6, 6).clone()
+    return y.t_().reshape(x.shape)
+
+
+def rolled(layer, x):
+    return (x.roll(1, 0) + layer(x)).roll(-1, 0)
+
+
+def rolled_on(layer, x):
+    return (x.roll(1, 0) + layer(x)).roll(1, 0)
+
+
+def doubled_in_place(layer, x):
+    y = layer(x)
+    y += x
+    y += x
+    return y
+
+
+def chosen_by_value(layer, x):
+    return x if float(x.sum()) < 1e9 else layer(x) + 1
+
+
+def subtracted(layer, x):
+    return layer(x) - x
+
+
+@pytest.mark.parametrize(
+    ("total", "idle"),
+    [
+        (summed_in_place, True),
+        (summed_in_rows, True),
+        (summed_with_addmm, True),
+        (summed_across, True),
+        (rolled, True),
+        (summed_across_and_left_there, False),
+        (rolled_on, False),
+        (turned_in_place, False),
+        (doubled_in_place, False),
+        (subtracted, False),
+        (chosen_by_value, False),
+    ],
+)
+def test_a_sum_is_followed_through_shapes_and_orders_and_back(total, idle):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Summed(total), nn.Linear(6, 2)).double().eval()
+    zero(model[1].layer)
+    inputs = torch.randn(4 if "turned" not in total.__name__ else 6, 6).double()
+    expected = {"1": "identity"} if idle else {}
+    found = idle_modules(model, inputs)
+    assert {name: kind for name, kind in found.items() if name == "1"} == expected
+    assert difference(model, slim(model, inputs), inputs) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_blocks_of_transformers_without_a_branch_go(transformers_kit, name):
+    model, inputs = transformers_kit.build(name)
+    ends = {
+        "llama": ("model.layers.0", ("self_attn.o_proj", "mlp.down_proj")),
+        "t5": ("encoder.block.0.layer.1", ("DenseReluDense.wo",)),
+    }
+    block, layers = ends[name]
+    zero_all = [model.get_submodule(f"{block}.{layer}") for layer in layers]
+    with torch.no_grad():
+        for layer in zero_all:
+            for parameter in layer.parameters():
+                parameter.zero_()
+    assert idle_modules(model, inputs)[block] == "identity"

@@ -17,7 +17,16 @@ from latewood.core.selection import stored_tensor
 from latewood.core.transforms import Follows, transformations
 from latewood.errors import RequestError, invalid
 
-__all__ = ["Indices", "Resizing", "changeable", "replace_data", "slice_channels", "valid_indices"]
+__all__ = [
+    "Indices",
+    "Resizing",
+    "changeable",
+    "replace_data",
+    "selected",
+    "slice_channels",
+    "state_that_follows",
+    "valid_indices",
+]
 
 Indices = Sequence[int] | Tensor
 
@@ -240,11 +249,49 @@ class _Change:
         """Replaces the tensor's data; the tensor stays the same object."""
         tensor, layout = self.tensor, self.layout
         with torch.no_grad():
-            data = tensor.detach().index_select(self.axis, layout.source.to(tensor.device))
+            data = selected(tensor, {self.axis: layout.source})
             if self.start is not None:
                 copies = layout.copied.nonzero().flatten().to(data.device)
                 data.index_fill_(self.axis, copies, self.start)
         replace_data(tensor, data)
+
+
+def selected(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+    """A tensor's entries at some positions of some axes.
+
+    Args:
+        tensor: any tensor.
+        positions: by axis, int64.
+    """
+    data = tensor.detach()
+    for axis, chosen in positions.items():
+        data = data.index_select(axis, chosen.to(data.device))
+    return data
+
+
+def state_that_follows(
+    parameter: Tensor, optimizer: Optimizer, name: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an optimizer's state that change size with a parameter, by their keys.
+
+    Args:
+        parameter: about to change size.
+        optimizer: that may have a state for it.
+        name: of the parameter.
+
+    Raises:
+        RequestError: a tensor of another shape, which is no count of steps.
+    """
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.shape == parameter.shape:
+            yield key, value
+        elif value.dim() >= 2 or value.numel() != 1:
+            raise RequestError(
+                f"optimizer: its {key} of {name} has shape {tuple(value.shape)}; "
+                f"expected the parameter's {tuple(parameter.shape)}, to change size with it"
+            )
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:
@@ -274,17 +321,7 @@ def _changes(
     for tensor, where, start in [(stored, axis, None), *_followers(module, name, axis)]:
         changes.append(_Change(tensor, where, layout, start))
         for optimizer in optimizers:
-            for key, value in optimizer.state.get(tensor, {}).items():
-                if not isinstance(value, Tensor):
-                    continue
-                # Of one element and fewer than two axes is a count of steps.
-                if value.dim() < 2 and value.numel() == 1 < tensor.numel():
-                    continue
-                if value.shape != tensor.shape:
-                    raise RequestError(
-                        f"{name}: the optimizer's {key} has shape {tuple(value.shape)}; expected "
-                        f"the parameter's {tuple(tensor.shape)}"
-                    )
+            for _, value in state_that_follows(tensor, optimizer, name):
                 changes.append(_Change(value, where, layout, start=0.0))
     return changes
 

@@ -12,42 +12,32 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
-from latewood.core.coupling.attention_rules import ATTENTION_RULES
 from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
-from latewood.core.coupling.data_movement_rules import MOVE_RULES
-from latewood.core.coupling.einsum_rule import einsum_rule
-from latewood.core.coupling.elementwise_rules import ELEMENTWISE_RULES
 from latewood.core.coupling.flow import Flow
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_facts import layer_facts
-from latewood.core.coupling.layer_rules import LAYER_RULES
 from latewood.core.coupling.norm_recognition import NormCalls
+from latewood.core.coupling.operation_table import OPERATIONS, channel_rule
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.plan import ChannelPlan
-from latewood.core.coupling.position_rules import POSITION_RULES
-from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
-from latewood.core.coupling.shuffle_rules import SHUFFLE_RULES
-from latewood.core.coupling.traced_call import Call, Result, Rule, tensors_in
+from latewood.core.coupling.traced_call import Call, Operation, Result, Rule, tensors_in
+from latewood.core.coupling.watched_run import ModuleCall, Running, Watcher, watched
 from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.errors import LatewoodError, RequestError, invalid, listed
 
-__all__ = ["Axis", "layer_tensors", "outputs_of", "run_model", "trace_channels", "traced"]
-
-_RULES: Final[dict[str, Rule]] = {
-    **ELEMENTWISE_RULES,
-    **MOVE_RULES,
-    **POSITION_RULES,
-    **LAYER_RULES,
-    "einsum": einsum_rule,
-    **ATTENTION_RULES,
-    **SEQUENCE_RULES,
-    **SHUFFLE_RULES,
-}
+__all__ = [
+    "Axis",
+    "layer_tensors",
+    "outputs_of",
+    "prepared",
+    "run_model",
+    "trace_channels",
+    "traced",
+]
 
 Axis = tuple[str, int]
 """Name of a parameter or buffer, and a dimension of it."""
@@ -122,21 +112,16 @@ def traced(
         RequestError: as ``trace_channels`` does.
     """
     tensors = dict(layer_tensors(model))
-    with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
+    with prepared(model) as computed:
         functions, classes = _sorted_rules(rules)
         labels = Labels(computed, _other_uses(model, computed), by_head_size=by_head_size)
         weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
-        watcher = _Watcher(labels, Flow(labels, weights), functions)
+        watcher = _ChannelWatcher(labels, Flow(labels, weights), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
-        with (
-            attributes_restored(model),
-            code_numbers(model),
-            _call_stack(model, watcher),
-            _whole_modules(model, classes, watcher),
-            watcher,
-        ):
+        with code_numbers(model), watched(model, watcher) as running:
+            _teach_modules(model, classes, watcher, running)
             outputs = run_model(model, example_inputs)
         ends = []
         for output in outputs_of(outputs):
@@ -168,18 +153,19 @@ def _sorted_rules(
     return functions, classes
 
 
-@contextmanager
-def _whole_modules(
-    model: nn.Module, classes: Mapping[type[nn.Module], Rule], watcher: _Watcher
-) -> Iterator[None]:
+def _teach_modules(
+    model: nn.Module,
+    classes: Mapping[type[nn.Module], Rule],
+    watcher: _ChannelWatcher,
+    running: Running,
+) -> None:
     """Has modules with a rule of their own run as one operation; undone with the attributes."""
     for module in model.modules():
         for kind, rule in classes.items():
             if isinstance(module, kind):
-                forward = partial(watcher.run_module, module, rule, module.forward)
+                forward = partial(watcher.run_module, rule, module.forward, running)
                 vars(module)["forward"] = forward
                 break
-    yield
 
 
 def _tie(labels: Labels, computed: Mapping[str, Tensor], ties: Iterable[Sequence[Axis]]) -> None:
@@ -243,88 +229,100 @@ def _identity(module: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(name) if found is None else found
 
 
-class _Watcher(TorchFunctionMode):
+class _ChannelWatcher(Watcher):
     """Applies the rule of every operation that touches a labelled or named tensor."""
 
     def __init__(self, labels: Labels, flow: Flow, rules: Mapping[Any, Rule] = _NO_RULES) -> None:
-        super().__init__()
         self.labels = labels
         self.flow = flow
         self.values = PaddedValues(labels)
         self.norms = NormCalls(labels, self.values)
         self._rules = rules
-        self.modules: list[tuple[str, nn.Module]] = []
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
-        output = function(*args, **named)
-        name = getattr(function, "__name__", "").strip("_")
+    def after(self, operation: Operation) -> Any:
+        """Labels the outputs; a shape becomes numbers that know where they come from."""
+        output, name = operation.output, operation.name
         outputs = list(tensors_in(output))
-        given = list(tensors_in((args, named)))
+        given = operation.tensors
         touched = any(self.labels.touches(tensor) for tensor in given)
         if touched and not outputs:
-            measured = self._measured(function, name, args, named, output)
+            measured = self._measured(operation)
             if measured is not None:
                 return measured
         # The shape of data without channels may still be made of numbers that count some.
-        touched = touched or (name in _DIVISIONS and _are_counted((args, named)))
+        touched = touched or (
+            name in _DIVISIONS and _are_counted((operation.positional, operation.named))
+        )
         if touched and (outputs or name == "setitem"):
-            modules = tuple(self.modules)
-            call = Call(self.labels, function, name, args, named, output, modules)
+            call = Call(**vars(operation), labels=self.labels)
             self.labels.used.clear()
-            found = self._rule(function, name)(call)
+            labels = self._rule(operation)(call)
             self.values.follow(call)
             if name == "group_norm":
                 self.norms.group_norm(call)
-            if call.in_place and isinstance(found, Tensor):
-                self.labels.overwrite(output, found)
+            if operation.in_place and isinstance(labels, Tensor):
+                self.labels.overwrite(output, labels)
             else:
-                self._put(output, found)
-            known = name in _RULES and function not in self._rules
+                self._put(output, labels)
+            known = name in OPERATIONS and operation.function not in self._rules
             self.flow.record(call, given, self.labels.used, known=known)
         elif outputs and any(self.flow.of(tensor) is not None for tensor in given):
-            call = Call(self.labels, function, name, args, named, output, tuple(self.modules))
-            self.flow.record(call, given, (), known=name in _RULES)
+            call = Call(**vars(operation), labels=self.labels)
+            self.flow.record(call, given, (), known=name in OPERATIONS)
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
-            self.labels.allocated[output] = _sizes_given(name, args, named)
+            sizes = _sizes_given(name, operation.positional, operation.named)
+            self.labels.allocated[output] = sizes
         return output
 
-    def _rule(self, function: Callable[..., Any], name: str) -> Rule:
-        if function in self._rules:
-            return self._rules[function]
-        return _careful(_RULES[name]) if name in _RULES else Call.unknown
+    def entered(self, call: ModuleCall) -> None:
+        """A norm may begin."""
+        self.norms.enter()
 
-    def _measured(
-        self, function: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], output: Any
-    ) -> Any:
+    def left(self, call: ModuleCall, output: Any) -> None:
+        """A norm may be complete."""
+        self.norms.leave(call.name, call.module, call.positional, call.named, output)
+
+    def _rule(self, operation: Operation) -> Rule:
+        taught = self._rules.get(operation.function)
+        return taught or _careful(channel_rule(operation.name))
+
+    def _measured(self, operation: Operation) -> Any:
         """A shape whose numbers know where they come from; None for other facts."""
-        if name == "size" and isinstance(output, int):
-            dim = args[1] if len(args) > 1 else named["dim"]
-            return CodeNumber(output, self.labels.extent(args[0], dim))
-        if name == "size" or getattr(function, "__self__", None) is torch.Tensor.shape:
+        output, measured = operation.output, operation.positional[0]
+        if operation.name == "size" and isinstance(output, int):
+            dim = operation.argument(1, "dim")
+            return CodeNumber(output, self.labels.extent(measured, dim))
+        asked = getattr(operation.function, "__self__", None)
+        if operation.name == "size" or asked is torch.Tensor.shape:
             return torch.Size(
                 [
-                    CodeNumber(size, self.labels.extent(args[0], dim))
+                    CodeNumber(size, self.labels.extent(measured, dim))
                     for dim, size in enumerate(output)
                 ]
             )
         return None
 
     def run_module(
-        self, module: nn.Module, rule: Rule, forward: Callable[..., Any], *args: Any, **named: Any
+        self,
+        rule: Rule,
+        forward: Callable[..., Any],
+        running: Running,
+        *args: Any,
+        **named: Any,
     ) -> Any:
         """Runs a module as one operation, with a rule for it."""
         with torch._C.DisableTorchFunction():
             output = forward(*args, **named)
-            name = type(module).__name__
-            modules = tuple(self.modules)
-            call = Call(self.labels, module, name, args, named, output, modules)
+            module = running[-1][1]
+            call = Call(
+                module,
+                type(module).__name__,
+                args,
+                named,
+                tuple(running),
+                output,
+                labels=self.labels,
+            )
             self.labels.used.clear()
             self._put(output, rule(call))
             given = list(tensors_in((args, named)))
@@ -371,9 +369,25 @@ def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tup
 
 
 @contextmanager
-def _computed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What the layers compute with, by name; each transformation runs once meanwhile."""
-    with parametrize.cached():
+def prepared(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Sets a model up for a run under watch: every run of a trace takes place in here.
+
+    Evaluation mode, no gradients, attention in single steps, each transformation computed once;
+    what the run leaves on the modules is forgotten.
+
+    Args:
+        model: any module.
+
+    Yields:
+        What the layers compute with, by name.
+    """
+    with (
+        parametrize.cached(),
+        evaluated(model),
+        unfused(),
+        torch.no_grad(),
+        attributes_restored(model),
+    ):
         yield {name: getattr(*place) for name, place in layer_tensors(model)}
 
 
@@ -386,28 +400,6 @@ def _other_uses(model: nn.Module, computed: Mapping[str, Tensor]) -> list[tuple[
     for first, *rest in parameter_uses(model).values():
         others += [(first.name, use.tensor) for use in rest if first.name in computed]
     return others
-
-
-@contextmanager
-def _call_stack(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
-    handles = []
-    for name, module in model.named_modules():
-
-        def enter(module: nn.Module, _: Any, name: str = name) -> None:
-            watcher.modules.append((name, module))
-            watcher.norms.enter()
-
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            watcher.modules.pop()
-            watcher.norms.leave(name, module, args, kwargs, output)
-
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:

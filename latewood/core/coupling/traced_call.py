@@ -1,4 +1,4 @@
-"""One operation of a traced run, as the rules see it."""
+"""One operation of a run under watch, as the rules see it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latewood.core.coupling.code_numbers import CodeNumber
 from latewood.core.coupling.labels import Labels
 
-__all__ = ["Call", "Result", "Rule", "argument_names", "tensors_in"]
+__all__ = ["Call", "Operation", "Result", "Rule", "argument_names", "tensors_in"]
 
 _FUNCTIONAL: Final = {
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training"),
@@ -35,38 +35,43 @@ Result = Tensor | Sequence[Tensor | None] | None
 
 
 @dataclass(frozen=True)
-class Call:
-    """An operation that ran.
+class Operation:
+    """An operation of a run.
 
     Args:
-        labels: the labels known so far; rules add to them.
-        function: what was called.
+        function: what is called.
         name: its name without underscores at the ends.
         positional: its positional arguments.
         named: its keyword arguments.
-        output: what it returned.
         modules: names and modules being called, outermost first.
+        output: what it returned; None before.
+        changed: the tensors among its arguments whose values it changed in place.
     """
 
-    labels: Labels
     function: Callable[..., Any]
     name: str
     positional: tuple[Any, ...]
     named: dict[str, Any]
-    output: Any
-    modules: tuple[tuple[str, nn.Module], ...]
+    modules: tuple[tuple[str, nn.Module], ...] = ()
+    output: Any = None
+    changed: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among its arguments."""
+        return list(tensors_in((self.positional, self.named)))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes its result over its first argument."""
+        name = getattr(self.function, "__name__", "")
+        return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
     @property
     def where(self) -> str:
         """The operation and its layer, in words."""
         layer = self.modules[-1][0] if self.modules else ""
         return f"{self.name} in {layer or 'the model'}"
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the operation writes into its first argument and returns it."""
-        name = getattr(self.function, "__name__", "")
-        return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
     def arguments(self, *names: str) -> tuple[Any, ...]:
         """The arguments of some names, in the signature's order; None where absent."""
@@ -91,6 +96,17 @@ class Call:
             return self.positional[0], self.positional[1:], self.named
         others = {key: value for key, value in self.named.items() if key != name}
         return self.named[name], (), others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Operation):
+    """An operation that ran, with the labels of what it was given.
+
+    Args:
+        labels: the labels known so far; rules add to them.
+    """
+
+    labels: Labels
 
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a dimension, as a number of the code that knows where it comes from."""

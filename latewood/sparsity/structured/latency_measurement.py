@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latewood.core import slice_channels
 from latewood.core.coupling.attributes import Sizes
-from latewood.core.coupling.resize import replace_data
+from latewood.core.coupling.resize import replace_data, selected
 from latewood.core.devices import device_of, on_device
 from latewood.core.modes import undisturbed
 from latewood.core.timing import least_times
@@ -159,10 +159,7 @@ def _cut(spec: StructureSpec, layer: nn.Module, widths: Mapping[int, int]) -> nn
     for tensor in spec.tensors.values():
         if tensor.module is layer:
             stored = getattr(twin, tensor.attribute)
-            data = stored.detach()
-            for axis, positions in enumerate(tensor.positions(present)):
-                data = data.index_select(axis, positions.to(data.device))
-            replace_data(stored, data)
+            replace_data(stored, selected(stored, dict(enumerate(tensor.positions(present)))))
     size.refresh()
     return twin
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from latewood.core import transformations
 from latewood.core.coupling.attributes import Sizes
-from latewood.core.coupling.resize import replace_data
+from latewood.core.coupling.resize import replace_data, state_that_follows
 from latewood.errors import RequestError
 from latewood.slim.edits import Channels, Edit, Skipped
 from latewood.slim.idle_blocks import replace_modules, skip_modules
@@ -114,7 +114,8 @@ class LiveStructure:
         resized = self._resized(after)
         self._refuse_strangers(resized)
         if optimizer is not None:
-            _refuse_states(resized, optimizer)
+            for tensor in resized:
+                list(state_that_follows(tensor.stored, optimizer, tensor.name))
         # All that can be refused was refused above; from here on everything changes.
         before, blocks_before = self.present, self.blocks
         self.present, self.blocks = after, blocks.clone()
@@ -238,9 +239,9 @@ class LiveStructure:
                 self._detached[tensor.name, key] = store
             return values
 
-        state = optimizer.state.get(stored, {}) if optimizer is not None else {}
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == stored.shape:
+        if optimizer is not None:
+            # All at once: the parameter's shape, which tells them, is still the old one.
+            for key, value in list(state_that_follows(stored, optimizer, tensor.name)):
                 replace_data(value, exchanged(key, value, torch.zeros))
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
@@ -270,15 +271,3 @@ class LiveStructure:
                         f"{tensor.name}: {type(transformation).__name__} holds tensors that would "
                         "not follow its shape; attach it after the freeze, to the finalized model"
                     )
-
-
-def _refuse_states(resized: Sequence[TensorSpec], optimizer: Optimizer) -> None:
-    for tensor in resized:
-        shape = tensor.stored.shape
-        for key, value in optimizer.state.get(tensor.stored, {}).items():
-            counts = isinstance(value, Tensor) and value.dim() < 2 and value.numel() == 1
-            if isinstance(value, Tensor) and value.shape != shape and not counts:
-                raise RequestError(
-                    f"optimizer: its {key} of {tensor.name} has shape {tuple(value.shape)}; "
-                    f"expected the parameter's {tuple(shape)}, to change size with it"
-                )

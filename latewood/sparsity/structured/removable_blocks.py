@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling import ChannelGroup, ChannelPlan
-from latewood.core.coupling.trace import layer_tensors, run_model
-from latewood.core.modes import evaluated, unfused
-from latewood.slim.idle_blocks import Idleness, Overwrites
+from latewood.core.coupling.dependence import Dependence
+from latewood.core.coupling.operation_table import dependence_rule
+from latewood.core.coupling.trace import layer_tensors, prepared, run_model
+from latewood.core.coupling.watched_run import ModuleCall, Watcher, watched
+from latewood.slim.idle_blocks import Idleness, Overwrites, Values
 from latewood.slim.layer_times import CallArguments
 from latewood.slim.replaceable_modules import replaceable_modules
 from latewood.sparsity.structured.recorded_calls import copied_arguments
@@ -50,9 +52,9 @@ def removable_blocks(
 
     In one run each module is tried alone, on a copy of what it was given, as soon as it has
     returned: with the tensors that write last onto the stream set to zero it must return its input,
-    bit for bit, and leave it as it was. Meanwhile the vectors have other values, since initial ones
-    hide what they add; the model is as before afterwards. At last all go at once, and where the
-    outputs then differ, each alone: some code collects what its layers return.
+    whatever that is, and leave it as it was. Meanwhile the vectors have other values, since initial
+    ones hide what they add; the model is as before afterwards. At last all go at once, and where
+    the outputs then differ, each alone: some code collects what its layers return.
 
     Args:
         model: any module without transformations.
@@ -60,13 +62,11 @@ def removable_blocks(
         example_inputs: what the model is called with.
     """
     owners = dict(layer_tensors(model))
-    tensors = {name: getattr(*owner) for name, owner in owners.items()}
     # A factor can scale parameters only: a frozen norm holds its weight and bias as buffers.
     fixed = {name for name, (module, attribute) in owners.items() if attribute in module._buffers}
-    endings = _endings_by_module(model, plan, fixed)
-    with torch.no_grad(), evaluated(model), unfused(), _unsettled(model):
-        trials = _Trials(endings, tensors)
-        with trials.watching(model):
+    with prepared(model) as tensors, _unsettled(model):
+        trials = _Trials(_endings_by_module(model, plan, fixed), tensors)
+        with watched(model, trials.values, trials):
             run_model(model, example_inputs)
         passed = trials.passed()
         # Innermost first: a stage of removable blocks is not one layer.
@@ -91,7 +91,7 @@ Ending = tuple[str, ...]
 """Names of the tensors that may write last onto a stream."""
 
 
-class _Trials:
+class _Trials(Watcher):
     """Tries the modules of a model while it runs.
 
     Args:
@@ -102,33 +102,12 @@ class _Trials:
     def __init__(
         self, endings: Mapping[str, Sequence[Ending]], tensors: Mapping[str, Tensor]
     ) -> None:
+        self.values = Values()
         self._endings, self._tensors = endings, tensors
         self._calls: Counter[str] = Counter()
-        self._given: list[CallArguments | None] = []
+        self._given: dict[ModuleCall, tuple[object, CallArguments]] = {}
         self._passed: dict[str, Ending] = {}
         self._overwrites = Overwrites()
-        self._trying = False
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Tries every module with endings when it is called."""
-        with ExitStack() as stack:
-            for name in self._endings:
-                module = model.get_submodule(name)
-
-                def enter(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                    self._enter(name, args, kwargs)
-
-                def leave(
-                    module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
-                ) -> None:
-                    self._leave(name, module, args, output)
-
-                before = module.register_forward_pre_hook(enter, with_kwargs=True)
-                after = module.register_forward_hook(leave, with_kwargs=True)
-                stack.callback(before.remove)
-                stack.callback(after.remove)
-            yield
 
     def passed(self) -> dict[str, tuple[Ending, Idleness]]:
         """Of the modules that were called once and can be removed, what writes last, and how."""
@@ -138,45 +117,52 @@ class _Trials:
             if self._calls[name] == 1
         }
 
-    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._trying:
+    def entered(self, call: ModuleCall) -> None:
+        """Keeps what a module is given."""
+        if call.name not in self._endings:
             return
-        self._calls[name] += 1
-        tried = self._calls[name] == 1 and bool(args) and isinstance(args[0], Tensor)
-        # A copy of now: the module itself and what follows may change it in place.
-        self._given.append(copied_arguments((args, kwargs)) if tried else None)
+        self._calls[call.name] += 1
+        if self._calls[call.name] == 1 and call.first is not None:
+            # Copies of now: the module itself and what follows may change it in place.
+            given = copied_arguments((call.positional, call.named))
+            self._given[call] = self.values.token(call.first), given
 
-    def _leave(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._trying:
+    def left(self, call: ModuleCall, output: Any) -> None:
+        """Tries a module with each ending, on a copy of what it was given."""
+        if call not in self._given or not isinstance(output, Tensor):
             return
-        given = self._given.pop()
-        if given is None or not isinstance(output, Tensor):
-            return
+        token, given = self._given.pop(call)
         first = given[0][0]
         if (first.shape, first.dtype) != (output.shape, output.dtype):
             return
-        self._trying = True
-        try:
-            for ending in self._endings[name]:
-                last = [self._tensors[tensor] for tensor in ending]
-                with _zeroed(last), _hooks_silenced(module):
-                    if _is_identity(module, given):
-                        self._passed[name] = ending
-                        self._overwrites.follow(name, args[0], output)
-                        break
-        finally:
-            self._trying = False
+        for ending in self._endings[call.name]:
+            last = [self._tensors[tensor] for tensor in ending]
+            with _zeroed(last), _hooks_silenced(call.module):
+                if self._is_identity(call.module, token, given):
+                    self._passed[call.name] = ending
+                    self._overwrites.follow(call.name, call.positional[0], output)
+                    break
+
+    def _is_identity(self, module: nn.Module, token: object, given: CallArguments) -> bool:
+        """Whether a module returns its first argument whatever it is given."""
+        args, kwargs = copied_arguments(given)
+        # Most do not even return this one, which is quicker to see.
+        if not _returns(module(*args, **kwargs), args[0], given[0][0]):
+            return False
+        args, kwargs = copied_arguments(given)
+        dependence = Dependence(self._tensors, dependence_rule)
+        values = self.values.within(dependence)
+        values.equate(args[0], token)
+        with watched(module, dependence, values):
+            output = module(*args, **kwargs)
+        proven = values.idleness(token, args[0], output) == "identity"
+        # Code that chooses by values, such as a loop over experts, can only be tried.
+        return (proven and values.token(args[0]) is token) or dependence.opaque
 
 
-def _is_identity(module: nn.Module, given: CallArguments) -> bool:
-    args, kwargs = copied_arguments(given)
-    output = module(*args, **kwargs)
-    expected = given[0][0]
-    return (
-        isinstance(output, Tensor)
-        and torch.equal(output, expected)
-        and torch.equal(args[0], expected)
-    )
+def _returns(output: Any, argument: Tensor, expected: Tensor) -> bool:
+    is_tensor = isinstance(output, Tensor)
+    return is_tensor and torch.equal(output, expected) and torch.equal(argument, expected)
 
 
 def _endings_by_module(

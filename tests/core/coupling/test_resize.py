@@ -310,7 +310,7 @@ def test_state_that_does_not_follow_its_parameter_changes_nothing():
     plan = trace_channels(model, inputs)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     optimizer.state[model.head.weight]["rows"] = torch.zeros(2)
-    with pytest.raises(RequestError, match=r"optimizer's rows has shape \(2,\)"):
+    with pytest.raises(RequestError, match=r"its rows of weight has shape \(2,\)"):
         slice_channels(model, plan, {"mix": [0]}, optimizers=[optimizer])
     assert model.mix.weight.shape == (4, 5, 1, 1)
 

@@ -285,3 +285,40 @@ def test_an_absent_block_answers_what_the_code_around_it_asks():
     trained(model, INPUTS)
     assert isinstance(model.one, Skip) and model.one.kind == "sliding"
     assert model.one.layer.scale == 2 and not list(model.one.parameters())
+
+
+class Experts(nn.Module):
+    """A block that sends each row to one of two experts, in a loop over those that are chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(6, 2)
+        self.experts = nn.ModuleList(branch() for _ in range(2))
+
+    def forward(self, x):
+        chosen = self.router(x).argmax(-1)
+        total = torch.zeros_like(x)
+        for number in chosen.unique().tolist():
+            rows = (chosen == number).nonzero().flatten()
+            total.index_add_(0, rows, self.experts[number](x[rows]))
+        return x + total
+
+
+def test_a_block_that_chooses_by_its_input_may_go():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Experts(), nn.Linear(6, 3)).double().eval()
+    rows = 9 * torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert [block.name for block in blocks_of(model, rows)] == ["1"]
+
+
+def test_a_relu_behind_the_sum_needs_an_input_that_is_never_negative():
+    def rectified(layer, x):
+        return F.relu(x + layer(x))
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), Block(rectified), Block(rectified), nn.Linear(6, 3)]
+    model = nn.Sequential(*layers).double().eval()
+    # What the first block is given is positive here, but only by chance.
+    with torch.no_grad():
+        layers[0].bias.fill_(50)
+    assert [block.name for block in blocks_of(model)] == ["2"]

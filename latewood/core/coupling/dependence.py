@@ -7,27 +7,25 @@ input, moved by a rule for each operation; an operation without a rule depends o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from latewood.core.coupling.trace import layer_tensors, run_model
-from latewood.core.coupling.traced_call import tensors_in
-from latewood.core.modes import evaluated, unfused
+from latewood.core.coupling.traced_call import Operation, tensors_in
+from latewood.core.coupling.watched_run import Watcher
 
-__all__ = ["Dependence", "DependenceRule", "Fold", "Operation", "Reads", "watch"]
+__all__ = ["RANDOM", "Dependence", "DependenceRule", "Fold", "Reads"]
 
 _FACTS: Final = """
     size dim ndimension numel nelement stride storage_offset element_size get len is_complex
     is_floating_point is_contiguous is_same_size data_ptr get_device
 """.split()  # noqa: SIM905
 """What can be asked of a tensor without looking at its values."""
-_RANDOM: Final = ("rand", "normal", "bernoulli", "multinomial", "poisson", "dropout", "empty")
+RANDOM: Final = ("rand", "normal", "bernoulli", "multinomial", "poisson", "dropout", "empty")
+"""Parts of the names of operations whose result nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -74,112 +72,101 @@ class Reads:
         return Reads(self.zeros, alone, self.uses)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One operation of the run, as the rules see it.
-
-    Args:
-        state: what is known so far.
-        function: what was called.
-        name: its name without underscores at the ends.
-        positional: its positional arguments.
-        named: its keyword arguments.
-        output: what it returned.
-    """
-
-    state: Dependence
-    function: Callable[..., Any]
-    name: str
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
-    output: Any
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """One argument by position or name."""
-        if position < len(self.positional):
-            return self.positional[position]
-        return self.named.get(name, default)
-
-
-DependenceRule = Callable[[Operation], Any]
-"""Gives the masks of an operation's output or outputs; None where it cannot say."""
-
-
-class Dependence(TorchFunctionMode):
+class Dependence(Watcher):
     """Carries, beside every tensor of a run, which of its entries depend on the model's inputs.
 
     Args:
-        names: by id, the names of the tensors that the layers compute with.
-        rules: by the name of the operation.
+        tensors: what the layers compute with, by name.
+        rule_of: gives the rule of an operation by its name; None where there is none.
     """
 
-    def __init__(self, names: dict[int, str], rules: dict[str, DependenceRule]) -> None:
-        super().__init__()
-        self.names = names
+    def __init__(
+        self, tensors: Mapping[str, Tensor], rule_of: Callable[[str], DependenceRule | None]
+    ) -> None:
         self.reads = Reads()
-        self._rules = rules
+        self._rule_of = rule_of
+        # The tensors are kept, since the name of one that is gone would be another's.
+        self._tensors = tensors
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
-        self._opaque = False
+        self.numbers_taken = 0
+        """How often the code has taken a number out of data, which may steer it since then."""
+
+    @property
+    def opaque(self) -> bool:
+        """Whether anything may depend on the inputs, since data may steer the code."""
+        return self.numbers_taken > 0
+
+    def name(self, tensor: Tensor | None) -> str | None:
+        """The name of a parameter or buffer; None for other tensors."""
+        return self._names.get(id(tensor))
 
     def of(self, tensor: Tensor) -> Tensor:
         """The mask of a tensor, bool and of its shape; all of a stranger depends on the inputs."""
-        if not self._opaque:
+        if not self.opaque:
             if id(tensor) in self._known:
                 return self._known[id(tensor)][1]
-            if id(tensor) in self.names:
-                return torch.zeros_like(tensor, dtype=torch.bool)
-        return torch.ones_like(tensor, dtype=torch.bool)
+            if id(tensor) in self._names:
+                return _everywhere(False, tensor)
+        return _everywhere(True, tensor)
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether any entry of a tensor depends on the inputs."""
+        if not self.opaque and id(tensor) in self._names and id(tensor) not in self._known:
+            return False
+        mask = self.of(tensor)
+        return _anything(mask) if _is_one_value(mask) else bool(mask.any())
+
+    def all_depends(self, tensor: Tensor) -> bool:
+        """Whether it is plain without a look at every entry that all of a tensor depends."""
+        mask = self.of(tensor)
+        return _is_one_value(mask) and _anything(mask)
+
+    def fixed(self, *tensors: Tensor | None) -> bool:
+        """Whether no entry of any of some tensors depends on the inputs."""
+        return not any(self.depends(tensor) for tensor in tensors if tensor is not None)
 
     def matters(self, tensor: Tensor) -> Tensor:
         """Where a tensor is not known to be zero, bool and of its shape."""
         return self.of(tensor) | (tensor != 0)
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
-        inputs = list(tensors_in((args, named)))
-        versions = [tensor._version for tensor in inputs]
-        name = getattr(function, "__name__", "").strip("_")
-        output = function(*args, **named)
+    def after(self, operation: Operation) -> Any:
+        """Moves the masks as the operation moved the data."""
+        output, inputs = operation.output, operation.tensors
         outputs = list(tensors_in(output))
-        if not outputs and name in _FACTS:
+        if not outputs and operation.name in _FACTS:
             return output
         for tensor in inputs:
-            used = self.names.get(id(tensor))
+            used = self.name(tensor)
             if used is not None and tensor.ndim == 1:
                 self.reads.uses[used] = self.reads.uses.get(used, 0) + 1
-        dependent = any(bool(self.of(tensor).any()) for tensor in inputs)
-        operation = Operation(self, function, name, args, named, output)
-        rule = self._rules.get(name)
-        masks = rule(operation) if rule is not None and outputs else None
+        dependent = any(self.depends(tensor) for tensor in inputs)
+        # A rule may run the operation on a mask, which must not go where the output is to go.
+        plain = bool(outputs) and operation.named.get("out") is None
+        rule = self._rule_of(operation.name) if plain else None
+        masks = None if rule is None else rule(operation, self)
         if masks is None:
-            self._forget_reads(inputs)
-        changed = [
-            tensor
-            for tensor, version in zip(inputs, versions, strict=True)
-            if tensor._version > version
-        ]
-        self._put(output, masks, dependent or any(word in name for word in _RANDOM))
-        self._spoil(changed, outputs)
-        # A number taken out of data may steer anything from here on.
-        self._opaque = self._opaque or (dependent and not outputs and not changed)
+            self.forget_reads(inputs)
+        drawn = any(word in operation.name for word in RANDOM)
+        self._put(output, masks, dependent or drawn)
+        if dependent or drawn:
+            self._spoil(operation.changed, outputs)
+        self.numbers_taken += dependent and not outputs and not operation.changed
         return output
 
-    def _forget_reads(self, inputs: Sequence[Tensor]) -> None:
+    def forget_reads(self, inputs: Iterable[Tensor]) -> None:
+        """Notes a use of weights of which nothing is known."""
         for tensor in inputs:
-            name = self.names.get(id(tensor))
+            name = self.name(tensor)
             if name is not None and tensor.ndim > 1:
                 self.reads.add(name, torch.zeros((), dtype=torch.bool), None)
 
     def _put(self, output: Any, masks: Any, dependent: bool) -> None:
         if isinstance(output, Tensor):
             if not isinstance(masks, Tensor) or masks.shape != output.shape:
-                masks = torch.full_like(output, dependent, dtype=torch.bool)
+                masks = _everywhere(dependent, output)
+            elif not _is_one_value(masks) and bool(masks.all()):
+                masks = _everywhere(True, output)
             self._known[id(output)] = (output, masks)
         elif isinstance(output, (tuple, list)):
             same = isinstance(masks, (tuple, list)) and len(masks) == len(output)
@@ -189,7 +176,7 @@ class Dependence(TorchFunctionMode):
             for item in output.values():
                 self._put(item, None, dependent)
 
-    def _spoil(self, changed: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _spoil(self, changed: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
         """After a change in place, all that shares the memory depends, but for the result."""
         results = {id(tensor) for tensor in outputs}
         for tensor in changed:
@@ -197,20 +184,21 @@ class Dependence(TorchFunctionMode):
             views = [view for view, _ in self._known.values()]
             for view in [tensor, *views]:
                 if id(view) not in results and view.untyped_storage().data_ptr() == memory:
-                    self._known[id(view)] = (view, torch.ones_like(view, dtype=torch.bool))
+                    self._known[id(view)] = (view, _everywhere(True, view))
 
 
-def watch(model: nn.Module, example_inputs: Any, rules: dict[str, DependenceRule]) -> Reads:
-    """Runs a model once in evaluation mode and says what its weights read whatever the input is.
+def _is_one_value(mask: Tensor) -> bool:
+    return not any(mask.stride())
 
-    Args:
-        model: any module.
-        example_inputs: what it is called with.
-        rules: by the name of the operation.
-    """
-    with evaluated(model), unfused(), torch.no_grad(), parametrize.cached():
-        tensors = {name: getattr(*owner) for name, owner in layer_tensors(model)}
-        state = Dependence({id(tensor): name for name, tensor in tensors.items()}, rules)
-        with state:
-            run_model(model, example_inputs)
-    return state.reads.settled()
+
+def _anything(mask: Tensor) -> bool:
+    return mask.numel() > 0 and bool(mask[(0,) * mask.ndim])
+
+
+def _everywhere(value: bool, tensor: Tensor) -> Tensor:
+    """One truth value for all of a tensor, in the memory of one entry; masks are never written."""
+    return torch.full((), value, dtype=torch.bool, device=tensor.device).expand(tensor.shape)
+
+
+DependenceRule = Callable[[Operation, Dependence], Any]
+"""Gives the masks of an operation's output or outputs; None where it cannot say."""

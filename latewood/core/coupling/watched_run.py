@@ -1,0 +1,189 @@
+"""A run of a model under watch: every operation and every module, each seen before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _pop_mode_temporarily,
+)
+
+from latewood.core.coupling.traced_call import Operation
+
+__all__ = ["ModuleCall", "Running", "Watcher", "module_calls", "watched"]
+
+Running = list[tuple[str, nn.Module]]
+"""Names and modules being called, outermost first."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """A call of a module; of two calls of one module each is itself.
+
+    Args:
+        name: qualified name of the module; "" is the model itself.
+        module: the module.
+        positional: its positional arguments.
+        named: its keyword arguments.
+    """
+
+    name: str
+    module: nn.Module
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @property
+    def first(self) -> Tensor | None:
+        """The first positional argument, if it is a tensor."""
+        given = self.positional[0] if self.positional else None
+        return given if isinstance(given, Tensor) else None
+
+
+class Watcher:
+    """Sees what happens in a run; what watchers compute themselves is not seen."""
+
+    def before(self, operation: Operation) -> None:
+        """Called before an operation runs: in place it overwrites what it was given."""
+
+    def after(self, operation: Operation) -> Any:
+        """Called when an operation has run; returns what the model's code gets as its output."""
+        return operation.output
+
+    def entered(self, call: ModuleCall) -> None:
+        """Called when a module is called."""
+
+    def left(self, call: ModuleCall, output: Any) -> None:
+        """Called when a module has returned; where it raised, its output is None."""
+
+
+@contextmanager
+def watched(model: nn.Module, *watchers: Watcher) -> Iterator[Running]:
+    """Has watchers see every operation and every module of what runs meanwhile, in their order.
+
+    Args:
+        model: whose modules are seen.
+        watchers: who see them.
+
+    Yields:
+        The modules being called, kept up to date.
+    """
+    running: Running = []
+    operations = _Operations(watchers, running)
+
+    def entered(call: ModuleCall) -> None:
+        if operations.is_paused:
+            return
+        running.append((call.name, call.module))
+        with operations.paused():
+            for watcher in watchers:
+                watcher.entered(call)
+
+    def left(call: ModuleCall, output: Any) -> None:
+        if operations.is_paused:
+            return
+        try:
+            with operations.paused():
+                for watcher in watchers:
+                    watcher.left(call, output)
+        finally:
+            running.pop()
+
+    with module_calls(dict(model.named_modules()), entered, left), operations:
+        yield running
+
+
+@contextmanager
+def module_calls(
+    modules: dict[str, nn.Module],
+    entered: Callable[[ModuleCall], None],
+    left: Callable[[ModuleCall, Any], None] | None = None,
+) -> Iterator[None]:
+    """Reports the calls of modules while it lasts.
+
+    Args:
+        modules: by the names under which they are reported.
+        entered: is told of a call, when it begins.
+        left: is told of the same call and of what it returned; None where it raised.
+    """
+    calls: list[ModuleCall] = []
+    handles = []
+    for name, module in modules.items():
+
+        def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            call = ModuleCall(name, module, args, kwargs)
+            calls.append(call)
+            entered(call)
+
+        def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> None:
+            call = calls.pop()
+            if left is not None:
+                left(call, output)
+
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        # One that raises leaves too, since its caller may go on.
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Operations(TorchFunctionMode):
+    def __init__(self, watchers: Sequence[Watcher], running: Running) -> None:
+        super().__init__()
+        self._watchers = watchers
+        self._running = running
+        self._pauses = 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether what happens now is a watcher's own doing."""
+        return self._pauses > 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Has operations pass unseen: in a hook, a watcher's own would be taken for the model's."""
+        self._pauses += 1
+        # Out of the way it costs nothing; below another mode of the model's it lets them pass.
+        on_top = _get_current_function_mode() is self
+        try:
+            with _pop_mode_temporarily() if on_top else nullcontext():
+                yield
+        finally:
+            self._pauses -= 1
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if self.is_paused:
+            return function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "").strip("_")
+        operation = Operation(function, name, args, kwargs or {}, tuple(self._running))
+        versions = [(tensor, _version(tensor)) for tensor in operation.tensors]
+        for watcher in self._watchers:
+            watcher.before(operation)
+        output = function(*args, **operation.named)
+        changed = tuple(tensor for tensor, before in versions if _version(tensor) > before)
+        operation = dataclasses.replace(operation, output=output, changed=changed)
+        for watcher in self._watchers:
+            seen = watcher.after(operation)
+            if seen is not operation.output:
+                operation = dataclasses.replace(operation, output=seen)
+        return operation.output
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for those of inference mode, which do not say."""
+    return 0 if tensor.is_inference() else tensor._version
