@@ -62,9 +62,10 @@ class SoundFiles:
         record = {"process": 7, "host": "here", "machine": None, "since": "now", "token": "t"}
         self.lock = json.dumps(record).encode()
 
-    def copied_run(self, folder: Path) -> Path:
-        """A copy of the run, in a folder."""
-        return Path(shutil.copytree(self.run, folder / "run"))
+    def copied_run(self, folder: Path, *, but: tuple[str, ...]) -> Path:
+        """A copy of the run, in a folder, without what is not looked at."""
+        ignored = shutil.ignore_patterns(*but)
+        return Path(shutil.copytree(self.run, folder / "run", ignore=ignored))
 
     def write_state(self, stem: Path, tree: bytes, *, like: Path | None = None) -> None:
         """Writes a nested state with another tree that it vouches for."""

@@ -30,7 +30,7 @@ from latewood.segmentation.image_files import read_image, read_mask
 from latewood.slim import load_slim
 from latewood.spectra import analyze, read_alignments, read_snapshot
 from latewood.studies.sweeps.grid_points import folder_name, grid_points, listed_points, parse_grid
-from latewood.training import checkpoints, load_recipe
+from latewood.training import checkpoints, folder_lock, load_recipe
 from latewood.training.folder_lock import FolderLock
 from latewood.training.run_folder import RunFolder
 
@@ -137,7 +137,7 @@ def _list(content: bytes, folder: Path, files: SoundFiles) -> None:
 
 def _run_file(name: str) -> Callable[[bytes, Path, SoundFiles], None]:
     def read(content: bytes, folder: Path, files: SoundFiles) -> None:
-        run = RunFolder(files.copied_run(folder))
+        run = RunFolder(files.copied_run(folder, but=("checkpoints", "spectra")))
         (run.path / name).write_bytes(content)
         errors: list[LatewoodError] = []
         for use in (
@@ -163,7 +163,7 @@ def _run_file(name: str) -> Callable[[bytes, Path, SoundFiles], None]:
 
 def _checkpoint(damage: tuple[str, bytes], folder: Path, files: SoundFiles) -> None:
     name, content = damage
-    run = RunFolder(files.copied_run(folder))
+    run = RunFolder(files.copied_run(folder, but=("spectra",)))
     step = checkpoints.steps(run.checkpoints)[-1]
     (run.checkpoints / f"step-{step:08d}" / name).write_bytes(content)
     latest = checkpoints.latest(run.checkpoints)
@@ -211,9 +211,13 @@ def _image(content: bytes, folder: Path, files: SoundFiles) -> None:
 def _lock(content: bytes, folder: Path, files: SoundFiles) -> None:
     (folder / ".lock").write_bytes(content)
     os.utime(folder / ".lock", (1, 1))  # else it would be waited for
-    with FolderLock(folder):
-        (folder / ".lock").write_bytes(content)
-        FolderLock(folder).acquire()
+    patience, folder_lock.STALE_SECONDS = folder_lock.STALE_SECONDS, 0.03
+    try:
+        with FolderLock(folder):
+            (folder / ".lock").write_bytes(content)
+            FolderLock(folder).acquire()
+    finally:
+        folder_lock.STALE_SECONDS = patience
 
 
 READERS: Mapping[str, Reader] = {
