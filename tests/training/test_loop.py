@@ -472,6 +472,13 @@ def test_weights_that_a_step_made_infinite_are_named(tmp_path):
         train(recipe(methods=["here:Ruin"]), folder=tmp_path / "run")
 
 
+def test_a_validation_that_is_not_finite_warns_and_the_run_goes_on(tmp_path, monkeypatch):
+    scores = {"loss": float("nan"), "accuracy": 0.5}
+    monkeypatch.setattr(observers, "evaluate", lambda *arguments: dict(scores))
+    with pytest.warns(UserWarning, match="run: not finite in validation: loss$"):
+        train(recipe(steps=2), folder=tmp_path / "run")
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     sync = checkpoints._sync
 
