@@ -63,7 +63,7 @@ def load_state(path_stem: str | Path) -> Any:
     try:
         text = tree_path.read_text(encoding="utf-8")
         packed = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkError(f"{tree_path}: not a readable state ({error})") from error
     try:
         with safe_open(tensor_path, framework="pt") as file:
@@ -75,7 +75,7 @@ def load_state(path_stem: str | Path) -> Any:
         raise WorkError(f"{tree_path}: does not belong to {tensor_path.name}, or was changed")
     try:
         return _unpack(packed, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise WorkError(f"{tree_path}: not a state that Latewood wrote ({error!r})") from error
 
 

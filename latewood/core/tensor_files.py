@@ -67,7 +67,7 @@ def _read_shards(index_path: Path) -> dict[str, Tensor]:
     try:
         files = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         shards = dict.fromkeys(files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkError(f"{index_path}: not a readable weight index ({error!r})") from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:

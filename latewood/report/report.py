@@ -55,7 +55,7 @@ def write_report(
         WorkError: the file cannot be written.
     """
     for detail in DETAILS:
-        page = render(load_runs(runs, detail), sections=sections).encode()
+        page = render(load_runs(runs, detail), sections=sections).encode(errors="replace")
         if len(page) < LIMIT:
             _write(path, page)
             return path
@@ -91,7 +91,7 @@ def write_page(headline: Headline, sections: Sequence[Section], path: Path) -> P
     Raises:
         WorkError: the file cannot be written.
     """
-    _write(path, _html(headline, sections, []).encode())
+    _write(path, _html(headline, sections, []).encode(errors="replace"))
     return path
 
 

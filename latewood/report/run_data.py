@@ -271,7 +271,7 @@ def _recipe(folder: RunFolder, problems: list[str]) -> tuple[str, dict[str, Any]
         return "", {}
     try:
         return text, tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"The recipe is not valid TOML: {error}.")
         return text, {}
 

@@ -24,7 +24,7 @@ def summary_rows(runs: Mapping[str, RunFolder]) -> list[Row]:
         Rows with the column "" for the row's name; a run that lacks a figure lacks the column.
     """
     summaries = {name: run.summary for name, run in runs.items()}
-    headline = next((str(s["headline"]) for s in summaries.values() if s), "")
+    headline = next((str(s.get("headline", "")) for s in summaries.values() if s), "")
     rows: list[Row] = []
     for stage, stage_name in STAGES.items():
         evaluations = {

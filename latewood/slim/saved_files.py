@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latewood.core.state import load_state, save_state
-from latewood.errors import RequestError, WorkError, invalid
+from latewood.errors import LatewoodError, RequestError, WorkError, invalid
 from latewood.slim.csr_linear import CsrLinear
 from latewood.slim.edits import (
     Edit,
@@ -98,7 +98,7 @@ def load_slim(
     edits, examples = [unpacked(edit) for edit in content["edits"]], content["examples"]
     with torch.no_grad():
         model.to(_floating(content["state"]))
-        model = _edited(model, edits, examples)
+        model = _repeated(model, edits, examples, path)
         _fill(model, content["state"])
     remember(model, edits, examples)
     return model
@@ -154,7 +154,7 @@ def repeat_edits(model: nn.Module, path: str | Path) -> nn.Module:
     if not isinstance(content, dict) or content.get("format") != _EDITS_FORMAT:
         raise WorkError(f"{path}.json: not the edits of a model that Latewood wrote")
     edits = [unpacked(edit) for edit in content["edits"]]
-    edited = _edited(model.eval(), edits, content["examples"])
+    edited = _repeated(model.eval(), edits, content["examples"], path)
     remember(edited, edits, content["examples"])
     return edited
 
@@ -168,6 +168,9 @@ def _content(path: str | Path) -> dict[str, Any]:
         or content.keys() != parts
     ):
         raise WorkError(f"{path}.json: not a slim module that Latewood wrote")
+    state = content["state"]
+    if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise WorkError(f"{path}.json: holds no state of a model")
     return content
 
 
@@ -176,6 +179,21 @@ def _edited(model: nn.Module, edits: Sequence[Edit], examples: Any) -> nn.Module
         for edit in edits:
             model = apply_edit(model, edit, examples).eval()
     return model
+
+
+def _repeated(
+    model: nn.Module, edits: Sequence[Edit], examples: Any, path: str | Path
+) -> nn.Module:
+    """The edited model; with edits or examples from a damaged file anything may go wrong."""
+    try:
+        return _edited(model, edits, examples)
+    except LatewoodError:
+        raise
+    except Exception as error:
+        raise WorkError(
+            f"{path}.json: what it says cannot be done to the model "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_factory(name: object) -> None:

@@ -138,7 +138,7 @@ def is_slim_run(folder: Path) -> bool:
     """Whether ``slim_run`` wrote this folder."""
     try:
         report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(report, dict) and report.get("format") == _FORMAT
 

@@ -95,13 +95,13 @@ def write_table(rows: Sequence[Row], path: Path, *, columns: Sequence[str] = ())
     filled = [{name: row.get(name) for name in columns} for row in rows]
     try:
         if path.suffix == ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
+            with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
                 writer = csv.DictWriter(file, columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(filled)
         elif path.suffix == ".json":
             text = json.dumps([{k: _finite(v) for k, v in row.items()} for row in filled], indent=1)
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_text(text + "\n", encoding="utf-8", errors="replace")
         elif path.suffix == ".parquet":
             # Not above: this module is read by every command that prints.
             import pyarrow.parquet

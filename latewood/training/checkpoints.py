@@ -132,7 +132,7 @@ def steps(folder: str | Path) -> list[int]:
     """The steps of which a folder holds checkpoints, sound or not, ascending."""
     if not Path(folder).is_dir():
         return []
-    matches = (_NAME.fullmatch(entry.name) for entry in Path(folder).iterdir())
+    matches = (_NAME.fullmatch(entry.name) for entry in Path(folder).iterdir() if entry.is_dir())
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -270,8 +270,8 @@ def _damage(path: Path, step: int) -> str | None:
                 return f"{name} is corrupted"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({error!r})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its manifest cannot be read ({error!r:.200})"
     return None
 
 
@@ -302,7 +302,10 @@ def _replace(temporary: Path, final: Path) -> None:
         old = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")
         final.rename(old)
         temporary.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # a file that was only called like a checkpoint
+            old.unlink(missing_ok=True)
     else:
         temporary.rename(final)
 

@@ -230,9 +230,10 @@ def resolve(kind: Kind, name: str, path: str = "") -> Callable[..., Any]:
     module_name, _, attribute = registry.get(name, name).partition(":")
     try:
         target: Any = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a module of the user's own may raise anything
+        named = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         raise RequestError(
-            f"{where}: got {name!r}; module {module_name!r} cannot be imported ({error}); "
+            f"{where}: got {name!r}; module {module_name!r} cannot be imported ({named}{error}); "
             "expected a module in the recipe's folder, the current folder or the installation"
         ) from error
     for part in attribute.split("."):
@@ -368,11 +369,22 @@ class _Parameter:
     def validated(self, value: Any, path: str) -> Any:
         if isinstance(value, float) and math.isnan(value):
             raise invalid(path, value, self.words)
+        if _is_too_large(value):
+            raise RequestError(f"{path}: got more than 64 bits; expected {self.words}")
         try:
             # JSON rules are strict about types and still take a list for a tuple, as TOML must.
             return _adapter(self.annotation).validate_json(json.dumps(value), strict=True)
         except (ValidationError, TypeError) as error:
             raise invalid(path, value, self.words + _detail(error)) from error
+
+
+def _is_too_large(value: Any) -> bool:
+    """Whether an integer is in there that torch has no type for."""
+    if isinstance(value, list):
+        return any(map(_is_too_large, value))
+    if isinstance(value, dict):
+        return any(map(_is_too_large, value.values()))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, _Parameter], bool]:

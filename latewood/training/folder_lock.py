@@ -221,7 +221,7 @@ class FolderLock:
     def _read(self) -> dict[str, Any] | None:
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return record if isinstance(record, dict) else None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +61,12 @@ def validate(session: Session) -> None:
     if not session.due(session.recipe.evaluate_every):
         return
     session.scores = scores = evaluate(session, session.model)
+    broken = [name for name, value in scores.items() if not math.isfinite(value)]
+    if broken and session.processes.is_main:
+        # The same words at every step, so that Python shows them once.
+        warnings.warn(
+            f"{session.folder.name}: not finite in validation: {', '.join(broken)}", stacklevel=2
+        )
     headline = session.task.headline
     if headline in scores:
         session.note += f", {headline} {scores[headline]:.4g}"

@@ -15,9 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -57,12 +55,14 @@ Section = Annotated[
 ]
 """A component: its name alone, or a table of its name and arguments."""
 
+Count = Annotated[int, Field(gt=0, lt=2**63)]
+
 
 def _batch_size(value: Any) -> Any:
     """Refuses a batch size in one message, where pydantic would write one for each alternative."""
 
     def count(number: Any) -> bool:
-        return isinstance(number, int) and not isinstance(number, bool) and number > 0
+        return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**63
 
     pairs = value if isinstance(value, list) and value else [None]
     if not count(value) and not all(
@@ -124,8 +124,8 @@ class Recipe(BaseModel):
     schedule: Section = {"name": "constant"}
     methods: list[Section] = []
     probes: list[Section] = []
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
+    epochs: Count | None = None
+    steps: Count | None = None
     batch_size: BatchSize = 128
     drop_last: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -133,14 +133,14 @@ class Recipe(BaseModel):
     precision: Literal["no", "bf16", "fp16"] = "no"
     decay_all: bool = False
     clip_norm: PositiveFloat | None = None
-    log_every: PositiveInt = 10
-    evaluate_every: PositiveInt | None = None
+    log_every: Count = 10
+    evaluate_every: Count | None = None
     score_training: bool = False
-    checkpoint_every: PositiveInt | None = None
-    keep_checkpoints: PositiveInt = 2
-    keep_at: list[NonNegativeInt] = []
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
+    keep_at: list[Annotated[int, Field(ge=0, lt=2**63)]] = []
     split_points: bool = False
-    recalibration_batches: PositiveInt = 50
+    recalibration_batches: Count = 50
     trackers: list[Tracker] = []
     channels_last: bool = False
     compile: bool = False
@@ -292,7 +292,9 @@ def read_recipe(
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise RequestError(f"{path}: is nested too deep; expected a recipe") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise RequestError(f"{path}: is not valid TOML: {error}") from error
     recorded = document.pop(ENVIRONMENT, None)
     for override in overrides:
@@ -440,7 +442,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     value = _parsed(text.strip())
     place: Any = document
     for depth, part in enumerate(parts[:-1]):
-        inner = _child(place, part, override, default=[] if parts[depth + 1].isdigit() else {})
+        inner = _child(place, part, override, default=[] if _is_index(parts[depth + 1]) else {})
         if isinstance(inner, str):  # a bare name gains arguments
             inner = {"name": inner}
             _put(place, part, inner, override)
@@ -473,8 +475,12 @@ def _put(place: Any, part: str, value: Any, override: str) -> None:
         place[part] = value
 
 
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
 def _index(place: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) > len(place):
+    if not _is_index(part) or int(part) > len(place):
         raise RequestError(f"--set: got {override!r}; expected a list index 0 to {len(place)}")
     return int(part)
 
@@ -482,5 +488,5 @@ def _index(place: list[Any], part: str, override: str) -> int:
 def _parsed(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -74,7 +74,7 @@ class RunFolder:
         """Whether a run was started here."""
         try:
             recipe = tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(recipe.get("environment"), dict)
 
@@ -93,11 +93,16 @@ class RunFolder:
         if not self.summary_path.exists():
             return {}
         try:
-            summary: dict[str, Any] = dict(json.loads(self.summary_path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            summary: dict[str, Any] = json.loads(self.summary_path.read_bytes())
+            if not isinstance(summary, dict):
+                raise TypeError(f"a {type(summary).__name__} where a table should be")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise WorkError(f"{self.summary_path}: cannot be read ({error})") from error
         if "readings" in summary:  # what earlier versions called them
             summary["evaluations"] = summary.pop("readings")
+        wrong = _wrong_part(summary)
+        if wrong:
+            raise WorkError(f"{self.summary_path}: cannot be read ({wrong})")
         return summary
 
     def require_free(self, *, overwrite: bool = False) -> None:
@@ -266,7 +271,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        # A name that is no UTF-8, as that of a folder may be, is no reason to fail.
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -287,6 +293,29 @@ def _refusing(path: Path) -> Iterator[None]:
         raise RequestError(
             f"folder: got '{path}', which cannot be written to ({reason}); expected one that can"
         ) from error
+
+
+def _wrong_part(summary: Mapping[str, Any]) -> str:
+    """What is not of the form that a run writes; "" if nothing is."""
+    evaluations = summary.get("evaluations", {})
+    if not isinstance(evaluations, dict):
+        return "evaluations is no table"
+    tables = {"size": summary.get("size", {}), **evaluations}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or not all(map(_is_number, table.values())):
+            return f"{name!r:.40} is no table of numbers"
+    if not isinstance(summary.get("headline", ""), str):
+        return "headline is no name"
+    single = ("steps", "seconds")
+    wrong = [name for name in single if not _is_number(summary.get(name))]
+    return f"{wrong[0]} is no number" if wrong else ""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether something is a number that can be computed with, or the null of one that is none."""
+    if value is None or isinstance(value, float):
+        return True
+    return isinstance(value, int) and abs(value) < 2**1000
 
 
 def _row(line: str) -> dict[str, Any]:

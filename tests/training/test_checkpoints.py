@@ -219,3 +219,14 @@ def test_a_fixed_mask_goes_into_a_soft_one_and_back():
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     with pytest.raises(RequestError, match="head is not in the model"):
         load_into(models[0], {**states[1], "head": torch.zeros(1)}, "here")
+
+
+def test_a_file_that_is_called_like_a_checkpoint_is_none(tmp_path):
+    checkpoints.save(tmp_path, 3, {"a": torch.ones(2)}, {"step": 3})
+    (tmp_path / "step-00000005").write_text("a file")
+    assert checkpoints.steps(tmp_path) == [3]
+    assert checkpoints.latest(tmp_path).step == 3
+    checkpoints.discard_after(tmp_path, 4)
+    checkpoints.save(tmp_path, 5, {"a": torch.ones(2)}, {"step": 5})
+    assert checkpoints.latest(tmp_path).step == 5
+    assert [entry.name for entry in tmp_path.glob(".*")] == []

@@ -505,6 +505,13 @@ def test_weights_that_a_step_made_infinite_are_named(tmp_path):
         train(recipe(methods=["here:Ruin"]), folder=tmp_path / "run")
 
 
+def test_a_validation_that_is_not_finite_warns_and_the_run_goes_on(tmp_path, monkeypatch):
+    scores = {"loss": float("nan"), "accuracy": 0.5}
+    monkeypatch.setattr(observers, "evaluate", lambda *arguments: dict(scores))
+    with pytest.warns(UserWarning, match="run: not finite in validation: loss$"):
+        train(recipe(steps=2), folder=tmp_path / "run")
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     sync = checkpoints._sync
 
@@ -578,7 +585,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(tmp_path, monkey
         sys.modules["here"], "net", lambda *, num_classes: nn.Linear(4, num_classes)
     )
     with pytest.raises(RequestError, match=r"(?s)another model; these keys differ.*weight"):
-        train(None, folder=tmp_path / "run", resume=True)
+        train(None, folder=tmp_path / "run", resume=True, trust=True)
 
 
 def test_a_checkpoint_from_before_groups_kept_their_first_rate_goes_on(tmp_path, monkeypatch):
@@ -596,7 +603,7 @@ def test_a_checkpoint_from_before_groups_kept_their_first_rate_goes_on(tmp_path,
         return state
 
     monkeypatch.setattr(checkpoints.Checkpoint, "state", without_first_rates)
-    result = train(None, folder=run.path, resume=True)
+    result = train(None, folder=run.path, resume=True, trust=True)
     assert without_time(result.summary) == without_time(whole.summary)
 
 
@@ -611,10 +618,10 @@ def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypat
     kept = observers.observers
     with monkeypatch.context() as patch:
         patch.setattr("latewood.training.run.observers", lambda tick: [stop_at_seven, *kept(tick)])
-        with pytest.raises(Interrupted, match=r"stopped after step 7 of 20; go on with --resume"):
+        with pytest.raises(Interrupted, match=r"step 7 of 20; go on with --resume .*run --trust"):
             train(recipe(epochs=4), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [7]
-    result = train(None, folder=tmp_path / "run", resume=True)
+    result = train(None, folder=tmp_path / "run", resume=True, trust=True)
     assert without_time(result.summary) == without_time(whole.summary)
     mine, other = ([without_time(row) for row in r.folder.read_metrics()] for r in (result, whole))
     assert mine == other
@@ -654,7 +661,7 @@ def test_seconds_go_on_where_the_interrupted_run_stopped(tmp_path, monkeypatch):
     before = checkpoints.latest(run.checkpoints).state()["seconds"]
     run.summary_path.unlink()
     time.sleep(0.05)
-    after = train(None, folder=run.path, resume=True).summary["seconds"]
+    after = train(None, folder=run.path, resume=True, trust=True).summary["seconds"]
     assert after >= round(before, 3)
 
 
@@ -686,7 +693,7 @@ def test_methods_finish_in_the_order_of_what_they_do_not_of_the_recipe(tmp_path)
     assert weight.abs().unique().tolist()[:2] == [0, 0.25]
     assert result.summary["evaluations"]["trained"] == result.summary["evaluations"]["finalized"]
     checkpoint = checkpoints.latest(RunFolder(tmp_path / "run").checkpoints)
-    again = open_run(checkpoint.path).model
+    again = open_run(checkpoint.path, trust=True).model
     assert torch.equal(again[0].weight, weight)
 
 

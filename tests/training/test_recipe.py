@@ -165,7 +165,9 @@ def test_modules_are_found_beside_the_recipe_also_from_a_run_folder(tmp_path):
     )
     recipe = load_recipe(home / "recipe.toml")
     (run / "recipe.toml").write_text(recipe.to_toml(**environment(recipe)))
-    again = load_recipe(run / "recipe.toml")
+    with pytest.raises(RequestError, match="--trust"):
+        load_recipe(run / "recipe.toml")
+    again = load_recipe(run / "recipe.toml", trust=True)
     assert again.folders[0] == home
 
 
