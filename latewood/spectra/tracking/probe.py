@@ -186,10 +186,10 @@ class SpectralProbe:
         Raises:
             WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
-        waiting = self._worker.pending > 0
-        if not waiting and self._schedule.passes(step):
+        if self._schedule.passes(step):
             return []
         start = time.perf_counter()
+        waiting = self._worker.pending > 0
         if not waiting and self._schedule.quiet(step, start):
             return []
         due = self._schedule.due(step, busy=waiting)
