@@ -29,6 +29,7 @@ from latewood.spectra import (
 
 PEER = "WeightWatcher 0.7.7 analyze()"
 STORED = "torch.linalg.svdvals, weights as stored"
+SMALLEST = "MLP 64-32-10, batch 32"
 
 
 def main(arguments: list[str]) -> None:
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> None:
         _print_parts(models["VGG-16"], rounds)
         _print_epochs(Path(folder))
         _print_tracking(Path(folder), seconds)
+        _print_on_against_off(Path(folder))
     torch.set_num_threads(before)
 
 
@@ -291,4 +293,39 @@ def _print_tracking(folder: Path, seconds: float) -> None:
             *("in observe", "with the worker's time"),
         ],
         rows,
+    )
+
+
+def _print_on_against_off(folder: Path, pairs: int = 6, steps: int = 15_000) -> None:
+    """What a probe at "auto" adds to the wall-clock time of short steps, its calls included.
+
+    The trainings take turns, each pair in the other order; the least time of either is the one that
+    other work on the machine has disturbed least.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    counted = 0.0
+    for pair in range(pairs):
+        for probed in (pair % 2 == 0, pair % 2 == 1):
+            training = _trainings()[SMALLEST]
+            optimizer = torch.optim.SGD(training.model.parameters(), lr=0.01)
+            place = folder / f"auto {pair}"
+            probe = SpectralProbe(training.model, every="auto", folder=place) if probed else None
+            start = time.perf_counter()
+            for step in range(steps):
+                if probe is not None:
+                    probe.observe(step)
+                _take_step(training, optimizer)
+            times[probed].append(time.perf_counter() - start)
+            counted = counted if probe is None else max(counted, probe.overhead)
+    added = [on / off - 1 for on, off in zip(times[True], times[False], strict=True)]
+    print_table(
+        f'A probe at every="auto" on against off, {pairs} x {steps} steps of {SMALLEST}',
+        ["added, least times", "added, from pair to pair", "most that the probe counted"],
+        [
+            [
+                f"{100 * (min(times[True]) / min(times[False]) - 1):+.2f} %",
+                f"{100 * min(added):+.2f} to {100 * max(added):+.2f} %",
+                f"{100 * counted:.2f} %",
+            ]
+        ],
     )

@@ -248,6 +248,11 @@ def test_inspect(
     ]
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
     assert (tmp_path / "t.csv").read_text().startswith("file,name,shape,rank")
+    shown = succeeds("inspect", "b.safetensors", "--against", "b.safetensors", "--include", "v")
+    assert shown.splitlines()[2].split()[:3] == ["v", "2x4", "0"]
+    shown = succeeds("inspect", "a.pt", "--key", "state_dict", "--sort", "gini", "--page", "p.html")
+    assert shown.splitlines()[3].startswith("all 1")
+    assert "Effective rank" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_reproduce(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +34,13 @@ def inspect(
     split: Literal["fused", "qkv"] = "fused",
     conv: Literal["flatten", "taps"] = "flatten",
     lora: Literal["factors", "product"] = "factors",
+    key: str = "",
+    include: Annotated[Sequence[str], Parameter(negative=())] = ("*",),
+    exclude: Annotated[Sequence[str], Parameter(negative=())] = (),
+    sort: str | None = None,
+    all_columns: Annotated[bool, Flag] = False,
+    against: Path | None = None,
+    page: Path | None = None,
     table: Path | None = None,
 ) -> None:
     """Show the spectra of any checkpoint's weight matrices, without the code that made it.
@@ -40,30 +48,85 @@ def inspect(
     Parameters
     ----------
     files
-        safetensors or torch files, runs, checkpoints in them, or Hugging Face model folders.
+        safetensors or torch files, runs, checkpoints in them, or folders of Hugging Face models and
+        PEFT adapters.
     split
         Attention's fused projections as one matrix, or as queries, keys and values.
     conv
         Kernels as one matrix each, or as one matrix per tap.
     lora
-        Low-rank adapters as their two factors, or as what they add to a weight, without its scale.
+        Low-rank adapters as their two factors, or as what they add to a weight: scaled in a PEFT
+        folder, whose configuration says by how much, without its scale elsewhere.
+    key
+        Where in a torch file the weights are, such as ema.model; found if not given.
+    include
+        Only tensors or layers whose names match one of these patterns.
+    exclude
+        No tensors or layers whose names match one of these patterns.
+    sort
+        Rows by this column, the largest first; from input to output if not given.
+    all_columns
+        Show every column that the table file has.
+    against
+        Compare with this checkpoint, matrix by matrix, instead.
+    page
+        Also draw the matrices of one file over depth, as this HTML page.
     table
-        Also write the table to this file.
+        Also write the table, with all columns, to this file.
         Its ending says how: .csv, .json or .parquet.
     """
     require_table(table)
+    if page is not None and (len(files) > 1 or against is not None):
+        raise RequestError(f"--page: got '{page}' for several checkpoints; expected one alone")
 
-    from latewood.studies.inspection import inspect_checkpoint
+    from latewood.studies.inspection import (
+        FEW_COLUMNS,
+        compared,
+        inspect_checkpoint,
+        sorted_rows,
+        summary_row,
+    )
+    from latewood.studies.inspection_page import write_inspection_page
     from latewood.terminal.progress import track
     from latewood.terminal.tables import print_table, write_table
 
-    rows = []
+    look = partial(
+        inspect_checkpoint,
+        split=split,
+        conv=conv,
+        lora=lora,
+        include=include,
+        exclude=exclude,
+        track=track,
+    )
+    other = None if against is None else look(against)
+    table_rows = []
     for file in files:
-        spectra_rows = inspect_checkpoint(file, split=split, conv=conv, lora=lora, track=track)
-        print_table(spectra_rows, title=str(file))
-        rows += [{"file": str(file), **row} for row in spectra_rows]
+        inspection = look(file, key=key)
+        rows = inspection.rows if other is None else compared(inspection, other)
+        rows = rows if sort is None else sorted_rows(rows, sort)
+        table_rows += [{"file": str(file), **row} for row in rows]
+        if other is None:
+            few = () if all_columns else FEW_COLUMNS
+            columns = few or tuple(rows[0])
+            print_table([*rows, summary_row(rows)], title=str(file), columns=columns)
+        else:
+            print_table(rows, title=f"{file} against {against}")
+        if inspection.left_out:
+            left_out = [
+                {
+                    "name": left.name,
+                    "shape": "x".join(map(str, left.shape)),
+                    "dtype": str(left.dtype).removeprefix("torch."),
+                    "why": left.why,
+                }
+                for left in inspection.left_out
+            ]
+            print_table(left_out, title="Left out")
+        if page is not None:
+            print(f"page: {write_inspection_page(str(file), inspection, page)}")
     if table is not None:
-        print(f"table: {write_table(rows, table)}")
+        print(f"table: {write_table(table_rows, table)}")
 
 
 @app.command
@@ -151,8 +214,6 @@ def segment(
     network
         Instead of searching, ask the network that a run on the task foreground has trained.
     """
-    from functools import partial
-
     from latewood.segmentation import PRESETS, segment
     from latewood.segmentation.contact_sheet import write_sheet
     from latewood.segmentation.segment_files import means, segment_files

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latewood.core.pickle_programs import is_whole, sized_calls
-from latewood.errors import RequestError, WorkError, invalid
+from latewood.errors import RequestError, WorkError, invalid, listed
 
 __all__ = ["read_tensors"]
 
@@ -26,40 +26,45 @@ _FOLDER_FILES: Final = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, key: str = "") -> dict[str, Tensor]:
     """Reads the named tensors of a checkpoint onto the CPU.
 
     Takes safetensors files, files of ``torch.save`` that hold tensors and plain containers, and
-    Hugging Face model folders, sharded or not. A state dict inside a training checkpoint is found,
-    and the prefixes of DataParallel ("module.") and torch.compile ("_orig_mod.") are taken off.
+    Hugging Face model folders, sharded or not, and those of PEFT adapters. A state dict inside a
+    training checkpoint is found, and the prefixes of DataParallel ("module.") and torch.compile
+    ("_orig_mod.") are taken off.
 
     Args:
         path: the file or folder.
+        key: where in a torch file the tensors are, with a dot between the keys of nested dicts
+            ("ema.model"); "" finds them.
 
     Returns:
         Tensors by name, in the file's order.
 
     Raises:
-        RequestError: there is nothing to read at the path, or it holds objects that only unpickling
-            could build.
+        RequestError: there is nothing to read at the path or under the key, or it holds objects
+            that only unpickling could build.
         WorkError: the file is torn or corrupted.
     """
     path = Path(path)
     if path.is_dir():
-        return _plain_names(_read_folder(path), path)
+        return _plain_names(_read_folder(path, key), path)
     if not path.is_file():
         raise invalid("path", str(path), "an existing checkpoint file or model folder")
-    return _plain_names(_read_file(path), path)
+    return _plain_names(_read_file(path, key), path)
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _read_folder(folder: Path, key: str) -> dict[str, Tensor]:
     for name in _FOLDER_FILES:
         path = folder / name
         if path.is_file():
-            return _read_shards(path) if name.endswith(".index.json") else _read_file(path)
+            return _read_shards(path) if name.endswith(".index.json") else _read_file(path, key)
     raise invalid("path", str(folder), f"a model folder with one of {', '.join(_FOLDER_FILES)}")
 
 
@@ -84,7 +89,7 @@ def _read_shards(index_path: Path) -> dict[str, Tensor]:
     return {name: tensors[name] for name in files}
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, key: str = "") -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -93,13 +98,16 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     # A safetensors file is the length of its JSON header and then the header.
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise WorkError(f"{path}: not a readable safetensors file ({error})") from error
-    return _read_torch_file(path)
+        if key:
+            raise RequestError(f"key: got {key!r} for {path}, a file without nesting; drop it")
+        return tensors
+    return _read_torch_file(path, key)
 
 
-def _read_torch_file(path: Path) -> dict[str, Tensor]:
+def _read_torch_file(path: Path, key: str) -> dict[str, Tensor]:
     _require_stored(path)
     try:
         with warnings.catch_warnings():
@@ -112,7 +120,7 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
         if refused or "TorchScript" in str(error):
             raise _needs_pickle(path) from error
         raise WorkError(f"{path}: not a readable torch file ({_reason(error)})") from error
-    tensors = _named_tensors(content, path)
+    tensors = _named_tensors(_under(content, key, path), path)
     _require_plain(tensors, path)
     return tensors
 
@@ -154,6 +162,21 @@ def _require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {name!r} has {tensor.numel()} elements, more than the file has room for; "
                 "expected tensors that are stored whole (contiguous() before saving)"
             )
+
+
+def _under(content: object, key: str, path: Path) -> object:
+    """What a nested dict holds under a key; keys may have dots themselves."""
+    if not key:
+        return content
+    if isinstance(content, Mapping):
+        if key in content:
+            return content[key]
+        for first in content:
+            if isinstance(first, str) and key.startswith(f"{first}."):
+                return _under(content[first], key[len(first) + 1 :], path)
+        known = listed(repr(name) for name in content)
+        raise invalid("key", key, f"one of {known or '(none)'} in {path}, with dots between levels")
+    raise invalid("key", key, f"the key of a dict in {path}, not inside a {type(content).__name__}")
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:

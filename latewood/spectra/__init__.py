@@ -55,6 +55,7 @@ from latewood.spectra.measures import (
 from latewood.spectra.model_alignment import model_alignment
 from latewood.spectra.output_heads import output_heads
 from latewood.spectra.pair_inference import infer_pairs
+from latewood.spectra.power_law import PowerLaw, power_law
 from latewood.spectra.solvers.leading_vectors import Factors, factors
 from latewood.spectra.tracking.agreement_over_time import AgreementOverTime, agreement_over_time
 from latewood.spectra.tracking.observation_schedule import ObservationSettings
@@ -88,6 +89,7 @@ __all__ = [
     "Matching",
     "ObservationSettings",
     "PairAlignment",
+    "PowerLaw",
     "RankKind",
     "SnapshotSettings",
     "SpectralProbe",
@@ -126,6 +128,7 @@ __all__ = [
     "parameter_matrix",
     "perturb_",
     "perturbed",
+    "power_law",
     "query_key_alignment",
     "random_agreement",
     "random_cosine",

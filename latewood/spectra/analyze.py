@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from latewood.spectra.baselines import random_effective_rank
-from latewood.spectra.matrices.named_matrices import Conv, Lora, Split, Views
+from latewood.spectra.matrices.named_matrices import Conv, Lora, MatrixView, Split, Views
 from latewood.spectra.matrices.state_matrices import state_matrices
 from latewood.spectra.measures import count90, effective_rank, gini, stable_rank
 from latewood.spectra.power_law import power_law
 from latewood.spectra.solvers.error_bounds import rank_error
 from latewood.spectra.solvers.leading_vectors import factors
 
-__all__ = ["COLUMNS", "analyze", "matrix_row"]
+__all__ = ["COLUMNS", "analyze", "matrix_row", "matrix_rows"]
 
 COLUMNS = (
     *("name", "shape", "rank", "effective rank", "of random", "error", "stable rank", "count90"),
@@ -58,6 +58,19 @@ def analyze(
         views = chosen.again(source)
     else:
         views = state_matrices(source, chosen).matrices
+    return matrix_rows(views, track)
+
+
+def matrix_rows(
+    views: Sequence[MatrixView],
+    track: Callable[[Iterable[Any], int], Iterator[Any]] | None = None,
+) -> list[dict[str, object]]:
+    """Measures matrices, a row for each, see ``matrix_row``.
+
+    Args:
+        views: the matrices.
+        track: shows progress over so many.
+    """
     items = track(views, len(views)) if track else iter(views)
     return [matrix_row(view.name, view.read(), view.dtype) for view in items]
 
@@ -77,8 +90,8 @@ def matrix_row(name: str, matrix: Tensor, dtype: torch.dtype) -> dict[str, objec
         "gini"; "largest" and "smallest" singular value; "log norm": the decimal logarithm of the
         squared Frobenius norm, and "log spectral norm" of the squared largest value; "alpha",
         "xmin" and "fit distance" of ``power_law``, None where there is no law; "density": share of
-        entries that are not 0; "method" of the decomposition, in float64; "dtype" of the stored weights, whose rounding is
-        part of their spectrum. nan where the matrix has nan or inf.
+        entries that are not 0; "method" of the decomposition, in float64; "dtype" of the stored
+        weights, whose rounding is part of their spectrum. nan where the matrix has nan or inf.
     """
     spectrum = factors(matrix, 0)
     assert spectrum.errors is not None

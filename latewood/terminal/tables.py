@@ -16,7 +16,7 @@ from rich.table import Table
 
 from latewood.errors import WorkError, invalid
 
-__all__ = ["FORMATS", "Row", "cell", "print_table", "write_table"]
+__all__ = ["FORMATS", "Row", "cell", "print_table", "visible", "write_table"]
 
 Row = Mapping[str, object]
 """Column -> value; None and a missing column are shown as a dash."""
@@ -35,7 +35,16 @@ def cell(value: object) -> str:
         return f"{int(value):,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return visible(str(value))
+
+
+def visible(text: str) -> str:
+    """Text from elsewhere without what a terminal would obey: control characters are spelled out.
+
+    Args:
+        text: a name in a file, for example.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_table(
@@ -63,7 +72,7 @@ def print_table(
     ]
     texts = [[cell(row.get(name)) for name in columns] for row in rows]
     if to.isatty():
-        table = Table(title=escape(title) or None, title_justify="left")
+        table = Table(title=escape(visible(title)) or None, title_justify="left")
         for name, numeric in zip(columns, to_right, strict=True):
             table.add_column(escape(name), justify="right" if numeric else "left")
         for text in texts:
@@ -75,7 +84,7 @@ def print_table(
         for i, name in enumerate(columns)
     ]
     if title:
-        to.write(f"{title}\n")
+        to.write(f"{visible(title)}\n")
     for text in [columns, *texts]:
         padded = [
             value.rjust(width) if numeric else value.ljust(width)

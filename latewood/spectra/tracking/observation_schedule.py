@@ -5,6 +5,7 @@ Also how much of the model each observation covers.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,9 @@ class ObservationSchedule:
     With "auto" an observation is due when all that was spent so far and this one, if it cost twice
     as much as the dearest of the last three, fit into the budget of the wall-clock time since the
     first question. The first question and the last step of the training are always answered; room
-    for the last is kept.
+    for the last is kept. Of short steps even questions take a fraction, so most are passed over
+    without a look at the clock, and the step behind an observation is slower than others, with
+    caches that hold something else; both are counted.
 
     Args:
         settings: when to observe, and how much.
@@ -111,20 +114,42 @@ class ObservationSchedule:
         self._start: float | None = None
         self._recent: list[float] = []
         self._earliest = 0.0
+        self._to_pass, self._passed = 0, 0
+        self._last = math.nan
+        self._behind_observation = False
+        self._step_seconds = math.nan
+        self._pass_seconds = self._seconds_to_pass()
+
+    def passes(self, step: int) -> bool:
+        """Whether "auto" knows without a look at the clock that ``step`` is not due.
+
+        Args:
+            step: number of updates.
+        """
+        if self._to_pass and step != self.settings.total_steps:
+            self._to_pass -= 1
+            self._passed += 1
+            return True
+        return False
 
     def quiet(self, step: int, since: float) -> bool:
         """Whether "auto" already knows that ``step`` is not due.
-
-        Of a short training step even the question takes a fraction, so it is short and counts.
 
         Args:
             step: number of updates.
             since: when the question began, by ``time.perf_counter``.
         """
-        if since >= self._earliest or step == self.settings.total_steps or self._shards.wanted:
+        if self._shards.wanted or not self._auto:
             return False
+        self._hear(since)
+        if since >= self._earliest or step == self.settings.total_steps:
+            return False
+        if self._step_seconds > 0:
+            # Half of the steps until then: however they change, the time is not missed by much.
+            self._to_pass = int((self._earliest - since) / (2 * self._step_seconds))
+        self._last = time.perf_counter()
         # As much again for the call itself, which no clock inside it sees.
-        self.spent += 2 * (time.perf_counter() - since)
+        self.spent += 2 * (self._last - since)
         return True
 
     def due(self, step: int, *, busy: bool = False) -> bool:
@@ -135,6 +160,7 @@ class ObservationSchedule:
             busy: whether an observation is still under way, whose cost nobody knows yet; "auto"
                 waits.
         """
+        self._last = math.nan
         if not (self._auto and self._shards.active):
             return self._due_here(step, busy=busy)
         if step % _AGREE_EVERY and step != self.settings.total_steps and self.count:
@@ -158,7 +184,10 @@ class ObservationSchedule:
         """Adds the time that the block takes, as that of a new observation."""
         start = time.perf_counter()
         yield
-        seconds = time.perf_counter() - start
+        self._last = time.perf_counter()
+        self._behind_observation = True
+        self._to_pass = 0
+        seconds = self._last - start
         self.spent += seconds
         self._recent = [*self._recent[-2:], seconds]
         self._earliest = 0.0
@@ -176,6 +205,32 @@ class ObservationSchedule:
             return 0.0
         elapsed = time.perf_counter() - self._start
         return self.spent / elapsed if elapsed > 0 else 0.0
+
+    def _hear(self, since: float) -> None:
+        """Learns from the time of a question how long steps take, and what was not seen so far."""
+        seconds, steps = since - self._last, self._passed + 1
+        self.spent += self._passed * self._pass_seconds
+        self._passed = 0
+        if self._behind_observation:
+            self._behind_observation = False
+            slower = seconds - self._step_seconds
+            if slower > 0:
+                self.charge(slower)
+        elif seconds > 0:
+            self._step_seconds = seconds / steps
+
+    def _seconds_to_pass(self) -> float:
+        """What passing over a step costs, and as much again for the call around it."""
+        if not self._auto:
+            return 0.0
+        count = 256
+        self._to_pass = count
+        start = time.perf_counter()
+        for _ in range(count):
+            self.passes(-1)
+        seconds = time.perf_counter() - start
+        self._passed = 0
+        return 2 * seconds / count
 
     def _due_here(self, step: int, *, busy: bool) -> bool:
         """What this process thinks."""

@@ -186,10 +186,13 @@ class SpectralProbe:
         Raises:
             WorkError: a snapshot could not be written, perhaps an earlier one by the worker.
         """
-        start = time.perf_counter()
-        if not self._worker.pending and self._schedule.quiet(step, start):
+        if self._schedule.passes(step):
             return []
-        due = self._schedule.due(step, busy=self._worker.pending > 0)
+        start = time.perf_counter()
+        waiting = self._worker.pending > 0
+        if not waiting and self._schedule.quiet(step, start):
+            return []
+        due = self._schedule.due(step, busy=waiting)
         earlier = self._earlier(step, due=due)
         if not due:
             self._schedule.spent += time.perf_counter() - start

@@ -51,6 +51,10 @@ class SnapshotSettings:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
+        if self.folder is not None:
+            existing = next((p for p in (self.folder, *self.folder.parents) if p.exists()), None)
+            if existing is not None and not existing.is_dir():
+                raise invalid("folder", str(self.folder), f"a folder; '{existing}' is a file")
         if self.kind not in ("exp", "entropy"):
             raise invalid("kind", self.kind, '"exp" or "entropy"')
         if self.vectors < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,22 +59,28 @@ def write_snapshot(
         step: the number of updates before the snapshot.
         spectra: one per matrix.
         alignments: by the pair's name.
+
+    Raises:
+        WorkError: the file cannot be written.
     """
     import pyarrow.parquet as pq
 
     from latewood.spectra.tracking.snapshot_table import DICTIONARY_COLUMNS, snapshot_table
 
     table = snapshot_table(step, spectra, alignments or {})
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=DICTIONARY_COLUMNS)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def rehearse_writing() -> None:

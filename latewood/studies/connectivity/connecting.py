@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from latewood.training.run_context import RunContext, build_task, joined_process
 from latewood.training.run_folder import RunFolder
 
 __all__ = ["connect_files"]
+
+_MOST_DIFFERENCES: Final = 8
+"""Entries of two networks that an error lists."""
 
 
 def connect_files(
@@ -176,7 +180,10 @@ def _require_same_shape(first: nn.Module, second: nn.Module, paths: tuple[Path, 
             if name not in one and not torch.equal(buffer, buffers[name])
         ]
     if differences:
-        listed = "\n  ".join(differences)
+        shown = differences[:_MOST_DIFFERENCES]
+        if more := len(differences) - len(shown):
+            shown.append(f"and {more} more")
+        listed = "\n  ".join(shown)
         raise RequestError(
             f"second: got '{paths[1]}', whose network is not of the shape of that of '{paths[0]}', "
             f"so that no line connects them; these differ:\n  {listed}"

@@ -135,6 +135,76 @@ def test_a_quiet_question_is_right_and_counts(clock):
     assert auto.due(4)
 
 
+def questions(clock, auto, steps, *, step_seconds):
+    """As a probe asks: the steps that look at the clock, of which the last is due or not."""
+    looked = []
+    for step in range(1, steps + 1):
+        clock.now += step_seconds
+        if not auto.passes(step):
+            looked.append(step)
+            if not auto.quiet(step, clock.now) and auto.due(step):
+                return looked
+    return looked
+
+
+def test_most_steps_are_passed_over_without_a_look_at_the_clock(clock):
+    auto = schedule("auto", budget=0.1)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    # One second and room for two more in a tenth of the time: due at 30 s, after 290 steps.
+    looked = questions(clock, auto, 1000, step_seconds=0.1)
+    assert looked[-1] in (290, 291)
+    assert len(looked) < 15
+
+
+def test_passing_stops_at_the_last_step_and_behind_an_observation(clock):
+    auto = schedule("auto", budget=0.1, total_steps=100)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    assert questions(clock, auto, 1000, step_seconds=0.1)[-1] == 100
+    with auto.measured():
+        clock.now += 1
+    assert not auto.passes(101)
+
+
+def test_steps_that_grow_longer_do_not_miss_their_time_by_much(clock):
+    auto = schedule("auto", budget=0.1)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    questions(clock, auto, 8, step_seconds=0.1)
+    start = clock.now
+    questions(clock, auto, 1000, step_seconds=0.2)
+    # Half of the steps that were left last twice as long: as long as all of them would have.
+    assert clock.now - start <= 30.5
+
+
+def test_what_passing_costs_is_counted(clock, monkeypatch):
+    auto = schedule("auto", budget=0.1)
+    monkeypatch.setattr(auto, "_pass_seconds", 0.001)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    looked = questions(clock, auto, 1000, step_seconds=0.1)
+    assert auto.spent == pytest.approx(1 + 0.001 * (looked[-1] - len(looked)))
+
+
+def test_the_slower_step_behind_an_observation_is_counted(clock):
+    auto = schedule("auto", budget=0.1)
+    assert auto.due(0)
+    with auto.measured():
+        clock.now += 1
+    looked = questions(clock, auto, 1000, step_seconds=0.1)
+    assert auto.spent == 1
+    with auto.measured():
+        clock.now += 1
+    clock.now += 0.35
+    auto.quiet(looked[-1] + 1, clock.now)
+    assert auto.spent == pytest.approx(2 + 0.25)
+
+
 def test_numbers_and_epochs():
     assert [step for step in range(9) if schedule(4).due(step)] == [0, 4, 8]
     epochs = schedule("epoch", steps_per_epoch=3)

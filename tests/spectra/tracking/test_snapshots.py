@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from latewood.errors import WorkError
+from latewood.errors import RequestError, WorkError
 from latewood.spectra import (
     PairAlignment,
+    SpectralProbe,
     Spectrum,
     read_alignments,
     read_snapshot,
@@ -25,6 +26,15 @@ def spectra():
         Spectrum("second.weight", (3, 2), np.array([2, 1], dtype=np.float32)),
         Spectrum("first.weight", (2, 2, 4), np.array([[4, 3], [6, np.nan]], dtype=np.float32)),
     ]
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(tmp_path, spectra):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(WorkError, match="cannot be written"):
+            write_snapshot(snapshot_path(folder, 3), 3, spectra)
+        with pytest.raises(RequestError, match=r"folder.*is a file"):
+            SpectralProbe(torch.nn.Linear(2, 2), every=1, folder=folder)
 
 
 def test_round_trip(tmp_path, spectra):
@@ -131,7 +141,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, spectra, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkError, match="No space"):
         write_snapshot(path, 1, spectra[:1])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

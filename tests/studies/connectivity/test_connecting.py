@@ -217,6 +217,17 @@ def test_architectures_that_do_not_match_are_named(home, call):
     assert len(shown.splitlines()) == 1
 
 
+def test_of_many_differences_the_first_are_listed(home):
+    paths = (home / "one", home / "two")
+    first, second = (torch.nn.ModuleList(torch.nn.Linear(n, 2) for _ in range(9)) for n in (2, 3))
+    with pytest.raises(RequestError) as refused:
+        _require_same_shape(first, second, paths)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 10
+    assert lines[1].strip() == "0.weight has shape (2, 3), that of the first (2, 2)"
+    assert lines[-1].strip() == "and 1 more"
+
+
 def test_networks_that_differ_outside_their_states_have_no_line(home):
     paths = (home / "one", home / "two")
     first, second = (open_run(home / "one").model for _ in paths)
