@@ -50,6 +50,7 @@ class PaddedValues:
 
     Attributes:
         factors: names of tensors that multiply channels entry by entry.
+        summands: names of tensors that are added to channels.
         read: for the name of a weight, what it reads.
     """
 
@@ -57,6 +58,7 @@ class PaddedValues:
         self._labels = labels
         self._of = WeakIdKeyDictionary()
         self.factors: set[str] = set()
+        self.summands: set[str] = set()
         self.read: dict[str, list[Padded]] = {}
 
     def of(self, tensor: Tensor) -> Padded:
@@ -92,11 +94,19 @@ class PaddedValues:
         elif name in _FACTORS:
             value = self._multiplied(call, operands)
         else:
+            if name in _SUMS:
+                self.summands |= self._names(operands)
+            elif name == "prelu":
+                self.factors |= self._names(operands)
             value = _transferred(call, [self.of(tensor) for tensor in operands])
         self.put(call.output, value)
         base = call.output._base if isinstance(call.output, Tensor) else None
         if base is not None and name in _WRITERS and base in self._of:
             self._of[base] = _joined([self.of(base), value], call.where)
+
+    def _names(self, tensors: list[Tensor]) -> set[str]:
+        views = (self._labels.view(tensor) for tensor in tensors)
+        return {view.name for view in views if view is not None}
 
     def _contracted(self, call: Call, operands: list[Tensor]) -> Padded:
         """A weight makes new channels, unless it has one matrix a channel."""
@@ -110,7 +120,9 @@ class PaddedValues:
                 self.read.setdefault(view.name, []).extend(values)
         if not matrices:
             return _other(f"{call.where} multiplies channels by each other")
+        self.summands |= self._names([tensor for tensor in weights if tensor.ndim == 1])
         if "conv" in call.name and call.argument(6, "groups", 1) != 1:
+            self.factors |= self._names(matrices)
             zeros: Value = values[0].zeros if values else "zero"
             return Padded(zeros, "other", f"{call.where} has a kernel for each channel")
         return FRESH

@@ -40,7 +40,7 @@ def with_padding(
         if (read := values.read.get(member.tensor)) and all(_held(r, kind) == "zero" for r in read)
     )
     obstacle = _of_norms(group, met, kind) or _of_readers(group, silent, kind)
-    factors = frozenset(tensors & values.factors)
+    factors = frozenset(tensors & values.factors - values.summands)
     return replace(group, padding=Padding(kind, obstacle, factors, silent))
 
 

@@ -161,7 +161,8 @@ class Padding:
     Args:
         kind: "mean" or "zero"; "" where neither fits.
         obstacle: why padding would change the function; "" if nothing stands against it.
-        factors: tensors with an entry a channel that multiply it, other than the norms' own.
+        factors: tensors with an entry a channel that only ever multiply it. In channels padded with
+            zeros they are not 0, which would leave them without any gradient.
         silent: tensors that read the channels where new ones hold 0, as they do behind a norm.
     """
 

@@ -109,7 +109,7 @@ def fill_tensor(
         groups: those that became wider, as they were before.
         draws: where random entries come from.
     """
-    padded = {group: of.padding for group, of in groups.items() if not _in_pairs(of)}
+    padded = {group: of.padding for group, of in groups.items() if of.padding is not None}
     tied = [addition for addition in added if {"consumer"} < addition.roles]
     readers = [addition for addition in added if addition.roles == {"consumer"}]
     makers = [addition for addition in added if "consumer" not in addition.roles]
@@ -140,13 +140,9 @@ def fill_tensor(
         if addition.group not in padded:
             _put(copies, addition, 0.0)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        for addition in makers:
+        for addition in paired:
             if addition.axis == 1:
                 _clear_row(copies, addition, module.padding_idx)
-
-
-def _in_pairs(group: ChannelGroup) -> bool:
-    return group.padding is None
 
 
 def _pad(

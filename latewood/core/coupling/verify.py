@@ -54,8 +54,8 @@ def verify_plan(
     an example magnify rounding. Operations compute in float64, also where the code casts to
     float32; in the model's own precision where they have no such form (the error is then scaled
     down by 1e-7, what separates the two; so it is for padding of more than VERIFIED_SIZE numbers,
-    whose means are rounded). The copy shares the model's weights; only what changes takes memory, in the model's
-    own precision.
+    whose means are rounded). The copy shares the model's weights; only what changes takes memory,
+    in the model's own precision.
 
     Args:
         model: the model that was traced; it stays as it is.
@@ -182,6 +182,7 @@ def _changes(
             )
         except Exception as raised:
             raise _Unfit(_first_line(raised)) from raised
+        error *= 1.0 if fine else DOUBLE_OVER_SINGLE
         worst = max(worst, _Change(error, _ADDING), key=lambda change: change.error)
     return worst
 

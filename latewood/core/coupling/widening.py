@@ -24,7 +24,7 @@ from latewood.core.coupling.resize import Indices, Resizing, changeable, valid_i
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
-from latewood.errors import RequestError, invalid
+from latewood.errors import RequestError, invalid, listed
 
 __all__ = ["NORMALISED", "Fill", "can_widen", "widen_channels"]
 
@@ -117,11 +117,13 @@ def widen_channels(
     ]
     _require_alike(tensors, names)
     if preserving:
+        if isinstance(std, Mapping) and (unknown := std.keys() - places[0].keys()):
+            raise invalid("std", min(unknown), f"names of tensors, such as {listed(names)}")
         asked, usual = _spreads(plan, chosen, std, tensors[0])
         for of_model in places:
             _require_bare(plan, chosen, of_model)
-    listed = list(optimizers)
-    resizings = [Resizing.of(each, plan, chosen, listed) for each in models]
+    followed = list(optimizers)
+    resizings = [Resizing.of(each, plan, chosen, followed) for each in models]
     # All that can be refused was refused above; from here on everything changes.
     wider, *_ = [resizing.apply() for resizing in resizings]
     if preserving:
@@ -216,6 +218,14 @@ def _touched(plan: ChannelPlan, chosen: Mapping[str, object]) -> list[str]:
 
 
 def _require_alike(tensors: list[dict[str, Tensor]], names: list[str]) -> None:
+    once: set[int] = set()
+    for number, of_model in enumerate(tensors):
+        for name, tensor in of_model.items():
+            if id(tensor) in once:
+                raise invalid(
+                    f"twins[{number - 1}]", f"a model that shares {name}", "one of its own"
+                )
+            once.add(id(tensor))
     for number, others in enumerate(tensors[1:]):
         for name in names:
             shape = others[name].shape if name in others else None

@@ -256,6 +256,10 @@ def test_rms_norms_may_stand_behind_a_sum_or_a_depthwise_kernel(options):
     before = outputs(model)
     widen_channels(model, plan, {name: 3}, fill="pair", allow=NORMALISED)
     assert change(model, before) < 1e-12
+    if model.depthwise is not None:
+        # Zeros before it and zeros in it would never learn.
+        assert model.depthwise.weight[6:].all()
+        assert not model.depthwise.bias[6:].any()
 
 
 def test_a_norm_has_to_be_allowed():

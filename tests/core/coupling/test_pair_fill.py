@@ -316,6 +316,11 @@ def test_masks_follow_and_the_function_stays(mask, precision):
         ({"h": 2}, {}, "h: its channels cannot change: the model's output"),
         ({"u": 2}, {"fill": "pairs"}, "fill: got 'pairs'; expected one of copy, pair"),
         ({"u": 2}, {"std": 0.0}, "std of u.weight: got 0.0; expected a positive number"),
+        (
+            {"u": 2},
+            {"std": {"w": 1.0}},
+            "std: got 'w'; expected names of tensors, such as u",
+        ),
         ({"u": 2}, {"std": lambda name, old: -1.0}, "expected a positive number"),
         ({"u": 2}, {"twins": [nn.Linear(2, 2)]}, r"twins\[0\]: got 'u.weight of shape None'"),
     ],
@@ -327,6 +332,22 @@ def test_a_wrong_request_changes_nothing(request_, options, says):
     with pytest.raises(RequestError, match=says):
         widen_channels(model, plan, request_, **{"fill": "pair", **options})
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_twin_of_the_same_tensors_is_refused():
+    model = Chain()
+    plan = trace_channels(model, torch.tensor([[2.0]]))
+    with pytest.raises(RequestError, match=r"a model that shares u\.weight"):
+        widen_channels(model, plan, {"u": 2}, fill="pair", twins=[model])
+    assert model.u.weight.shape == (2, 2)
+
+
+def test_the_row_of_an_embedding_that_stands_for_nothing_stays_zero():
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=1), nn.Linear(4, 2))
+    plan = trace_channels(model, torch.tensor([[0, 1]]))
+    widen_channels(model, plan, {"0": 4}, fill="pair")
+    assert not model[0].weight[1].any()
+    assert model[0].weight[0].all()
 
 
 class TiedBack(nn.Module):
