@@ -12,17 +12,24 @@ from torch import Tensor
 
 from latewood.core.coupling.consequences import settle
 from latewood.core.coupling.labels import NONE, Labels
+from latewood.core.coupling.norm_recognition import MetNorm
+from latewood.core.coupling.padded_values import PaddedValues
+from latewood.core.coupling.padding import with_padding
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Member, Resized
 
 __all__ = ["gather_plan"]
 
 
-def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
+def gather_plan(
+    labels: Labels, order: Sequence[str], norms: Sequence[MetNorm], values: PaddedValues
+) -> ChannelPlan:
     """Gathers channels that sit on the same axes, equally often, into groups.
 
     Args:
         labels: what a run left behind.
         order: names of the model's tensors in order of registration.
+        norms: that the run went through.
+        values: what new channels would hold.
 
     Returns:
         The groups, in that order.
@@ -40,6 +47,10 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         for channel in labels.channels(barred).unique().tolist():
             held.setdefault(channel, {})[barrier] = None
     aligned = _aligned(labels)
+    normalised: dict[int, list[MetNorm]] = {}
+    for norm in norms:
+        for channel in labels.channels(norm.labels).unique().tolist():
+            normalised.setdefault(channel, []).append(norm)
     alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
     for number, channel in enumerate(seats.channels.tolist()):
         signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
@@ -67,12 +78,9 @@ def gather_plan(labels: Labels, order: Sequence[str]) -> ChannelPlan:
         wanted = [alignment for channel in channels for alignment in aligned.get(channel, ())]
         multiple = math.lcm(*(multiple for multiple, _ in wanted))
         reasons = tuple(dict.fromkeys(reason for _, reason in wanted))
-        groups.append(
-            (
-                start,
-                ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons),
-            )
-        )
+        group = ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons)
+        over = {id(norm): norm for channel in channels for norm in normalised.get(channel, ())}
+        groups.append((start, with_padding(group, list(over.values()), values)))
     groups.sort(key=lambda item: item[0])
     return ChannelPlan(tuple(_distinct(group for _, group in groups)))
 

@@ -11,8 +11,20 @@ from torch import Tensor
 from latewood.core.coupling.layer import Layer
 from latewood.errors import invalid
 
-__all__ = ["Barrier", "BarrierKind", "ChannelGroup", "ChannelPlan", "Member", "Resized", "Role"]
+__all__ = [
+    "Barrier",
+    "BarrierKind",
+    "ChannelGroup",
+    "ChannelPlan",
+    "Member",
+    "Norm",
+    "NormKind",
+    "Padding",
+    "Resized",
+    "Role",
+]
 
+NormKind = Literal["layer", "rms", "group", "unknown"]
 Role = Literal["producer", "consumer", "per_channel"]
 BarrierKind = Literal["input", "output", "lookup", "normalised", "fixed", "mixed", "unknown"]
 
@@ -73,6 +85,54 @@ class Resized:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm whose statistics run over the channels of a group.
+
+    Told by what it computes, whatever its class is called.
+
+    Args:
+        module: qualified name of the module that computes it.
+        kind: "layer" subtracts the mean and divides by the deviation, "rms" divides by the root of
+            the mean square, "group" does as "layer" within groups of channels; "unknown": none of
+            these.
+        weight: name of the scale, None without one.
+        bias: name of the shift, None without one.
+        eps: attribute of the module that is added to the variance or mean square; None if none was
+            found that does so.
+        offset: the scale is offset + weight: 1 in Gemma, else 0.
+        on_root: whether eps is added to the root of the mean square instead.
+    """
+
+    module: str
+    kind: NormKind
+    weight: str | None = None
+    bias: str | None = None
+    eps: str | None = None
+    offset: float = 0.0
+    on_root: bool = False
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How a group that norms hold can become wider without a change of what they compute.
+
+    New channels that hold the mean of the old ones leave mean and relative variance to a layer
+    norm, zeros the relative mean square to an RMS norm.
+
+    Args:
+        kind: "mean" or "zero"; "" where neither fits.
+        obstacle: why padding would change the function; "" if nothing stands against it.
+        factors: tensors with an entry a channel that multiply it, other than the norms' own.
+        silent: tensors that read the channels where new ones hold 0, as they do behind a norm.
+    """
+
+    kind: Literal["mean", "zero", ""]
+    obstacle: str
+    factors: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that exist or vanish together in all their members.
 
@@ -84,6 +144,8 @@ class ChannelGroup:
         resized: attributes that follow the width.
         multiple_of: widths that operations can compute with are multiples of this.
         aligned_by: the operations that want it, in words.
+        norms: what normalises over the channels.
+        padding: how the group can become wider nevertheless; None where only free groups can.
     """
 
     name: str
@@ -93,6 +155,8 @@ class ChannelGroup:
     resized: tuple[Resized, ...] = ()
     multiple_of: int = 1
     aligned_by: tuple[str, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    padding: Padding | None = None
 
     @property
     def at_least(self) -> int:

@@ -23,6 +23,8 @@ from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_facts import layer_facts
 from latewood.core.coupling.layer_rules import LAYER_RULES
+from latewood.core.coupling.norm_recognition import NormCalls
+from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
@@ -99,7 +101,7 @@ def trace_channels(
         with (
             attributes_restored(model),
             code_numbers(model),
-            _call_stack(model, watcher.modules),
+            _call_stack(model, watcher),
             _whole_modules(model, classes, watcher),
             watcher,
         ):
@@ -108,9 +110,11 @@ def trace_channels(
         for output in outputs_of(outputs):
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
             ends.append(watcher.flow.of(output))
-    if not watcher.labels.axes:
-        raise invalid("example_inputs", type(example_inputs).__name__, "inputs that reach a weight")
-    plan = gather_plan(watcher.labels, list(tensors))
+        if not watcher.labels.axes:
+            given = type(example_inputs).__name__
+            raise invalid("example_inputs", given, "inputs that reach a weight")
+        norms = list(watcher.norms.recognised())
+    plan = gather_plan(watcher.labels, list(tensors), norms, watcher.values)
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
     return replace(plan, layers=order)
@@ -214,6 +218,8 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self.labels = labels
         self.flow = flow
+        self.values = PaddedValues(labels)
+        self.norms = NormCalls(labels, self.values)
         self._rules = rules
         self.modules: list[tuple[str, nn.Module]] = []
 
@@ -239,6 +245,9 @@ class _Watcher(TorchFunctionMode):
             call = Call(self.labels, function, name, args, named, output, modules)
             self.labels.used.clear()
             found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
+            self.values.follow(call)
+            if name == "group_norm":
+                self.norms.group_norm(call)
             if call.in_place and isinstance(found, Tensor):
                 self.labels.overwrite(output, found)
             else:
@@ -280,6 +289,7 @@ class _Watcher(TorchFunctionMode):
             self.labels.used.clear()
             self._put(output, rule(call))
             self.flow.record(call, self.labels.used, known=False)
+            self.values.forget(output, call.where)
         return output
 
     def _put(self, output: Any, labels: Any) -> None:
@@ -305,18 +315,20 @@ def _computed(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def _call_stack(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
+def _call_stack(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
 
         def enter(module: nn.Module, _: Any, name: str = name) -> None:
-            stack.append((name, module))
+            watcher.modules.append((name, module))
+            watcher.norms.enter()
 
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
-            stack.pop()
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            watcher.modules.pop()
+            watcher.norms.leave(name, module, args, kwargs, output)
 
         handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         yield
     finally:

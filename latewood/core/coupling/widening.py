@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, get_args
 
@@ -10,17 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core.coupling.additions import Addition, additions
-from latewood.core.coupling.pair_fill import (
+from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan
+from latewood.core.coupling.preserving_fill import (
+    Draws,
     Spread,
     deviations,
-    fill_pairs,
+    fill_tensor,
     tied_obstacle,
     usual_deviation,
 )
-from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan
 from latewood.core.coupling.resize import Indices, Resizing, changeable, valid_indices
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
+from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid
 
 __all__ = ["Fill", "widen_channels"]
@@ -48,6 +51,12 @@ def widen_channels(
     channels come twice, in the order 1 .. k, 1 .. k. What makes them gets rows V twice, what reads
     them columns Z and then -Z (each reader its own), and what has an entry a channel the same one
     twice, so that each reader sees Z v - Z v = 0. Rows run over all columns, the new ones too.
+
+    Groups that a norm holds, which ``allow=("normalised",)`` lets through, are padded instead, by
+    any number of channels: their new channels hold the mean of the old ones under layer norms and 0
+    under RMS norms, scales of the norms become sqrt(C / C') of what they were and their eps C / C'
+    (C channels before, C' after), and what reads the channels behind a norm gets random columns.
+    ``ChannelGroup.padding`` says whether that can be done, and what stands against it.
 
     Tensors of transformations get what their ``follows`` says; optimizer state is zero. In the
     returned plan the new channels of a group have the indices from its old width on; ``additions``
@@ -78,55 +87,89 @@ def widen_channels(
 
     Raises:
         RequestError: as for ``slice_channels``; a group of one channel that owns several positions,
-            whose layout cannot be told; what cannot come in pairs; a twin of other shapes. Nothing
-            has changed then.
+            whose layout cannot be told; what cannot come in pairs or be padded; a twin of other
+            shapes. Nothing has changed then.
 
     Source:
         Pairs with opposite signs: Yuan, Savarese and Maire, arXiv 2306.12700, as secondary sources
-        describe them.
+        describe them. Padding is not theirs.
     """
     if fill not in get_args(Fill):
         raise invalid("fill", fill, f"one of {', '.join(get_args(Fill))}")
-    paired = fill == "pair"
+    preserving = fill == "pair"
     chosen: dict[str, list[int]] = {}
     for name, sources in copies.items():
         group = changeable(plan, name, allow)
-        indices = _sources(sources, group, paired)
+        indices = _sources(sources, group, preserving and group.padding is None)
         if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
             raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
-        if paired and (obstacle := tied_obstacle(group)):
+        if preserving and (obstacle := _obstacle(group)):
             raise RequestError(f"{name}: cannot become wider: {obstacle}")
         group.require_width(group.width + len(indices), "copies")
         chosen[name] = [*range(group.width), *indices]
     models = [model, *twins]
     places = [dict(layer_tensors(each)) for each in models]
-    tensors = [
-        {name: stored_tensor(*place) for name, place in of_model.items()} for of_model in places
-    ]
     names = _touched(plan, chosen)
+    tensors = [
+        {name: stored_tensor(*of_model[name]) for name in names if name in of_model}
+        for of_model in places
+    ]
     _require_alike(tensors, names)
-    if paired:
-        asked, usual = _spreads(plan, chosen, std, {name: tensors[0][name] for name in names})
+    if preserving:
+        asked, usual = _spreads(plan, chosen, std, tensors[0])
+        for of_model in places:
+            _require_bare(plan, chosen, of_model)
     listed = list(optimizers)
     resizings = [Resizing.of(each, plan, chosen, listed) for each in models]
     # All that can be refused was refused above; from here on everything changes.
     wider, *_ = [resizing.apply() for resizing in resizings]
-    if paired:
+    if preserving:
         generator = generator or torch.Generator().manual_seed(0)
         by_tensor: dict[str, list[Addition]] = {}
         for addition in additions(plan, wider):
             by_tensor.setdefault(addition.tensor, []).append(addition)
+        groups = {name: plan[name] for name in chosen}
         with torch.no_grad():
-            for name in names:
-                if not tensors[0][name].is_floating_point():
-                    continue
+            for name in usual:
                 filled = [
                     (of_model[name][0], stored[name])
                     for of_model, stored in zip(places, tensors, strict=True)
                 ]
-                own = places[0][name][1]
-                fill_pairs(own, filled, by_tensor[name], asked[name], usual[name], generator)
+                draws = Draws(asked[name], usual[name], generator)
+                fill_tensor(name, filled, by_tensor[name], groups, draws)
+        for each in models:
+            _scale_eps(each, groups, wider)
     return wider
+
+
+def _obstacle(group: ChannelGroup) -> str | None:
+    return tied_obstacle(group) if group.padding is None else group.padding.obstacle or None
+
+
+def _require_bare(
+    plan: ChannelPlan, chosen: Mapping[str, object], places: Mapping[str, tuple[nn.Module, str]]
+) -> None:
+    """Refuses means of weights under transformations: those of what is stored are others."""
+    for group in plan:
+        if group.name not in chosen or group.padding is None or group.padding.kind != "mean":
+            continue
+        for member in group.members:
+            if transformations(*places[member.tensor]):
+                raise RequestError(
+                    f"{group.name}: cannot become wider: {member.tensor} has a transformation, and "
+                    "new channels would be the mean of what it makes"
+                )
+
+
+def _scale_eps(model: nn.Module, groups: Mapping[str, ChannelGroup], wider: ChannelPlan) -> None:
+    """Makes the eps of norms less by as much as the mean squares that it is added to."""
+    for name, group in groups.items():
+        ratio = group.width / wider[name].width
+        for norm in group.norms if group.padding is not None else ():
+            if norm.eps is not None and norm.kind != "group":
+                module = model.get_submodule(norm.module)
+                eps = getattr(module, norm.eps)
+                setattr(module, norm.eps, eps * (math.sqrt(ratio) if norm.on_root else ratio))
 
 
 def _sources(sources: Indices | int, group: ChannelGroup, paired: bool) -> list[int]:
