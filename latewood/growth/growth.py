@@ -85,7 +85,7 @@ class Growth(EndsOnce):
         total_steps: int,
         steps_per_epoch: StepsPerEpoch,
         init: str = "pair",
-        rescale: str = "vt",
+        rescale: str = "none",
         rates: Literal["norm", "constant"] = "norm",
         rates_every: int = 50,
         rate_floor: float = 0.05,
