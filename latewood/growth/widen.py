@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from latewood.core import ChannelPlan, trace_channels, widen_channels
+from latewood.core.coupling import BarrierKind
 from latewood.errors import invalid
 from latewood.growth.group_names import group_named
 from latewood.slim.comparison import Examples
 
 __all__ = ["Widening", "widen"]
+
+_HELD_BY_NORMS: Final[tuple[BarrierKind, ...]] = ("normalised",)
 
 
 @dataclass(frozen=True)
@@ -83,5 +87,6 @@ def widen(
         generator=torch.Generator().manual_seed(seed),
         twins=copies,
         optimizers=optimizers,
+        allow=_HELD_BY_NORMS,
     )
     return Widening(plan, wider)
