@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from latewood.growth.initialisations import gradmax_directions
 from latewood.growth.learning_rates import StageRates, norm_ratios
+from latewood.growth.requested_widths import widened_groups
 from latewood.growth.schedules import batch_schedule, epoch_schedule, width_schedule
 from latewood.growth.stages import Stages
+from latewood.growth.variance_transfer import Rescaling, output_learning_rates
+from latewood.growth.weight_scale import WeightScale, bake_scales
+from latewood.growth.widen import Widened, WideningSettings, widen
 
 __all__ = [
-    "Stages",
+    "Rescaling",
     "StageRates",
+    "Stages",
+    "WeightScale",
+    "Widened",
+    "WideningSettings",
+    "bake_scales",
     "batch_schedule",
     "epoch_schedule",
+    "gradmax_directions",
     "norm_ratios",
+    "output_learning_rates",
+    "widen",
+    "widened_groups",
     "width_schedule",
 ]
