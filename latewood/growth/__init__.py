@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from latewood.growth.deepen import deepen
 from latewood.growth.initialisations import gradmax_directions
 from latewood.growth.learning_rates import StageRates, norm_ratios
+from latewood.growth.newborn_probe import NewbornProbe
 from latewood.growth.requested_widths import widened_groups
 from latewood.growth.schedules import batch_schedule, epoch_schedule, width_schedule
 from latewood.growth.stages import Stages
@@ -12,6 +14,7 @@ from latewood.growth.weight_scale import WeightScale, bake_scales
 from latewood.growth.widen import Widened, WideningSettings, widen
 
 __all__ = [
+    "NewbornProbe",
     "Rescaling",
     "StageRates",
     "Stages",
@@ -20,6 +23,7 @@ __all__ = [
     "WideningSettings",
     "bake_scales",
     "batch_schedule",
+    "deepen",
     "epoch_schedule",
     "gradmax_directions",
     "norm_ratios",
