@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from latewood.core import ChannelGroup, ChannelPlan
 from latewood.core.coupling.preserving_fill import tied_obstacle
 from latewood.errors import RequestError, invalid, nearest
-from latewood.growth.group_names import group_named
 from latewood.growth.growth_schedule import GrowthSchedule
+from latewood.growth.requested_widths import group_named
 
 __all__ = ["growing_widths"]
 
