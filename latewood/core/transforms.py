@@ -6,6 +6,7 @@ construction. Recurrent layers, which hold their weights in a second list, are m
 A transformation is an ``nn.Module`` that maps a tensor to one of its shape and dtype. Its class has
 
 - ``order``, the place in the stack: PRECISION, MASK or FAULTS;
+- ``uniform``, true where it multiplies all entries by one number;
 - ``follows``, where its tensors have more than one entry: how they change shape with the weight;
 - ``commutes_with``, where it is no mask but may be baked before what is inside it: the orders of
   those transformations. Masks multiply entry by entry, so they commute with masks and need none.

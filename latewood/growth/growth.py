@@ -17,11 +17,14 @@ from latewood.growth.block_summary import block_summary
 from latewood.growth.growing_widths import growing_widths
 from latewood.growth.growth_event import GrowthEvent, event_seed
 from latewood.growth.growth_schedule import GrowthSchedule, growth_schedule
+from latewood.growth.initialisations import Init
 from latewood.growth.learning_rates import StageRates
 from latewood.growth.phase_costs import phase_costs
 from latewood.growth.plateau_watch import PlateauWatch
 from latewood.growth.stages import Stages
-from latewood.growth.widen import widen
+from latewood.growth.variance_transfer import Rescale
+from latewood.growth.weight_scale import bake_scales
+from latewood.growth.widen import WideningSettings, widen
 from latewood.slim.comparison import Examples
 from latewood.slim.edits import Widened, remember
 
@@ -51,7 +54,9 @@ class Growth(EndsOnce):
         steps_per_epoch: optimizer steps of every epoch, or of each.
         init: what new channels begin with (``widen``).
         rescale: what happens to old weights (``widen``): "vt" is the paper's, "none" keeps the
-            function.
+            function, and "vt_exact" keeps it too.
+        state: what becomes of the optimizer's state of what grows (``WideningSettings``).
+        gain: of new weights (``WideningSettings``).
         rates: "norm" as above, "constant" for one rate for all.
         rates_every: steps after which the norms are taken anew; 0 for at events only.
         rate_floor: least ratio of rates, in (0, 1].
@@ -84,8 +89,10 @@ class Growth(EndsOnce):
         schedule: GrowthSchedule | Mapping[str, Any] | str,
         total_steps: int,
         steps_per_epoch: StepsPerEpoch,
-        init: str = "pair",
-        rescale: str = "vt",
+        init: Init = "pair",
+        rescale: Rescale = "vt",
+        state: Literal["carry", "zero", "drop"] = "carry",
+        gain: float | None = None,
         rates: Literal["norm", "constant"] = "norm",
         rates_every: int = 50,
         rate_floor: float = 0.05,
@@ -112,7 +119,11 @@ class Growth(EndsOnce):
             )
         self._model, self._examples = model, example_inputs
         self._copies, self._measure = list(copies), measure_loss
-        self._settings = {"init": init, "rescale": rescale}
+        if gain is not None and not 0.0 < gain < math.inf:
+            raise invalid("gain", gain, "a positive finite number, or None")
+        self._init: Init = init
+        self._rescale: Rescale = rescale
+        self._widening = WideningSettings(state=state, gain=gain)
         self._seed = seed
         self.exclude = tuple(exclude)
         """Patterns on names of groups that keep their widths."""
@@ -122,7 +133,9 @@ class Growth(EndsOnce):
         grown = [plan[name] for name in self.widths]
         tensors = {member.tensor for group in grown for member in group.members}
         require_unclaimed(model, tensors, self)
-        self.costs = phase_costs(model, example_inputs, self.widths, **self._settings)
+        self.costs = phase_costs(
+            model, example_inputs, self.widths, init=init, rescale=rescale, settings=self._widening
+        )
         """Of the network in every phase."""
         self._stages = Stages()
         self._rates = StageRates(
@@ -240,7 +253,9 @@ class Growth(EndsOnce):
         self._rates.detach()
         release_shapes(self)
         if self._events:
-            edits = [Widened(dict(event.widths)) for event in self._events]
+            bake_scales(self._model)
+            fill: Literal["pair", "copy"] = "pair" if self._init == "pair" else "copy"
+            edits = [Widened(dict(event.widths), fill) for event in self._events]
             remember(self._model, edits, self._examples)
         return self._model
 
@@ -363,16 +378,21 @@ class Growth(EndsOnce):
 
     def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer]) -> None:
         if event.widths:
-            outcome = widen(
+            # Those of the step before, which has been taken.
+            for parameter in self._model.parameters():
+                parameter.grad = None
+            widen(
                 self._model,
                 self._examples,
                 event.widths,
                 optimizers=optimizers,
                 copies=self._copies,
+                init=self._init,
+                rescale=self._rescale,
                 seed=event.seed,
-                **self._settings,
+                stages=self._stages,
+                settings=self._widening,
             )
-            self._stages.widen(outcome.before, outcome.plan)
         self._events.append(event)
 
     def _loss(self) -> float | None:

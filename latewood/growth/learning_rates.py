@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,11 @@ from latewood.growth.staged_weights import StagedWeight
 from latewood.growth.stages import Stages
 
 __all__ = ["StageRates", "norm_ratios"]
+
+_LARGE: Final = 2**20
+"""Entries from which on taking rectangles for parameters costs less than blending after a step."""
+_HORIZONS: Final = 8
+"""Times 1 / (1 - beta) after which a count of steps has no more influence (3e-4)."""
 
 
 def norm_ratios(
@@ -57,9 +62,9 @@ class StageRates:
     for the entries of stage k (``Stages``), a_k steps after their event, in every weight of two or
     more axes; biases and norms have ratio 1. With ``counters``, optimizers that correct their
     moments for starting at zero (Adam's kin) start newborn entries with an empty state and a step
-    count of their own, so that no first step is longer than the rate. Optimizers whose entries
-    depend on each other (Muon, AvaGrad), and weights whose stages lie in many small pieces, have
-    the rates blended in after the step, and keep the counts of the whole.
+    count of their own, until counts have no more influence, so that no first step is longer than
+    the rate. Optimizers whose entries depend on each other (Muon, AvaGrad), and weights whose
+    stages lie in many small pieces, keep the counts of the whole.
 
     ``attach`` it to the optimizer before the event, or load its state: what it meets first in a
     step counts as newborn. Under a gradient scaler, the parameters of grown weights must not be in
@@ -207,12 +212,12 @@ class StageRates:
         if self._seen != self.stages.latest or any(w.is_stale for w in self._weights.values()):
             self.refresh()
 
-    def _weights_in(self, optimizer: Optimizer) -> list[StagedWeight]:
-        """The grown weights that an optimizer is about to update."""
+    def _weights_in(self, optimizer: Optimizer) -> list[tuple[StagedWeight, dict[str, Any]]]:
+        """The grown weights that an optimizer is about to update, with the groups they are in."""
         self._follow()
         by_id = {id(weight.parameter): weight for weight in self._weights.values()}
         return [
-            by_id[id(parameter)]
+            (by_id[id(parameter)], group)
             for group in optimizer.param_groups
             for parameter in group["params"]
             if id(parameter) in by_id
@@ -220,21 +225,30 @@ class StageRates:
             and parameter.grad.layout is torch.strided
         ]
 
-    def _parts(self, weight: StagedWeight, state: dict[str, Any], rule: StateRule) -> list[Part]:
-        """The rectangles of a weight for the coming step; newborn ones start as such."""
+    def _parts(
+        self, weight: StagedWeight, group: dict[str, Any], state: dict[str, Any], rule: StateRule
+    ) -> tuple[list[Part], bool]:
+        """The rectangles of a weight for the coming step, and whether they are to take part in it
+        as parameters; newborn ones start as such."""
         ages, (oldest, *younger) = self._ages.setdefault(weight.name, {}), weight.stages
-        counted = self.counters and rule.counted and rule.entrywise and weight.is_in_few_pieces
+        alone = rule.entrywise and weight.is_in_few_pieces
+        counted = self.counters and rule.counted and alone
         newborn = [stage for stage in weight.stages if stage not in ages]
         if counted and newborn:
             weight.empty(state, rule.powers, [stage for stage in newborn if stage != oldest])
         ages.update(dict.fromkeys(newborn, 0))
         ratios = self._ratios[weight.name]
         factors = {oldest: ratios[oldest]}
+        counts: dict[int, int | None] = {oldest: None}
+        settled = _HORIZONS / (1.0 - max(group.get("betas", (group.get("momentum", 0.0),))))
         for stage in younger:
             warmth = min(1.0, (ages[stage] + 1) / self.warmup) if self.warmup else 1.0
             factors[stage] = ratios[stage] * warmth
-        counts = {stage: ages[stage] if counted and stage != oldest else None for stage in ages}
-        return weight.parts(state, factors, counts)
+            counts[stage] = ages[stage] if counted and ages[stage] < settled else None
+        own_counts = any(count is not None for count in counts.values())
+        large = weight.parameter.numel() >= _LARGE
+        parts = weight.parts(state, factors, counts)
+        return parts, alone and len(parts) > 1 and (own_counts or large)
 
     def _advance(self, weights: Iterable[StagedWeight]) -> None:
         self.steps += 1
@@ -262,21 +276,17 @@ class _Step:
         self._split = None
         if self._rule.entrywise:
             args, named = _evaluated(args, named)
-        self._weights = self._rates._weights_in(optimizer)
-        parts = {
-            weight: self._rates._parts(
-                weight, optimizer.state.get(weight.parameter, {}), self._rule
-            )
-            for weight in self._weights
-        }
-        apart = {
-            weight.parameter: pieces
-            for weight, pieces in parts.items()
-            if self._rule.entrywise and weight.is_in_few_pieces and len(pieces) > 1
-        }
-        self._blended = [
-            (pieces, remember(pieces)) for w, pieces in parts.items() if w.parameter not in apart
-        ]
+        weights = self._rates._weights_in(optimizer)
+        self._weights = [weight for weight, _ in weights]
+        apart: dict[Tensor, list[Part]] = {}
+        self._blended = []
+        for weight, group in weights:
+            state = optimizer.state.get(weight.parameter, {})
+            parts, alone = self._rates._parts(weight, group, state, self._rule)
+            if alone:
+                apart[weight.parameter] = parts
+            else:
+                self._blended.append((parts, remember(parts)))
         if apart:
             if getattr(optimizer, "grad_scale", None) is not None:
                 raise invalid(

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from latewood.core import macs
-from latewood.growth.widen import widen
+from latewood.growth.initialisations import Init
+from latewood.growth.variance_transfer import Rescale
+from latewood.growth.widen import WideningSettings, widen
 from latewood.slim.comparison import Examples
 
 __all__ = ["PhaseCost", "network_cost", "phase_costs"]
@@ -33,8 +35,9 @@ def phase_costs(
     example_inputs: Examples,
     widths: Mapping[str, Sequence[int]],
     *,
-    init: str = "pair",
-    rescale: str = "none",
+    init: Init = "pair",
+    rescale: Rescale = "none",
+    settings: WideningSettings | None = None,
 ) -> list[PhaseCost]:
     """Widens a copy phase by phase and counts; the model stays as it is.
 
@@ -44,6 +47,7 @@ def phase_costs(
         widths: of each group by phase.
         init: what new channels begin with (``widen``).
         rescale: what happens to old weights (``widen``).
+        settings: finer points (``widen``).
 
     Returns:
         The cost of each phase.
@@ -61,7 +65,7 @@ def phase_costs(
             if listed[phase] > listed[phase - 1]
         }
         if wanted:
-            widen(twin, example_inputs, wanted, init=init, rescale=rescale)
+            widen(twin, example_inputs, wanted, init=init, rescale=rescale, settings=settings)
         costs.append(network_cost(twin, example_inputs) if wanted else costs[-1])
     return costs
 

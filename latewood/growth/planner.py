@@ -124,7 +124,7 @@ def plan_schedule(
         train_step: as for ``measure_steps``; as the run does it, so that the prediction holds.
         make_optimizer: as for ``measure_steps``.
         seconds: of measuring, about.
-        clock: as for ``core.timing.least_times``.
+        clock: as for ``core.timing.typical_times``.
 
     Returns:
         The choice, the reference and the fixed network with their predicted seconds.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core import trace_channels
-from latewood.core.timing import least_times
+from latewood.core.timing import typical_times
 from latewood.errors import invalid
 from latewood.growth.phase_costs import network_cost
 from latewood.growth.widen import widen
@@ -36,7 +36,7 @@ class StepCost:
         widths: by group.
         macs: multiply-accumulates of a forward pass on the example.
         parameters: entries of its parameters.
-        seconds: of a training step, the least over several turns.
+        seconds: of a training step, the median over several turns.
         widening_seconds: of the widening that made it of the narrowest; 0 for that one.
     """
 
@@ -65,8 +65,8 @@ def measure_steps(
         candidates: widths by group, none below the model's; all copies are in memory at once.
         train_step: of a copy; None squares the outputs on the example and steps.
         make_optimizer: of a copy; None is SGD with momentum.
-        seconds: of measuring, about; more where there is other work on the machine.
-        clock: as for ``core.timing.least_times``.
+        seconds: of measuring, about.
+        clock: as for ``core.timing.typical_times``.
 
     Returns:
         The cost of each candidate.
@@ -96,7 +96,7 @@ def measure_steps(
 
     device = next(model.parameters()).device
     forms = {str(number): taken(number) for number in range(len(twins))}
-    microseconds = least_times(forms, device, seconds=seconds, clock=clock, inference=False)
+    microseconds = typical_times(forms, device, seconds=seconds, clock=clock, inference=False)
     return [
         StepCost(
             widths=dict(candidate),

@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from latewood.core.coupling import slice_channels, trace_channels, widen_channels
+from latewood.core.coupling import BarrierKind, slice_channels, trace_channels, widen_channels
+from latewood.core.coupling.widening import Fill
 from latewood.errors import WorkError, invalid
 from latewood.slim.comparison import Examples, mapped
 from latewood.slim.csr_linear import CsrLinear
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _RECIPE: Final = "_slim_recipe"
+_HELD_BY_NORMS: Final[tuple[BarrierKind, ...]] = ("normalised",)
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Channels:
 
 @dataclass(frozen=True)
 class Widened:
-    """Groups that became wider, in pairs of channels.
+    """Groups that became wider.
 
     Args:
         widths: the new width by the name of the group.
+        fill: how (``core.widen_channels``): "pair" also changed the eps of norms.
     """
 
     widths: dict[str, int]
+    fill: Fill = "pair"
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def apply_edit(model: nn.Module, edit: Edit, example_inputs: Examples) -> nn.Mod
         case Widened():
             plan = trace_channels(model, example_inputs)
             added = {name: width - plan[name].width for name, width in edit.widths.items()}
-            widen_channels(model, plan, added, fill="pair")
+            widen_channels(model, plan, added, fill=edit.fill, allow=_HELD_BY_NORMS)
         case Skipped():
             skip_modules(model, edit.modules)
         case Unpacked():

@@ -22,7 +22,7 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
             {"schedule": {"name": "late", "end": 2.0, "at": 0.4}},
             {
                 "schedule": {"name": "phased", "end": 1.6, "phases": 3, "epochs": [1, 1, 2]},
-                "rescale": "none",
+                "rescale": "vt_exact",
                 "rates_every": 2,
             },
         ],

@@ -189,6 +189,32 @@ def test_a_copy_of_the_model_grows_with_the_same_numbers():
             mean.lerp_(value, 0.5)
 
 
+@pytest.mark.parametrize("rescale", ["none", "vt", "vt_exact"])
+@pytest.mark.parametrize("init", ["pair", "net2net", "zero_out", "random"])
+def test_every_way_of_growing_trains_and_ends_plain(init, rescale):
+    model = net()
+    method = grown(model, THREE, init=init, rescale=rescale)
+    train(model, method)
+    method.finalize()
+    assert widths(model) == [10, 8, 3] and not hasattr(model[2], "parametrizations")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_state_can_be_dropped_and_rates_warmed_up():
+    model = net()
+    method = grown(model, LATE, state="drop", rates="constant", warmup=4)
+    optimizer = train(model, method, optimizer=torch.optim.Adam(model.parameters(), 0.01), steps=4)
+    before = model[0].weight.detach().clone()
+    method.restructure(optimizer)
+    assert not optimizer.state[model[0].weight]
+    old = model[0].weight.detach().clone()
+    train(model, method, optimizer=optimizer, steps=5)
+    moved = (model[0].weight.detach() - old).abs()
+    # The first step after the event: an Adam without state moves by its rate, newborn by a quarter.
+    assert moved[:4].max() <= 0.01 * 1.001 and moved[4:].max() <= 0.0025 * 1.001
+    assert before.shape == (4, 6)
+
+
 def test_masks_grow_with_their_weights():
     model = net()
     masks = ContinuousSparsification(model, total_steps=8, exclude=[])
@@ -215,7 +241,7 @@ def test_masks_grow_with_their_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": {**LATE, "end": {"9": 8}}}, "widths: got '9'; expected the name of a layer"),
+        ({"schedule": {**LATE, "end": {"9": 8}}}, "widths: got '9'; expected a group or a layer"),
         ({"schedule": {**LATE, "end": {"4": 5}}}, "4: its channels cannot change: "),
         ({"schedule": {**LATE, "end": {"0": 5}}}, r"schedule.end\['0'\]: got 5; .* 4 or 6"),
         ({"schedule": {**THREE, "epochs": [1, 1, 1]}}, "ends before the run does"),

@@ -161,8 +161,11 @@ def shared_counter_steps(count, *, counters, steps=40):
 
 @pytest.mark.parametrize(
     ("count", "first", "peak", "at"),
-    [(10**4, [3.162], 6.568, 12), (1000, [2.515, 3.381, 3.940, 4.332, 4.616], 5.241, 12)]
-    + [(100, [0.980], 2.147, 14)],
+    [
+        (10**4, [3.162], 6.568, 12),
+        (1000, [2.515, 3.381, 3.940, 4.332, 4.616], 5.241, 12),
+        (100, [0.980], 2.147, 14),
+    ],
 )
 def test_under_the_counter_of_the_old_entries_adam_overshoots(count, first, peak, at):
     """O9, the trap: an empty state under an old counter."""

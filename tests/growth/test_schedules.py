@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,5 +96,5 @@ def test_every_schedule_ascends_in_pairs_to_its_end(start, pairs, phases, rate, 
     end = start + 2 * pairs
     widths = width_schedule(start, end, phases, rate, align=align if start % 2 == 0 else 2)
     assert len(widths) == phases and widths[0] == start and widths[-1] == end
-    increments = [after - before for before, after in zip(widths, widths[1:], strict=False)]
+    increments = [after - before for before, after in itertools.pairwise(widths)]
     assert all(increment >= 0 and increment % 2 == 0 for increment in increments)

@@ -90,7 +90,7 @@ def test_the_command_widens_by_name_and_prints_what_it_did(saved, tmp_path, caps
     [
         ({"model.layers.0.mlp.gate_proj": 31}, "got 31; expected a width from 24 in steps of 2"),
         ({"model.layers.0.mlp.gate_proj": 20}, "got 20; expected a width from 24"),
-        ({"no.such.layer": 32}, "widths: got 'no.such.layer'; expected the name of a layer"),
+        ({"no.such.layer": 32}, "widths: got 'no.such.layer'; expected a group"),
         ({"lm_head": 52}, "lm_head: its channels cannot change"),
     ],
 )

@@ -149,7 +149,7 @@ def test_growth_and_structured_sparsification_of_one_network_are_refused(tmp_pat
         ),
         (
             {"methods": [{"name": "growth", "schedule": {**SCHEDULE, "widths": {"a": [1, 1, 3]}}}]},
-            r"methods\[0\].*widths: got 'a'; expected the name of a layer",
+            r"methods\[0\].*widths: got 'a'; expected a group or a layer",
         ),
     ],
 )

@@ -173,7 +173,8 @@ def _require_bare(
         if group.name not in chosen or group.padding is None or group.padding.kind != "mean":
             continue
         for member in group.members:
-            if transformations(*places[member.tensor]):
+            placed = transformations(*places[member.tensor])
+            if not all(getattr(each, "uniform", False) for each in placed):
                 raise RequestError(
                     f"{group.name}: cannot become wider: {member.tensor} has a transformation, and "
                     "new channels would be the mean of what it makes"
