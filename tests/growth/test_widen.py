@@ -530,3 +530,26 @@ def test_frozen_readers_are_worth_a_warning():
     model[4].requires_grad_(False)
     with pytest.warns(RuntimeWarning, match="all that reads the channels of 2 is frozen"):
         widen(model, inputs, {"2": 8})
+
+
+class TiedPerceptron(nn.Module):
+    """What the table makes and what the head reads are one group of channels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up, self.down = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.down(torch.relu(self.up(self.table(tokens)))))
+
+
+def test_variance_transfer_through_a_tied_weight_is_one_factor_as_well():
+    model, tokens = TiedPerceptron().double(), torch.arange(9)
+    before = model(tokens).detach()
+    for _ in range(2):
+        twice_as_wide(model, tokens, rescale="vt")
+    ratio = model(tokens).detach() / before
+    assert float(ratio.std()) < 1e-12
