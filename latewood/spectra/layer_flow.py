@@ -259,8 +259,12 @@ class _Channels:
         read = self._at.get((pair.inputs, "consumer"), {})
         if pair.part or not written or not read:
             return [pair]
-        # Of a tied weight one axis is read, or written, in each of its uses.
-        axes = [(a, b) for a in written.values() for b in read.values()]
+        # Of a tied weight one axis is read, or written, in each of its uses; gates of a recurrence
+        # and what is flattened have other sizes, and are left to what compares them.
+        both = [(a, b) for a in written.values() for b in read.values()]
+        axes = [(a, b) for a, b in both if len(a) in (len(b), 2 * len(b))]
+        if not axes:
+            return [pair]
         if any(torch.equal(a, b) for a, b in axes):
             return [pair]
         if any(torch.equal(a, b.repeat(2)) for a, b in axes):
