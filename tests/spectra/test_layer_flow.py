@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from latewood.spectra import LayerPair, infer_pairs, model_alignment
+from latewood.spectra import LayerPair, SpectralProbe, infer_pairs, model_alignment
 
 transformers = pytest.importorskip("transformers")
 
@@ -155,6 +156,20 @@ def test_the_order_of_the_run_counts():
         "first->second",
         "second->head",
     ]
+
+
+def test_weights_under_transformations_and_a_probe_that_runs_the_model():
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    model, x = Residual(), torch.zeros(2, 5)
+    parametrize.register_parametrization(model.first, "weight", Half())
+    assert pairs(model, x) == ["entry->first", "first->second", "second->head"]
+    probe = SpectralProbe(model, every=1, pairs="auto", example_inputs=x)
+    (observation,) = probe.observe(0)
+    names = [name for name in observation.values if name.startswith("alignment/")]
+    assert names == [f"alignment/{pair.name}" for pair in infer_pairs(model, x)]
 
 
 def test_channels_in_another_order_are_no_pair():
