@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ def watched_pairs(model: nn.Module, example_inputs: Any) -> list[LayerPair]:
         RequestError: the example does not reach any weight.
     """
     plan = trace_channels(model, example_inputs)
-    wanted = {id(selected.stored): selected.name for selected in spectral_parameters(model)}
+    wanted = {id(selected.stored) for selected in spectral_parameters(model)}
     with parametrize.cached(), undisturbed(model), unfused(), attributes_restored(model):
         used, stages = {}, {}
         for name, (module, kind) in layer_tensors(model):
@@ -82,7 +82,7 @@ def watched_pairs(model: nn.Module, example_inputs: Any) -> list[LayerPair]:
     return [pair for candidate in met for pair in channels.meeting(candidate)]
 
 
-def _is_wanted(module: nn.Module, kind: str, wanted: Mapping[int, str]) -> bool:
+def _is_wanted(module: nn.Module, kind: str, wanted: Set[int]) -> bool:
     if parametrize.is_parametrized(module, kind):
         return True
     return id(module.get_parameter(kind)) in wanted
@@ -259,8 +259,12 @@ class _Channels:
         read = self._at.get((pair.inputs, "consumer"), {})
         if pair.part or not written or not read:
             return [pair]
-        # Of a tied weight one axis is read, or written, in each of its uses.
-        axes = [(a, b) for a in written.values() for b in read.values()]
+        # Of a tied weight one axis is read, or written, in each of its uses; gates of a recurrence
+        # and what is flattened have other sizes, and are left to what compares them.
+        both = [(a, b) for a in written.values() for b in read.values()]
+        axes = [(a, b) for a, b in both if len(a) in (len(b), 2 * len(b))]
+        if not axes:
+            return [pair]
         if any(torch.equal(a, b) for a, b in axes):
             return [pair]
         if any(torch.equal(a, b.repeat(2)) for a, b in axes):

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from latewood.spectra import LayerPair, infer_pairs, model_alignment
+from latewood.spectra import LayerPair, SpectralProbe, infer_pairs, model_alignment
 
 transformers = pytest.importorskip("transformers")
 
@@ -157,6 +158,20 @@ def test_the_order_of_the_run_counts():
     ]
 
 
+def test_weights_under_transformations_and_a_probe_that_runs_the_model():
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    model, x = Residual(), torch.zeros(2, 5)
+    parametrize.register_parametrization(model.first, "weight", Half())
+    assert pairs(model, x) == ["entry->first", "first->second", "second->head"]
+    probe = SpectralProbe(model, every=1, pairs="auto", example_inputs=x)
+    (observation,) = probe.observe(0)
+    names = [name for name in observation.values if name.startswith("alignment/")]
+    assert names == [f"alignment/{pair.name}" for pair in infer_pairs(model, x)]
+
+
 def test_channels_in_another_order_are_no_pair():
     class Shuffled(nn.Sequential):
         def forward(self, x):
@@ -164,6 +179,53 @@ def test_channels_in_another_order_are_no_pair():
             return self[1](x[:, [1, 2, 3, 0]])
 
     assert pairs(Shuffled(nn.Linear(4, 4), nn.Linear(4, 4)), torch.zeros(1, 4)) == []
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.tokens = nn.Embedding(9, 6)
+        self.rnn = kind(6, 4, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(8, 9)
+
+    def forward(self, tokens):
+        return self.head(self.rnn(self.tokens(tokens))[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_seen_as_their_names_say(kind):
+    model = Recurrent(kind)
+    watched = infer_pairs(model, torch.zeros(1, 3, dtype=torch.long))
+    assert LayerPair("rnn.weight_ih_l0", "rnn.weight_hh_l0") in watched
+    assert LayerPair("rnn.weight_hh_l1_reverse", "head.weight", "backward") in watched
+    with pytest.warns(UserWarning):
+        assert set(watched) == set(infer_pairs(model))
+
+
+class Attending(nn.Module):
+    def __init__(self, **sizes):
+        super().__init__()
+        self.entry = nn.Linear(5, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **sizes)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.entry(x)
+        keys = x[..., : self.attention.kdim]
+        return self.head(x + self.attention(x, keys, x)[0])
+
+
+def test_the_attention_of_torch():
+    x = torch.zeros(1, 3, 5)
+    assert pairs(Attending(), x) == [
+        "entry->attention.in_proj_weight",
+        "attention.in_proj_weight[query->key]",
+        "attention.in_proj_weight[value]->attention.out_proj",
+        "attention.out_proj->head",
+    ]
+    apart = pairs(Attending(kdim=3), x)
+    assert "entry->attention.v_proj_weight" in apart
+    assert "entry->attention.k_proj_weight" not in apart
 
 
 def test_watching_leaves_no_trace():
