@@ -31,7 +31,7 @@ _FOLDER_FILES: Final = (
 )
 
 
-def read_tensors(path: str | Path, *, key: str = "") -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, key: str = "", dense: bool = True) -> dict[str, Tensor]:
     """Reads the named tensors of a checkpoint onto the CPU.
 
     Takes safetensors files, files of ``torch.save`` that hold tensors and plain containers, and
@@ -43,6 +43,7 @@ def read_tensors(path: str | Path, *, key: str = "") -> dict[str, Tensor]:
         path: the file or folder.
         key: where in a torch file the tensors are, with a dot between the keys of nested dicts
             ("ema.model"); "" finds them.
+        dense: refuse sparse and quantized tensors, which layers do not compute with.
 
     Returns:
         Tensors by name, in the file's order.
@@ -53,11 +54,12 @@ def read_tensors(path: str | Path, *, key: str = "") -> dict[str, Tensor]:
         WorkError: the file is torn or corrupted.
     """
     path = Path(path)
-    if path.is_dir():
-        return _plain_names(_read_folder(path, key), path)
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise invalid("path", str(path), "an existing checkpoint file or model folder")
-    return _plain_names(_read_file(path, key), path)
+    tensors = _read_folder(path, key) if path.is_dir() else _read_file(path, key)
+    if dense:
+        _require_dense(tensors, path)
+    return _plain_names(tensors, path)
 
 
 def _read_folder(folder: Path, key: str) -> dict[str, Tensor]:
@@ -121,7 +123,7 @@ def _read_torch_file(path: Path, key: str) -> dict[str, Tensor]:
             raise _needs_pickle(path) from error
         raise WorkError(f"{path}: not a readable torch file ({_reason(error)})") from error
     tensors = _named_tensors(_under(content, key, path), path)
-    _require_plain(tensors, path)
+    _require_whole(tensors, path)
     return tensors
 
 
@@ -149,19 +151,25 @@ def _require_stored(path: Path) -> None:
         )
 
 
-def _require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses tensors without plain values, and those that repeat a few stored ones endlessly."""
+def _require_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors without values, and those that repeat a few stored ones endlessly."""
     size = path.stat().st_size
     for name, tensor in tensors.items():
-        if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
-            form = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
-            form = "quantized" if tensor.is_quantized else form
-            raise RequestError(f"{path}: {name!r} is a {form} tensor; expected dense ones")
-        if tensor.numel() * tensor.element_size() > size:
+        if tensor.is_meta:
+            raise RequestError(f"{path}: {name!r} is a meta tensor; expected one with values")
+        strided = tensor.layout is torch.strided
+        if strided and tensor.numel() * tensor.element_size() > size:
             raise RequestError(
                 f"{path}: {name!r} has {tensor.numel()} elements, more than the file has room for; "
                 "expected tensors that are stored whole (contiguous() before saving)"
             )
+
+
+def _require_dense(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            form = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            raise RequestError(f"{path}: {name!r} is a {form} tensor; expected dense ones")
 
 
 def _under(content: object, key: str, path: Path) -> object:

@@ -257,7 +257,7 @@ def _tensors(path: Path, key: str) -> dict[str, Tensor]:
     if is_slim_run(path):
         # Its files number the tensors, and hold inputs as well, which are no weights.
         return read_slim_values(path / "model")
-    return read_tensors(_weights(path), key=key)
+    return read_tensors(_weights(path), key=key, dense=False)
 
 
 def _weights(path: Path) -> Path:

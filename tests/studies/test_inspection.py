@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from latewood.errors import RequestError
-from latewood.spectra import Views, analyze
-from latewood.spectra.matrices.state_matrices import state_matrices
+from latewood.spectra import analyze
 from latewood.studies.inspection import (
     COLUMNS,
     Inspection,
@@ -99,11 +98,16 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert "integers" in reasons["codes"]
     assert "complex" in reasons["waves"]
     assert "no entries" in reasons["empty"]
-    state = state_matrices({"rows": torch.eye(3).to_sparse(), "w": torch.eye(2)}, Views())
-    assert [(left.name, left.why) for left in state.left_out] == [
-        ("rows", "stored as sparse_coo, not as a whole")
-    ]
-    assert [view.name for view in state.matrices] == ["w"]
+
+
+def test_what_is_not_stored_densely_is_left_out_and_said(tmp_path: Path) -> None:
+    quantized = torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)
+    tensors = {"rows": torch.eye(3).to_sparse(), "codes": quantized, "w": torch.eye(2)}
+    torch.save(tensors, tmp_path / "a.pt")
+    inspection = inspect_checkpoint(tmp_path / "a.pt")
+    assert names(inspection) == ["w"]
+    assert [left.name for left in inspection.left_out] == ["rows", "codes"]
+    assert "sparse_coo" in inspection.left_out[0].why
 
 
 def test_rows_go_from_input_to_output(tmp_path: Path) -> None:
