@@ -173,7 +173,7 @@ def widen(
     factors = rescaling(model, before, grown, example_inputs, rescale)
     rescaled = {
         name: tensor
-        for each in models
+        for each in reversed(models)
         for name, tensor in _stored(each).items()
         if name in factors.factors or name in factors.biases
     }

@@ -594,3 +594,18 @@ def test_sizes_of_heads_grow_with_the_scores_kept(fused, rescale):
         queries = next(group.name for group in plan.free if group.queries)
         with pytest.raises(RequestError, match="entries of queries and keys"):
             widen(model, inputs, {queries: plan[queries].width + 8}, init="replicate", plan=plan)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_activation_between_a_weight_and_its_norm_is_seen(in_place):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.SiLU(inplace=in_place)]
+    head = [nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model, inputs = nn.Sequential(*layers, *head).double(), torch.randn(4, 3, 8, 8, dtype=DOUBLE)
+    model(inputs)
+    model.eval()
+    before = model(inputs).detach()
+    settings = WideningSettings(exact_eps=True)
+    twice_as_wide(model, inputs, rescale="vt", settings=settings)
+    ratio = model(inputs).detach() / before
+    assert float(ratio.std()) < 1e-9
