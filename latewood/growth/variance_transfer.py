@@ -105,7 +105,7 @@ def rescaling(
     fed = norm_inputs(model, plan, example_inputs)
     exact = frozenset(factors) if mode == "vt_exact" else _to_compensate(plan, factors, fed)
     while True:
-        scales, disagreeing = _propagated(plan, factors, exact)
+        scales, disagreeing = _propagated(plan, factors, exact, fed)
         if not disagreeing:
             break
         exact |= disagreeing
@@ -183,16 +183,20 @@ def norm_inputs(model: nn.Module, plan: ChannelPlan, example_inputs: Any) -> dic
         example_inputs: what it is called with.
     """
     weights = {name.rpartition(".")[0]: name for name in plan.layers}
-    made: dict[int, tuple[str, Tensor]] = {}
+    made: dict[int, tuple[str, Tensor, int]] = {}
     fed: dict[str, list[str]] = {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, _NORMS) and inputs and isinstance(inputs[0], Tensor):
             maker = made.get(inputs[0].data_ptr())
-            if maker is not None and maker[1].numel() == inputs[0].numel():
+            # The version tells an activation in place, which leaves the memory the same.
+            if maker is not None and (maker[1].numel(), maker[2]) == (
+                inputs[0].numel(),
+                inputs[0]._version,
+            ):
                 fed.setdefault(maker[0], []).append(name)
         elif name in weights and isinstance(output, Tensor):
-            made[output.data_ptr()] = (weights[name], output)
+            made[output.data_ptr()] = (weights[name], output, output._version)
 
     with attributes_restored(model), undisturbed(model):
         for name, module in model.named_modules():
@@ -281,14 +285,18 @@ def _to_compensate(
             for member in group.members
         }
         unknown = layer.normalised is None or (layer.normalised and beside & free)
-        passes = layer.normalised or layer.activation in _HOMOGENEOUS
+        # A norm undoes a factor only if nothing bends it on the way there.
+        passes = name in fed or layer.activation in _HOMOGENEOUS
         if layer.writes_stream or unknown or not passes:
             exact.add(name)
     return frozenset(exact)
 
 
 def _propagated(
-    plan: ChannelPlan, factors: Mapping[str, float], exact: frozenset[str]
+    plan: ChannelPlan,
+    factors: Mapping[str, float],
+    exact: frozenset[str],
+    fed: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, float], frozenset[str]]:
     """The factor on what each layer makes, and weights whose factors contradict each other."""
     read = _readings(plan)
@@ -299,7 +307,7 @@ def _propagated(
             arriving = sorted(_passed(plan.layers[maker], scales[maker]) for maker in read[name])
             scale = arriving[0] if arriving else 1.0
             several = bool(arriving) and arriving[-1] - scale > 1e-9 * arriving[-1]
-            passes = layer.normalised or layer.activation in _HOMOGENEOUS
+            passes = name in fed or layer.activation in _HOMOGENEOUS
             # A tied weight makes what it reads elsewhere: a factor on its input would come back.
             lost = scale != 1.0 and (layer.writes_stream or not passes or len(layer.uses) > 1)
             responsible = _upstream(read[name], read) & set(factors) - exact

@@ -46,6 +46,7 @@ from latewood.growth.variance_transfer import (
     rescaling,
 )
 from latewood.growth.weight_scale import multiply_scale
+from latewood.growth.wider_heads import keep_scores, require_pairs_of_queries
 
 __all__ = ["Widened", "WideningSettings", "widen"]
 
@@ -129,7 +130,8 @@ def widen(
             by a ``WeightScale`` that ``bake_scales`` folds in. "vt_constraint_old" and
             "vt_constraint_new" use measured variances and change the function.
         seed: of the random numbers, or a generator on the CPU.
-        plan: of the model as it is, if it is known: tracing is what takes longest here.
+        plan: of the model as it is, if it is known: tracing is what takes longest here. That of
+            ``core.trace_head_sizes`` has sizes of heads as groups.
         stages: of the model's channels, which then note the event.
         settings: finer points.
 
@@ -156,6 +158,7 @@ def widen(
     models = [model, *([copies] if isinstance(copies, nn.Module) else copies)]
     before = plan or trace_channels(model, example_inputs)
     grown = widened_groups(before, widths, init)
+    require_pairs_of_queries(before, grown, init)
     parameters = _parameters(models, before, grown)
     require_no_gradients(parameters)
     require_owners(updaters, _parameters([model], before, grown))
@@ -170,7 +173,7 @@ def widen(
     factors = rescaling(model, before, grown, example_inputs, rescale)
     rescaled = {
         name: tensor
-        for each in models
+        for each in reversed(models)
         for name, tensor in _stored(each).items()
         if name in factors.factors or name in factors.biases
     }
@@ -196,6 +199,9 @@ def widen(
             optimizers=updaters,
             allow=allowed_barriers(init),
         )
+        for name in grown:
+            for each in models:
+                keep_scores(each, after[name], before[name].width, updaters)
         added = additions(before, after)
         by_tensor: dict[str, list[Addition]] = {}
         for addition in added:
@@ -226,7 +232,7 @@ def _warn_of_frozen_readers(model: nn.Module, plan: ChannelPlan, grown: Mapping[
             role: any(tensors[m.tensor].requires_grad for m in plan[name].members if m.role == role)
             for role in ("producer", "consumer")
         }
-        if learns["producer"] and not learns["consumer"]:
+        if plan[name].having("consumer") and learns["producer"] and not learns["consumer"]:
             warnings.warn(
                 f"widen: all that reads the channels of {name} is frozen: what new channels add "
                 "to can change only by what makes them",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from latewood.core import trace_channels
+from latewood.core import trace_channels, trace_head_sizes
 from latewood.errors import RequestError
 from latewood.growth import (
     StageRates,
@@ -553,3 +553,59 @@ def test_variance_transfer_through_a_tied_weight_is_one_factor_as_well():
         twice_as_wide(model, tokens, rescale="vt")
     ratio = model(tokens).detach() / before
     assert float(ratio.std()) < 1e-12
+
+
+class Attention(nn.Module):
+    """Heads whose size follows their weights, separate or fused."""
+
+    def __init__(self, *, fused):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.fused = 2, fused
+        if fused:
+            self.qkv = nn.Linear(5, 24)
+        else:
+            self.q, self.k, self.v = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        parts = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("rescale", ["none", "vt_exact"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_sizes_of_heads_grow_with_the_scores_kept(fused, rescale):
+    model, inputs = Attention(fused=fused).double(), torch.randn(4, 6, 5, dtype=DOUBLE)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, inputs, optimizer)
+    before = model(inputs).detach()
+    for seed in range(2):
+        plan = trace_head_sizes(model, inputs)
+        names = {group.name: group.width + 2 for group in plan.free}
+        widths = {"optimizers": optimizer, "plan": plan, "rescale": rescale, "seed": seed}
+        assert names and (fused or any(group.queries for group in plan.free))
+        widen(model, inputs, names, **widths)
+        assert gap(model(inputs), before) < 1e-12
+    train(model, inputs, optimizer)
+    if not fused:
+        queries = next(group.name for group in plan.free if group.queries)
+        with pytest.raises(RequestError, match="entries of queries and keys"):
+            widen(model, inputs, {queries: plan[queries].width + 8}, init="replicate", plan=plan)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_activation_between_a_weight_and_its_norm_is_seen(in_place):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.SiLU(inplace=in_place)]
+    head = [nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model, inputs = nn.Sequential(*layers, *head).double(), torch.randn(4, 3, 8, 8, dtype=DOUBLE)
+    model(inputs)
+    model.eval()
+    before = model(inputs).detach()
+    settings = WideningSettings(exact_eps=True)
+    twice_as_wide(model, inputs, rescale="vt", settings=settings)
+    ratio = model(inputs).detach() / before
+    assert float(ratio.std()) < 1e-9
