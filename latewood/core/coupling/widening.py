@@ -58,7 +58,9 @@ def widen_channels(
     any number of channels: their new channels hold the mean of the old ones under layer norms and 0
     under RMS norms, scales of the norms become sqrt(C / C') of what they were and their eps C / C'
     (C channels before, C' after), and what reads the channels behind a norm gets random columns.
-    ``ChannelGroup.padding`` says whether that can be done, and what stands against it.
+    ``ChannelGroup.padding`` says whether that can be done, and what stands against it. Of the
+    groups of ``trace_head_sizes`` the pairs of queries and keys do not cancel in the scores by
+    themselves: ``growth.widen`` turns the signs of the second queries.
 
     Tensors of transformations get what their ``follows`` says; optimizer state is zero. In the
     returned plan the new channels of a group have the indices from its old width on; ``additions``
@@ -153,15 +155,15 @@ def can_widen(group: ChannelGroup) -> bool:
     """
     positions = max((member.multiplicity for member in group.members), default=1)
     return (
-        {barrier.kind for barrier in group.barriers} <= {"normalised"}
+        # Products of queries and keys would count pairs twice; growth turns the signs.
+        not group.queries
+        and {barrier.kind for barrier in group.barriers} <= {"normalised"}
         and (group.width > 1 or positions == 1)
         and _obstacle(group) is None
     )
 
 
 def _obstacle(group: ChannelGroup) -> str | None:
-    if group.queries:
-        return "products of queries and keys sum over its channels, which pairs would not cancel"
     return tied_obstacle(group) if group.padding is None else group.padding.obstacle or None
 
 
