@@ -300,15 +300,16 @@ def _propagated(
             scale = arriving[0] if arriving else 1.0
             several = bool(arriving) and arriving[-1] - scale > 1e-9 * arriving[-1]
             passes = layer.normalised or layer.activation in _HOMOGENEOUS
-            lost = scale != 1.0 and (layer.writes_stream or not passes)
+            # A tied weight makes what it reads elsewhere: a factor on its input would come back.
+            lost = scale != 1.0 and (layer.writes_stream or not passes or len(layer.uses) > 1)
             responsible = _upstream(read[name], read) & set(factors) - exact
             if (several or lost) and responsible:
                 return scales, frozenset(responsible)
             own = 1.0 if name in exact else factors.get(name, 1.0)
             scales[name] = scale * own
         if scales == before:
-            break
-    return scales, frozenset()
+            return scales, frozenset()
+    return scales, frozenset(factors) - exact
 
 
 def _readings(plan: ChannelPlan) -> dict[str, set[str]]:

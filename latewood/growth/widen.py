@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -158,6 +159,7 @@ def widen(
     parameters = _parameters(models, before, grown)
     require_no_gradients(parameters)
     require_owners(updaters, _parameters([model], before, grown))
+    _warn_of_frozen_readers(model, before, grown)
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     sources = {
         name: sources_of(init, before[name], width, generator) for name, width in grown.items()
@@ -215,6 +217,22 @@ def widen(
             stages.widen(before, after)
     changed = {name: (before[name].width, width) for name, width in grown.items()}
     return Widened(before, after, changed, factors, added)
+
+
+def _warn_of_frozen_readers(model: nn.Module, plan: ChannelPlan, grown: Mapping[str, int]) -> None:
+    tensors = _stored(model)
+    for name in grown:
+        learns = {
+            role: any(tensors[m.tensor].requires_grad for m in plan[name].members if m.role == role)
+            for role in ("producer", "consumer")
+        }
+        if learns["producer"] and not learns["consumer"]:
+            warnings.warn(
+                f"widen: all that reads the channels of {name} is frozen: what new channels add "
+                "to can change only by what makes them",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:

@@ -10,8 +10,16 @@ from torch.nn import functional as F
 
 from latewood.core import trace_channels
 from latewood.errors import RequestError
-from latewood.growth import Stages, WideningSettings, bake_scales, norm_ratios, widen
+from latewood.growth import (
+    StageRates,
+    Stages,
+    WideningSettings,
+    bake_scales,
+    norm_ratios,
+    widen,
+)
 from latewood.optim import AvaGrad
+from latewood.sparsity import ContinuousSparsification
 
 DOUBLE = torch.float64
 
@@ -124,7 +132,7 @@ def test_variance_transfer_changes_outputs_by_one_factor(name):
     before = model(inputs).detach()
     settings = WideningSettings(exact_eps=True)
     twice_as_wide(model, inputs, rescale="vt", settings=settings)
-    ratio = model(inputs) / before
+    ratio = model(inputs).detach() / before
     assert float(ratio.std()) < 1e-9 and 0.1 < float(ratio.mean()) < 0.51
 
 
@@ -447,3 +455,101 @@ def test_no_growth_is_no_event():
     model, inputs = mlp()
     done = widen(model, inputs, {"0": 4}, rescale="vt")
     assert done.widths == {} and done.rescaling.factors == {}
+
+
+def test_masks_grow_with_their_weights():
+    model, inputs = mlp()
+    method = ContinuousSparsification(model, total_steps=10, steps_per_epoch=5)
+    model.train()
+    before = model(inputs).detach()
+    for rescale in ("none", "vt_exact"):
+        widen(model, inputs, {"0": model[0].out_features + 4}, rescale=rescale)
+        assert gap(model(inputs), before) < 1e-12
+    bake_scales(model)
+    assert gap(model(inputs), before) < 1e-12
+    method.finalize()
+    assert model[0].weight.shape == (12, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_narrower_numbers_cancel_as_well(dtype):
+    model, inputs = mlp()
+    model, inputs = model.to(dtype), inputs.to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, inputs, optimizer)
+    before, stages = model(inputs).detach(), Stages()
+    StageRates(model, stages).attach(optimizer)
+    widen(model, inputs, {"0": 8, "2": 12}, optimizers=optimizer, stages=stages)
+    assert gap(model(inputs), before) < (1e-2 if dtype is torch.bfloat16 else 1e-6)
+    train(model, inputs, optimizer)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+class Language(nn.Module):
+    def __init__(self, *, tied=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.cell = nn.Embedding(9, 6), nn.LSTM(6, 5, 2, batch_first=True)
+        self.back, self.head = nn.Linear(5, 6), nn.Linear(6, 9, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.back(self.cell(self.table(tokens))[0])))[:, -1]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rescale", ["none", "vt", "vt_exact"])
+def test_recurrent_language_models_grow_and_learn(rescale, tied):
+    model, tokens = Language(tied=tied).double(), torch.arange(24).view(4, 6) % 9
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, tokens, optimizer)
+    before, stages = model(tokens).detach(), Stages()
+    rates = StageRates(model, stages)
+    rates.attach(optimizer)
+    for seed in range(2):
+        widen(
+            model,
+            tokens,
+            {"cell": model.cell.hidden_size + 2},
+            optimizers=optimizer,
+            rescale=rescale,
+            stages=stages,
+            seed=seed,
+        )
+    if rescale != "vt":
+        assert gap(model(tokens), before) < 1e-12
+    assert stages.of("cell.weight_hh_l0")[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2] * 4
+    train(model, tokens, optimizer)
+    bake_scales(model)
+    assert "cell.weight_hh_l0" in model.state_dict()
+
+
+def test_frozen_readers_are_worth_a_warning():
+    model, inputs = mlp()
+    model[4].requires_grad_(False)
+    with pytest.warns(RuntimeWarning, match="all that reads the channels of 2 is frozen"):
+        widen(model, inputs, {"2": 8})
+
+
+class TiedPerceptron(nn.Module):
+    """What the table makes and what the head reads are one group of channels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up, self.down = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.down(torch.relu(self.up(self.table(tokens)))))
+
+
+def test_variance_transfer_through_a_tied_weight_is_one_factor_as_well():
+    model, tokens = TiedPerceptron().double(), torch.arange(9)
+    before = model(tokens).detach()
+    for _ in range(2):
+        twice_as_wide(model, tokens, rescale="vt")
+    ratio = model(tokens).detach() / before
+    assert float(ratio.std()) < 1e-12

@@ -1,6 +1,7 @@
 """Channel coupling: which tensor axes change size together, and changing them in place."""
 
 from latewood.core.coupling.additions import Addition, additions
+from latewood.core.coupling.head_size import scale_queries, trace_head_sizes
 from latewood.core.coupling.layer import Layer, LayerPart, LayerRole, LayerUse
 from latewood.core.coupling.plan import (
     Barrier,
@@ -8,8 +9,10 @@ from latewood.core.coupling.plan import (
     ChannelGroup,
     ChannelPlan,
     Member,
+    Queries,
     Resized,
     Role,
+    ScoreScale,
 )
 from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import trace_channels
@@ -27,11 +30,15 @@ __all__ = [
     "LayerRole",
     "LayerUse",
     "Member",
+    "Queries",
     "Resized",
     "Role",
     "additions",
+    "ScoreScale",
+    "scale_queries",
     "slice_channels",
     "trace_channels",
+    "trace_head_sizes",
     "verify_plan",
     "widen_channels",
 ]

@@ -71,6 +71,8 @@ class Sizes:
                 return {"num_embeddings": rows, "embedding_dim": columns}
             case nn.PReLU():
                 return {"num_parameters": _shape(module, "weight")[0]}
+            case nn.MultiheadAttention():
+                return _attention(module)
             case nn.RNNBase():
                 return _recurrent(module)
             case nn.RNNCellBase():
@@ -88,6 +90,15 @@ class Sizes:
         if isinstance(self.module, _TRANSPOSED):
             names = ("in_channels", "out_channels")
         return {**dict(zip(names, sizes, strict=True)), "groups": groups}
+
+
+def _attention(module: nn.MultiheadAttention) -> dict[str, int]:
+    """The widths; how they divide into heads is a matter of the plan."""
+    if module._qkv_same_embed_dim:
+        rows, width = _shape(module, "in_proj_weight")
+        return {"embed_dim": rows // 3, "kdim": width, "vdim": width}
+    widths = {f"{name}dim": _shape(module, f"{name}_proj_weight")[1] for name in "kv"}
+    return {"embed_dim": _shape(module, "q_proj_weight")[0], **widths}
 
 
 def _recurrent(module: nn.RNNBase) -> dict[str, int]:

@@ -38,6 +38,7 @@ def settle(labels: Labels) -> Follows:
         _couple_shared(labels)
         or _couple_parts(labels, follows)
         or _couple_divisions(labels)
+        or _couple_counted(labels)
         or _follow(labels, follows)
     ):
         pass
@@ -159,10 +160,30 @@ def _couple_divisions(labels: Labels) -> bool:
     for division in labels.divisions:
         channels = labels.channels(division.labels)
         moving = [dim for dim in division.new if varies_along(channels, dim)]
+        if labels.by_head_size and len(moving) == 2:
+            # Heads come in front of what they are made of.
+            labels.couple(division.labels, division.labels.narrow(moving[0], 0, 1))
+            return True
         plain = [dim for dim in moving if type(division.sizes[dim]) is int]
         if len(moving) > 1 and len(plain) == len(moving) - 1:
             for dim in plain:
                 labels.couple(division.labels, division.labels.narrow(dim, 0, 1))
+            return True
+    return False
+
+
+def _couple_counted(labels: Labels) -> bool:
+    """Couples entries of heads that one attribute counts, such as those of keys and values."""
+    if not labels.by_head_size:
+        return False
+    rows: dict[Attribute, Tensor] = {}
+    for size, row in _held_sizes(labels):
+        attribute = attribute_of(size)
+        if attribute is None or bool((row == NONE).any()):
+            continue
+        first = rows.setdefault(attribute, row)
+        if len(first) == len(row) and not torch.equal(first, row):
+            labels.couple(first, row)
             return True
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -66,7 +67,15 @@ def _repeat(call: Call) -> Result:
     counts: Any = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
     counts = counts or call.named.get("repeats", call.named.get("dims"))
     counts = [1] * (first.ndim - len(counts)) + list(counts)
+    _unclear(call, call.labels.of(first))
     return moved(call, first, lambda labels: repeated(labels, counts))
+
+
+def _unclear(call: Call, labels: Tensor) -> None:
+    """Whether positions of one channel stay neighbours is left open."""
+    for dim, size in enumerate(labels.shape):
+        if varies_along(labels, dim):
+            call.labels.boundaries.unclear(labels, dim, range(size))
 
 
 def _repeat_interleave(call: Call) -> Result:
@@ -87,11 +96,15 @@ def _join(call: Call) -> Result:
     labels = [call.labels.of(piece) for piece in pieces]
     if call.name == "stack":
         dim %= call.output.ndim
-        return joined([each.unsqueeze(dim) for each in labels], dim)
+        stacked = joined([each.unsqueeze(dim) for each in labels], dim)
+        _unclear(call, stacked)
+        return stacked
     for other in labels[1:]:
         if not call.labels.vary(labels[0], dim) and not call.labels.vary(other, dim):
             call.labels.couple(labels[0].narrow(dim, 0, 1), other.narrow(dim, 0, 1))
     result = joined(labels, dim)
+    ends = itertools.accumulate(each.shape[dim] for each in labels)
+    call.labels.boundaries.cut(result, dim, list(ends)[:-1])
     for axis in range(result.ndim):
         # Pieces of data beside pieces of channels: along other dimensions both have one size.
         if axis != dim % result.ndim and varies_along(result, axis):
@@ -143,6 +156,26 @@ def note_division(
     if any(varies_along(labels, dim) for dim in range(labels.ndim)):
         held = tuple(None if size == -1 else size for size in sizes)
         call.labels.divisions.append(Division(labels, held, new, call.where))
+        _note_blocks(call, labels, held, new)
+
+
+def _note_blocks(
+    call: Call, labels: Tensor, held: tuple[int | None, ...], new: tuple[int, ...]
+) -> None:
+    """A dimension of size 1 that the code made is where channels are: blocks are in front of it."""
+    moving = [dim for dim in range(labels.ndim) if varies_along(labels, dim)]
+    single = [dim for dim in new if labels.shape[dim] == 1]
+    if single and held[single[-1]] is not None:
+        # One head, say, of which the labels do not show that the number would have to follow.
+        _unclear(call, labels)
+    elif single:
+        flat = labels[tuple(slice(None) if dim in moving else 0 for dim in range(labels.ndim))]
+        for number, dim in enumerate(moving):
+            if dim < single[-1]:
+                step = math.prod(flat.shape[number + 1 :])
+                call.labels.boundaries.cut(flat.flatten(), 0, range(0, flat.numel(), step))
+    elif len(moving) > 1:
+        call.labels.boundaries.unclear(labels, moving[0], range(labels.shape[moving[0]]))
 
 
 def _was_there(before: Sequence[int], after: Sequence[int], dim: int) -> bool:

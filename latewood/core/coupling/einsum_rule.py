@@ -33,6 +33,8 @@ def einsum_rule(call: Call) -> Result:
         return _weighted(
             call, operands[1 - number], terms[1 - number], operands[number], terms[number], output
         )
+    if call.labels.by_head_size and len(operands) == 2:
+        _contract_entries(call, operands, terms, output)
     labels = [
         _summed(call, call.labels.of(x), term, output, [t for t in terms if t is not term])
         for x, term in zip(operands, terms, strict=True)
@@ -69,6 +71,17 @@ def _letters(equation: str, operands: list[Any]) -> tuple[list[str], str]:
     return terms, output.replace("...", "".join(spare[:most]))
 
 
+def _contract_entries(call: Call, operands: list[Any], terms: list[str], output: str) -> None:
+    """Where both operands have channels along what is summed over, they go entry by entry."""
+    for letter in set(terms[0]) & set(terms[1]) - set(output):
+        sides = [
+            call.labels.of(x).movedim(term.index(letter), -1)
+            for x, term in zip(operands, terms, strict=True)
+        ]
+        if all(call.labels.vary(labels, -1) for labels in sides):
+            call.labels.contract_by_entry(sides[0], sides[1], call.where)
+
+
 def _summed(
     call: Call, labels: Tensor, term: str, output: str, others: list[str]
 ) -> tuple[Tensor, str]:
@@ -78,8 +91,11 @@ def _summed(
             continue
         dim = term.index(letter)
         if any(letter in other for other in others):
-            # What is summed over vanishes from the output, so it can only go as a whole.
             first = labels.narrow(dim, 0, 1)
+            if call.labels.by_head_size and call.labels.vary(labels, dim):
+                labels = torch.full((), NONE).expand(first.shape)
+                continue
+            # What is summed over vanishes from the output, so it can only go as a whole.
             if call.labels.vary(labels, dim) and bool((labels == NONE).any()):
                 call.labels.bar(labels, "mixed", f"{call.where} sums channels against others")
             call.labels.couple(labels, first)

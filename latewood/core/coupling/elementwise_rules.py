@@ -181,6 +181,7 @@ def _normalize(call: Call) -> Result:
 def _glu(call: Call) -> Result:
     inputs, *_ = call.split_first()
     dim = call.argument(1, "dim", -1)
+    call.labels.boundaries.cut(call.labels.of(inputs), dim, [inputs.shape[dim] // 2])
     halves: Tensor = (
         call.labels.of(inputs).unflatten(dim, (2, -1)).movedim(dim if dim >= 0 else dim - 1, 0)
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,31 +24,30 @@ from latewood.core.coupling.operation_kinds import (
     SPLITS,
 )
 from latewood.core.coupling.traced_call import Call, tensors_in
+from latewood.core.coupling.weight_uses import WeightUse, weight_uses
 
-__all__ = ["Flow", "Node", "WeightUse"]
+__all__ = ["Flow", "Node", "Scores"]
 
 NodeKind = Literal["layer", "activation", "norm", "sum", "linear"]
 
 
 @dataclass(frozen=True)
-class WeightUse:
-    """A weight in one operation.
+class Scores:
+    """A product of queries and keys whose channels are the entries of a head.
 
     Args:
-        weight: its name.
-        inputs: the axis that is summed over, if there is one.
-        outputs: the axis of what it makes.
-        rows: labels of the outputs.
-        fan_in: products in one output.
-        lookup: whether nothing is read: rows are looked up, or it is a table of activations.
+        queries: node of one factor, if a weight made it.
+        keys: of the other.
+        node: of the product.
+        entries: labels (size,) of what it sums over.
+        factor: that the operation itself puts on it.
     """
 
-    weight: str
-    inputs: int | None
-    outputs: int | None
-    rows: Tensor | None
-    fan_in: int
-    lookup: bool = False
+    queries: Node | None
+    keys: Node | None
+    node: Node
+    entries: Tensor
+    factor: float = 1.0
 
 
 class Node:
@@ -69,11 +67,13 @@ class Node:
         functions: names of the nonlinearities since ``base``.
         statistic: the node whose elements it sums or averages, through functions of one element.
         reduction: the operation that summed.
+        scalar: a number of the code that it multiplies with.
+        shifted: whether a parameter of its own is added.
     """
 
     __slots__ = (
         *("base", "covers", "functions", "index", "kind", "name", "parents", "reduction"),
-        *("statistic", "use"),
+        *("scalar", "shifted", "statistic", "use"),
     )
 
     def __init__(
@@ -91,6 +91,8 @@ class Node:
         self.functions: frozenset[str] = frozenset()
         self.statistic: Node | None = None
         self.reduction = ""
+        self.scalar = 1.0
+        self.shifted = False
 
 
 class Flow:
@@ -99,11 +101,16 @@ class Flow:
     Args:
         labels: of the same run.
         parameters: names of the tensors that are no buffers.
+
+    Attributes:
+        nodes: what the operations made, in order.
+        scores: of queries and keys, where the entries of a head are channels.
     """
 
     def __init__(self, labels: Labels, parameters: Iterable[str]) -> None:
         self.nodes: list[Node] = []
-        self._labels = labels
+        self.scores: list[Scores] = []
+        self.labels = labels
         self._parameters = set(parameters)
         self._of = WeakIdKeyDictionary()
         self._tables: dict[str, Node] = {}
@@ -113,30 +120,43 @@ class Flow:
         node: Node | None = self._of.get(tensor)
         return node
 
-    def record(self, call: Call, used: Sequence[Used], *, known: bool = True) -> None:
+    def record(
+        self, call: Call, given: Sequence[Tensor], used: Sequence[Used], *, known: bool = True
+    ) -> None:
         """Notes an operation.
 
         Args:
             call: the operation.
+            given: its tensors.
             used: what its rule took for axes of weights.
             known: whether its name tells what it does.
         """
-        given = list(tensors_in((call.positional, call.named)))
-        reads = [node for node in map(self.of, given) if node is not None]
-        weights = _weights(used)
-        if not reads and not weights and not any(self._labels.source(x) for x in given):
+        nodes = [self.of(tensor) for tensor in given]
+        reads = [node for node in nodes if node is not None]
+        weights = any(axis.ndim > 1 and axis.role != "per_channel" for axis in used)
+        weights |= call.name.startswith("conv") and bool(used)
+        sources = dict.fromkeys(
+            name
+            for tensor, node in zip(given, nodes, strict=True)
+            if node is None and (name := self.labels.source(tensor) or "") in self._parameters
+        )
+        if not reads and not weights and not sources:
             return
         if call.name in GATES:
             self._recurrence(call, used)
         elif call.name == "multi_head_attention_forward":
             self._torch_attention(call, used)
         elif weights:
-            node = self._chain(call, weights, reads)
+            node = self._chain(call, used, reads)
             self._put(call.output, node)
         else:
-            reads += self._bare(call, given, reads)
+            if sources and not (reads and call.name in MULTIPLICATIONS):
+                reads += self._tables_in(call, sources)
             if reads:
-                self._operation(call, reads, known)
+                self._operation(call, reads, known, shifted=bool(sources))
+        while len(self.labels.scores) > len(self.scores):
+            # A product whose factors nothing here made: nothing can be scaled.
+            self._note_scores(None, None, self._new("linear"))
 
     def _new(self, kind: NodeKind, parents: Sequence[Node] = (), **facts: Any) -> Node:
         node = Node(len(self.nodes), kind, parents, **facts)
@@ -148,37 +168,29 @@ class Flow:
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool:
                 self._of[tensor] = node
 
-    def _chain(self, call: Call, weights: dict[str, list[Used]], reads: Sequence[Node]) -> Node:
+    def _chain(self, call: Call, used: Sequence[Used], reads: Sequence[Node]) -> Node:
         """The layers of one operation, one behind the other."""
         node = None
-        for name, axes in weights.items():
-            parents = reads if node is None else [node]
-            node = self._new("layer", parents, use=_weight_use(call, name, axes))
+        for use in weight_uses(call, used):
+            node = self._new("layer", reads if node is None else [node], use=use)
         assert node is not None
         return node
 
-    def _bare(self, call: Call, given: Sequence[Tensor], reads: Sequence[Node]) -> list[Node]:
-        """Nodes for parameters that are added to activations or joined with them: tables."""
-        if reads and call.name in MULTIPLICATIONS:
+    def _tables_in(self, call: Call, sources: Iterable[str]) -> list[Node]:
+        """Nodes for parameters that are added to activations or joined with them."""
+        if any(self.labels.source(output) for output in tensors_in(call.output)):
             return []
-        if any(self._labels.source(output) for output in tensors_in(call.output)):
-            return []
-        names = dict.fromkeys(
-            name
-            for tensor in given
-            if (name := self._labels.source(tensor)) in self._parameters
-            and sum(size > 1 for size in self._labels.shapes[name]) > 1
-        )
-        return [self._table(name) for name in names if name is not None]
+        shapes = self.labels.shapes
+        return [self._table(name) for name in sources if sum(size > 1 for size in shapes[name]) > 1]
 
     def _table(self, name: str) -> Node:
         if name not in self._tables:
-            shape = self._labels.shapes[name]
+            shape = self.labels.shapes[name]
             use = WeightUse(name, None, len(shape) - 1, None, 1, lookup=True)
             self._tables[name] = self._new("layer", use=use)
         return self._tables[name]
 
-    def _operation(self, call: Call, reads: Sequence[Node], known: bool) -> None:
+    def _operation(self, call: Call, reads: Sequence[Node], known: bool, *, shifted: bool) -> None:
         name = call.name
         parents = list(dict.fromkeys(reads))
         if not known:
@@ -189,6 +201,8 @@ class Flow:
             node = self._attention(call, parents)
         elif name == "glu":
             node = self._halves(call, parents)
+        elif name in ("rdiv", "rtruediv"):
+            node = self._activation("reciprocal", parents)
         elif name in ACTIVATIONS:
             node = self._activation(name, parents)
         elif name in SPLITS:
@@ -198,6 +212,11 @@ class Flow:
             node = self._product(name, reads)
         else:
             node = self._linear(name, parents)
+            node.scalar = _scalar(call)
+            node.shifted = shifted and name in ELEMENTWISE and name not in MULTIPLICATIONS
+        if len(self.labels.scores) > len(self.scores) and name != "scaled_dot_product_attention":
+            one, other = _factors(call)
+            self._note_scores(self.of(one), self.of(other), node)
         if name == "setitem":
             self._put(call.positional[0], node)
             return
@@ -263,16 +282,16 @@ class Flow:
     def _split(self, call: Call, parents: Sequence[Node]) -> None:
         """Each part of its own, with the labels in it where it lacks some."""
         whole = next(iter(tensors_in((call.positional, call.named))))
-        size = compact(self._labels.of(whole)).numel()
+        size = compact(self.labels.of(whole)).numel()
         for output in tensors_in(call.output):
-            few = compact(self._labels.of(output))
+            few = compact(self.labels.of(output))
             covers = few.flatten() if few.numel() < size else None
             self._put(output, self._new("linear", parents, covers=covers))
 
     def _halves(self, call: Call, parents: Sequence[Node]) -> Node:
         """``glu``: one half times the sigmoid of the other."""
         inputs, dim = call.argument(0, "input"), call.argument(1, "dim", -1)
-        values, gates = self._labels.of(inputs).chunk(2, dim)
+        values, gates = self.labels.of(inputs).chunk(2, dim)
         value = self._new("linear", parents, covers=compact(values).flatten())
         gate = self._new("activation", parents, name="sigmoid", covers=compact(gates).flatten())
         return self._new("linear", [value, gate])
@@ -284,19 +303,31 @@ class Flow:
         )
         scored = [node for node in (queries, keys, mask) if node is not None]
         weights = self._new("activation", scored, name="softmax")
+        if len(self.labels.scores) > len(self.scores):
+            size = call.argument(0, "query").shape[-1]
+            scale = call.argument(6, "scale", call.named.get("scale"))
+            factor = size**-0.5 if scale is None else float(scale)
+            self._note_scores(queries, keys, weights, factor)
         return self._new("linear", [weights, *([values] if values is not None else [])])
+
+    def _note_scores(
+        self, queries: Node | None, keys: Node | None, node: Node, factor: float = 1.0
+    ) -> None:
+        entries = self.labels.scores[len(self.scores)]
+        self.scores.append(Scores(queries, keys, node, entries, factor))
 
     def _torch_attention(self, call: Call, used: Sequence[Used]) -> None:
         """Queries, keys and values, fused or not, and the projection behind them."""
         streams = [self.of(tensor) for tensor in call.arguments("query", "key", "value")]
-        weights = _weights(used)
-        out = self._labels.source(call.argument(11, "out_proj_weight"))
+        uses = {use.weight: use for use in weight_uses(call, used)}
+        out = uses.pop(str(self.labels.source(call.argument(11, "out_proj_weight"))), None)
+        packed_bias = self.labels.source(call.argument(6, "in_proj_bias"))
         parts: list[Node] = []
-        for name, axes in weights.items():
-            if name == out:
-                continue
-            use = _weight_use(call, name, axes)
-            fused = use.rows is not None and len(weights) == 2
+        for use in uses.values():
+            fused = use.rows is not None and len(uses) == 1
+            start = 0 if use.rows is None else len(parts) * len(use.rows)
+            biases = () if packed_bias is None else ((packed_bias, start),)
+            use = replace(use, biases=biases)
             reads = streams if fused else [streams[len(parts)]]
             made = self._new("layer", [node for node in reads if node is not None], use=use)
             if fused and use.rows is not None:
@@ -304,10 +335,16 @@ class Flow:
                 parts += [self._new("linear", [made], covers=third) for third in thirds]
             else:
                 parts.append(made)
+        while len(parts) < 3:
+            # A weight that was computed on the way.
+            parts.append(self._new("activation", name=UNKNOWN))
         scores = self._new("activation", parts[:2], name="softmax")
+        if len(self.labels.scores) > len(self.scores):
+            size = len(self.labels.scores[-1])
+            self._note_scores(parts[0], parts[1], scores, size**-0.5)
         mixed = self._new("linear", [scores, parts[2]])
         if out is not None:
-            mixed = self._new("layer", [mixed], use=_weight_use(call, out, weights[out]))
+            mixed = self._new("layer", [mixed], use=out)
         self._put(call.output[0], mixed)
         if call.output[1] is not None:
             self._put(call.output[1], scores)
@@ -317,11 +354,10 @@ class Flow:
         gates = GATES[call.name]
         given = tensors_in(call.positional[:2])
         entering = [node for node in map(self.of, given) if node is not None]
-        for name, axes in _weights(used).items():
-            use = _weight_use(call, name, axes)
+        for use in weight_uses(call, used):
             layer = self._new("layer", entering, use=use)
             # A projection of the units, which has no gates, is as wide as what reads it.
-            gated = use.rows is not None and "weight_hr" not in name.rpartition(".")[2]
+            gated = use.rows is not None and "weight_hr" not in use.weight.rpartition(".")[2]
             if not gated or use.rows is None:
                 entering = [layer]
                 continue
@@ -334,39 +370,22 @@ class Flow:
         self._put(call.output, self._new("linear", entering))
 
 
-def _weights(used: Sequence[Used]) -> dict[str, list[Used]]:
-    """By name, what was used of weights of two or more axes."""
-    weights: dict[str, list[Used]] = {}
-    for axis in used:
-        if axis.ndim > 1:
-            weights.setdefault(axis.name, []).append(axis)
-    return weights
+def _factors(call: Call) -> Sequence[Tensor]:
+    """The two tensors of a product of activations."""
+    given = [tensor for tensor in tensors_in((call.positional, call.named)) if tensor.ndim > 1]
+    return given[-2:]
 
 
-def _weight_use(call: Call, name: str, axes: Sequence[Used]) -> WeightUse:
-    inputs = next((axis for axis in axes if axis.role == "consumer"), None)
-    outputs = next((axis for axis in axes if axis.role != "consumer"), None)
-    out = None if outputs is None else outputs.axis
-    rows = None if outputs is None else outputs.labels
-    if call.name == "embedding":
-        return WeightUse(name, None, out, rows, 1, lookup=True)
-    if call.name.startswith("conv"):
-        return _convolution(call, name, inputs, outputs)
-    fan_in = 1 if inputs is None else len(inputs.labels)
-    return WeightUse(name, None if inputs is None else inputs.axis, out, rows, fan_in)
-
-
-def _convolution(call: Call, name: str, inputs: Used | None, outputs: Used | None) -> WeightUse:
-    weight, groups = call.argument(1, "weight"), call.argument(6, "groups", 1)
-    fan_in = math.prod(weight.shape[1:])
-    axis = None if outputs is None else outputs.axis
-    if "transpose" in call.name:
-        # Of the kernel's places one in as many as the stride reaches each output.
-        stride = call.argument(3, "stride", 1)
-        spatial = weight.ndim - 2
-        strides = [stride] * spatial if isinstance(stride, int) else list(stride) * spatial
-        area = math.prod(weight.shape[2:]) / math.prod(strides[:spatial])
-        fan_in = math.ceil(weight.shape[0] // groups * area)
-        axis = 1
-    rows = None if outputs is None or groups != 1 else outputs.labels
-    return WeightUse(name, None if inputs is None else inputs.axis, axis, rows, int(fan_in))
+def _scalar(call: Call) -> float:
+    """The number of the code by which an operation multiplies; 1 if there is none."""
+    if call.name == "baddbmm":
+        return float(call.named.get("alpha", 1.0))
+    if call.name not in MULTIPLICATIONS:
+        return 1.0
+    divides = "div" in call.name
+    for number, operand in enumerate((*call.positional, *call.named.values())):
+        if isinstance(operand, Tensor) and operand.ndim == 0 and not operand.is_meta:
+            operand = operand.item()
+        if isinstance(operand, (int, float)) and not isinstance(operand, bool) and number < 2:
+            return 1 / operand if divides and operand else float(operand)
+    return 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.consequences import settle
-from latewood.core.coupling.labels import NONE, Labels
+from latewood.core.coupling.labels import NONE, Labels, varies_along
 from latewood.core.coupling.norm_recognition import MetNorm
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.padding import with_padding
@@ -51,24 +51,27 @@ def gather_plan(
     for norm in norms:
         for channel in labels.channels(norm.labels).unique().tolist():
             normalised.setdefault(channel, []).append(norm)
-    alike: dict[tuple[bytes, tuple[Barrier, ...]], list[int]] = {}
-    for number, channel in enumerate(seats.channels.tolist()):
-        signature = seats.axes[seats.starts[number] : seats.starts[number + 1]].tobytes()
-        alike.setdefault((signature, tuple(held.get(channel, ()))), []).append(number)
-
+    reasons_of = {channel: tuple(barriers) for channel, barriers in held.items()}
     groups: list[tuple[tuple[int, int], ChannelGroup]] = []
-    for (_, barriers), members_of in alike.items():
+    for members_of in seats.alike(reasons_of):
+        barriers = reasons_of.get(int(seats.channels[members_of[0]]), ())
         where = seats.of_channels(members_of)
         made = [number for number in where if "producer" in labels.roles[axes[number]]]
         first = (made or list(where))[0]
         # Channels of a group stand in the order in which its first axis has them.
         order_there = where[first][:, 0].argsort()
         members = tuple(
-            Member(*axes[number], role, indices[order_there])
+            Member(
+                *axes[number],
+                role,
+                indices[order_there],
+                _blocks(labels, axes[number], indices) if len(indices) == 1 else (),
+            )
             for number, indices in where.items()
             for role in labels.roles[axes[number]]
         )
-        channels = seats.channels[members_of].tolist()
+        known = follows or aligned or normalised
+        channels = seats.channels[members_of].tolist() if known else []
         layer = axes[first][0].rpartition(".")[0] or axes[first][0]
         resized = tuple(
             dict.fromkeys(number for channel in channels for number in follows.get(channel, ()))
@@ -78,7 +81,7 @@ def gather_plan(
         wanted = [alignment for channel in channels for alignment in aligned.get(channel, ())]
         multiple = math.lcm(*(multiple for multiple, _ in wanted))
         reasons = tuple(dict.fromkeys(reason for _, reason in wanted))
-        group = ChannelGroup(name, len(channels), members, barriers, resized, multiple, reasons)
+        group = ChannelGroup(name, len(members_of), members, barriers, resized, multiple, reasons)
         over = {id(norm): norm for channel in channels for norm in normalised.get(channel, ())}
         groups.append((start, with_padding(group, list(over.values()), values)))
     groups.sort(key=lambda item: item[0])
@@ -116,9 +119,31 @@ class _Seats:
         ends = np.append(starts, len(order))
         return cls(channels, ends, axis[order], position[order])
 
-    def of_channels(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+    def alike(self, barriers: Mapping[int, tuple[Barrier, ...]]) -> Iterator[np.ndarray]:
+        """Numbers of channels that sit on the same axes equally often and have the same barriers.
+
+        Args:
+            barriers: by channel.
+        """
+        # Sums of random numbers of the axes: equal for equal axes, else different almost surely.
+        drawn = np.random.default_rng(0).integers(2**63, size=(2, self.axes.max() + 1))
+        sums = np.add.reduceat(drawn[:, self.axes], self.starts[:-1], axis=1)
+        kinds = {kind: number for number, kind in enumerate(dict.fromkeys(barriers.values()), 1)}
+        kind_of = np.zeros(len(self.channels), dtype=np.int64)
+        if barriers:
+            held = np.array(list(barriers))
+            places = np.searchsorted(self.channels, held)
+            here = self.channels[places.clip(max=len(self.channels) - 1)] == held
+            kind_of[places[here]] = np.array([kinds[kind] for kind in barriers.values()])[here]
+        order = np.lexsort((*sums, kind_of))
+        keys = np.stack([*sums, kind_of])[:, order]
+        edges = (keys[:, 1:] != keys[:, :-1]).any(0).nonzero()[0] + 1
+        # Sorting is stable: within a set the channels ascend.
+        yield from np.split(order, edges)
+
+    def of_channels(self, numbers: np.ndarray) -> dict[int, Tensor]:
         """By axis, the positions (channels, multiplicity) of channels that sit alike."""
-        start = self.starts[list(numbers)]
+        start = self.starts[numbers]
         one = slice(start[0], self.starts[numbers[0] + 1])
         axes, counts = np.unique(self.axes[one], return_counts=True)
         found: dict[int, Tensor] = {}
@@ -137,6 +162,11 @@ def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:
         count = used[group.name]
         name = group.name if count == 1 else f"{group.name}#{count}"
         yield replace(group, name=name)
+
+
+def _blocks(labels: Labels, axis: tuple[str, int], indices: Tensor) -> tuple[int, ...]:
+    """Where blocks of the only channel begin; () if that cannot be told."""
+    return labels.boundaries.blocks(labels.axes[axis], indices[0]) or ()
 
 
 def _aligned(labels: Labels) -> dict[int, list[tuple[int, str]]]:
@@ -166,9 +196,29 @@ def _settle_elements(labels: Labels) -> None:
         if not found or any(known == name for known, _ in labels.axes):
             labels.bar(atoms, "mixed", f"{name} holds channels along more than one axis")
             continue
-        axis = max(found, key=lambda each: len(labels.channels(found[each]).unique()))
+        counts = {axis: len(labels.channels(row).unique()) for axis, row in found.items()}
+        likely = [axis for axis, count in counts.items() if count == max(counts.values())]
+        if len(likely) > 1:
+            likely = _as_long_as_others(labels, found, likely)
+        if len(likely) != 1:
+            labels.bar(atoms, "mixed", f"{name} does not show which axis holds its channel")
+            continue
+        (axis,) = likely
         labels.axes[name, axis] = found[axis]
         labels.roles[name, axis] = ["per_channel"]
+
+
+def _as_long_as_others(
+    labels: Labels, rows: Mapping[int, Tensor], axes: Sequence[int]
+) -> list[int]:
+    """Of axes that all hold one channel, those as long as an axis of a weight that holds it."""
+    lengths = {
+        (int(channels[0]), len(atoms))
+        for atoms in labels.axes.values()
+        if len(atoms) and not varies_along(channels := labels.channels(atoms), 0)
+    }
+    channel = {axis: int(labels.channels(rows[axis])[0]) for axis in axes}
+    return [axis for axis in axes if (channel[axis], len(rows[axis])) in lengths]
 
 
 def _along(atoms: Tensor, channels: Tensor, shared: Tensor, axis: int) -> Tensor | None:

@@ -13,16 +13,27 @@ __all__ = ["compact", "compact_together", "joined", "repeated", "reshaped"]
 
 def compact(labels: Tensor) -> Tensor:
     """Labels with size 1 in the dimensions along which an expansion repeats them."""
-    return compact_together(labels)[0]
+    shape, strides = labels.shape, labels.stride()
+    if 0 not in strides:
+        return labels
+    narrow = [
+        1 if not stride and size else size for size, stride in zip(shape, strides, strict=True)
+    ]
+    return labels.as_strided(narrow, strides)
 
 
 def compact_together(*labels: Tensor) -> list[Tensor]:
     """Labels of one shape without the repetitions that all of them have in common."""
-    found = list(labels)
-    for dim, size in enumerate(found[0].shape):
-        if size > 1 and all(tensor.stride(dim) == 0 for tensor in found):
-            found = [tensor.narrow(dim, 0, 1) for tensor in found]
-    return found
+    shape, strides = labels[0].shape, [tensor.stride() for tensor in labels]
+    narrow = [
+        1 if size and not any(along) else size
+        for size, along in zip(shape, zip(*strides, strict=True), strict=True)
+    ]
+    if narrow == list(shape):
+        return list(labels)
+    return [
+        tensor.as_strided(narrow, stride) for tensor, stride in zip(labels, strides, strict=True)
+    ]
 
 
 def reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from latewood.core.coupling.block_boundaries import BlockBoundaries
 from latewood.core.coupling.code_numbers import Extent
 from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
@@ -145,14 +146,18 @@ class Labels:
 
     Args:
         tensors: the parameters and buffers by name, as their layers compute with them.
+        by_head_size: whether entries of all heads are the channels of attention, not heads.
 
     Attributes:
         allocated: the code's numbers for the sizes of tensors that were made without data.
         statistics: of tensors that are a mean over channels or made of one, what it demands.
         used: axes that operations took since the list was last emptied.
+        scores: of queries and keys, what each product of both sums over, where it is channels.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, by_head_size: bool = False) -> None:
+        self.by_head_size = by_head_size
+        self.scores: list[Tensor] = []
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.axes: dict[tuple[str, int], Tensor] = {}
         self.roles: dict[tuple[str, int], list[Role]] = {}
@@ -165,6 +170,7 @@ class Labels:
         self.alignments: list[Alignment] = []
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
+        self.boundaries = BlockBoundaries()
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
         self.used: list[Used] = []
@@ -271,6 +277,26 @@ class Labels:
         different = (left != right) & (left != NONE) & (right != NONE)
         if different.any():
             self.components.join(left[different], right[different])
+
+    def alike_in_front(self, labels: Tensor) -> Tensor:
+        """Couples labels along all dimensions but the last; returns those left (1, ..., size)."""
+        first = labels[(slice(0, 1),) * (labels.ndim - 1)]
+        self.couple(labels, first.expand(labels.shape))
+        return first
+
+    def contract_by_entry(self, queries: Tensor, keys: Tensor, where: str) -> None:
+        """Couples labels (..., size) of queries and keys, entry by entry, for all heads alike.
+
+        Args:
+            queries: labels.
+            keys: labels.
+            where: the operation in words.
+        """
+        one, other = (self.alike_in_front(labels).flatten() for labels in (queries, keys))
+        self.couple(one, other)
+        for labels, beside in ((one, other), (other, one)):
+            self.bar(labels[beside == NONE], "fixed", f"{where} meets data of fixed size")
+        self.scores.append(one)
 
     def meet(self, left: Tensor, right: Tensor) -> Tensor:
         """Couples labels of one shape, but waits where one is the same for channels of the other.

@@ -8,12 +8,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.flow import Node, WeightUse
+from latewood.core.coupling.flow import Node
 from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer import UNKNOWN, Layer, LayerPart, LayerRole, LayerUse
 from latewood.core.coupling.operation_kinds import BOUNDED
+from latewood.core.coupling.weight_uses import WeightUse
 
-__all__ = ["layer_facts"]
+__all__ = ["covered_rows", "layer_facts"]
 
 Way = tuple[str | None, bool, bool]
 """A way to the next weight or to the output: its first nonlinearity, whether a norm stands on it,
@@ -155,7 +156,7 @@ def _merged_parts(calls: Sequence[tuple[WeightUse, Ways]], labels: Labels) -> tu
     count = max((0 if use.rows is None else len(use.rows) for use, _ in calls), default=0)
     for use, ways in calls:
         for way, covers in ways.items():
-            rows = None if covers is None else _rows(use.rows, covers, labels)
+            rows = None if covers is None else covered_rows(use.rows, covers, labels)
             before = covered.get(way, set())
             covered[way] = None if before is None or rows is None else before | rows
     whole = frozenset(way for way, rows in covered.items() if rows is None)
@@ -176,10 +177,18 @@ def _merged_parts(calls: Sequence[tuple[WeightUse, Ways]], labels: Labels) -> tu
     return tuple(LayerPart(tuple(sorted(places)), *facts) for facts, places in by_facts.items())
 
 
-def _rows(rows: Tensor | None, covers: Sequence[Tensor], labels: Labels) -> set[int] | None:
-    """Places of the rows that parts hold; None where the labels do not tell."""
+def covered_rows(rows: Tensor | None, covers: Sequence[Tensor], labels: Labels) -> set[int] | None:
+    """Places of the rows that parts hold; None where the labels do not tell.
+
+    Args:
+        rows: labels of a layer's outputs.
+        covers: labels of the parts; none of them for all.
+        labels: of the run.
+    """
     if rows is None:
         return None
+    if not covers:
+        return set(range(len(rows)))
     held = torch.cat(list(covers)).unique()
     inside = torch.isin(rows, held)
     if not bool(inside.any()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.core.coupling.label_layout import compact, compact_together
-from latewood.core.coupling.labels import NONE, Alignment
+from latewood.core.coupling.labels import NONE, Alignment, varies_along
 from latewood.core.coupling.traced_call import Call, Result, Rule, argument_names
 
 __all__ = ["LAYER_RULES", "read", "write"]
@@ -26,10 +26,14 @@ def read(call: Call, inputs: Tensor, atoms: Tensor) -> None:
     inputs = compact(inputs)
     inputs = inputs.expand(*inputs.shape[:-1], size)
     call.labels.couple(inputs, atoms)
-    fixed = (inputs == NONE).reshape(-1, size).any(0)
-    call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
-    unnamed = (atoms == NONE).expand(inputs.shape)
-    call.labels.bar(inputs[unnamed], "unknown", f"{call.where} uses a weight computed on the way")
+    call.labels.boundaries.follow(atoms, inputs, moved=True)
+    absent, unnamed = inputs == NONE, atoms == NONE
+    if bool(absent.any()):
+        fixed = absent.reshape(-1, size).any(0)
+        call.labels.bar(atoms[fixed], "input", f"{call.where} reads data of fixed size")
+    if bool(unnamed.any()):
+        reason = f"{call.where} uses a weight computed on the way"
+        call.labels.bar(inputs[unnamed.expand(inputs.shape)], "unknown", reason)
 
 
 def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
@@ -37,7 +41,9 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     if tensor is None:
         return
     if call.labels.view(tensor) is not None:
-        call.labels.couple(call.labels.axis(tensor, 0, "per_channel"), atoms)
+        entries = call.labels.axis(tensor, 0, "per_channel")
+        call.labels.couple(entries, atoms)
+        call.labels.boundaries.follow(entries, atoms)
         return
     labels = call.labels.of(tensor)
     call.labels.couple(labels, atoms)
@@ -84,6 +90,10 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
         right: labels (..., columns, size).
         bias: what is added.
     """
+    if call.labels.by_head_size and call.labels.vary(left, -1) and call.labels.vary(right, -1):
+        call.labels.contract_by_entry(left, right, call.where)
+        shape = torch.broadcast_shapes(left[..., :1].shape, right[..., :1].transpose(-1, -2).shape)
+        return torch.full((), NONE).expand(shape)
     for one, other in ((left, right), (right, left)):
         if call.labels.vary(one, -1) and bool((compact(other) == NONE).any()):
             call.labels.bar(one, "mixed", f"{call.where} sums channels against data of fixed size")
@@ -92,6 +102,8 @@ def _product(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None
     first, second = left[..., :1], right[..., :1].transpose(-1, -2)
     call.labels.couple(first, second)
     first, second = torch.broadcast_tensors(first, second)
+    if varies_along(second, -1) and not varies_along(first, -1):
+        first, second = second, first
     few = compact_together(first, second)
     result = torch.where(few[0] != NONE, few[0], few[1]).expand(first.shape)
     write(call, bias, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -9,7 +10,7 @@ from typing import Final, Literal
 from torch import Tensor
 
 from latewood.core.coupling.layer import Layer
-from latewood.errors import invalid
+from latewood.errors import RequestError, invalid
 
 __all__ = [
     "Barrier",
@@ -20,13 +21,16 @@ __all__ = [
     "Norm",
     "NormKind",
     "Padding",
+    "Queries",
     "Resized",
     "Role",
+    "ScoreScale",
 ]
 
 NormKind = Literal["layer", "rms", "group", "unknown"]
 Role = Literal["producer", "consumer", "per_channel"]
 BarrierKind = Literal["input", "output", "lookup", "normalised", "fixed", "mixed", "unknown"]
+ScoreScale = Literal["size", "fixed"]
 
 _WIDEST_CELL: Final = 60
 
@@ -41,12 +45,32 @@ class Member:
         role: "producer" (makes the channels), "consumer" (sums over them) or "per_channel".
         indices: int64 (width, multiplicity); row c lists the positions that channel c owns: one,
             H * W behind a flatten, four in an LSTM's gates.
+        blocks: columns at which blocks begin whose positions stay neighbours, for groups that were
+            traced with one channel, where the positions do not show it; () elsewhere, and where it
+            cannot be told.
     """
 
     tensor: str
     axis: int
     role: Role
     indices: Tensor
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...] | None:
+        """Ranges of columns that lie next to each other for every channel: blocks.
+
+        Behind a flatten a channel is one block of H * W positions; in a gated layer it has one a
+        gate. None for one channel of which that cannot be told.
+        """
+        count = self.multiplicity
+        starts = list(self.blocks)
+        if not starts:
+            if len(self.indices) == 1 < count:
+                return None
+            apart = ((self.indices[:, 1:] - self.indices[:, :-1]) != 1).any(0)
+            starts = [0, *(apart.nonzero().flatten() + 1).tolist()]
+        return tuple(itertools.pairwise([*starts, count]))
 
     @property
     def multiplicity(self) -> int:
@@ -133,6 +157,21 @@ class Padding:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """Where a tensor makes queries.
+
+    Args:
+        tensor: name of a weight or bias.
+        axis: its axis of outputs.
+        columns: of the group's member there: column j of its ``indices`` are places of queries.
+    """
+
+    tensor: str
+    axis: int
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that exist or vanish together in all their members.
 
@@ -146,6 +185,9 @@ class ChannelGroup:
         aligned_by: the operations that want it, in words.
         norms: what normalises over the channels.
         padding: how the group can become wider nevertheless; None where only free groups can.
+        score_scale: for entries of queries and keys, how the factor on their scores goes with their
+            number: "size" (one over its root) or "fixed"; None for all other channels.
+        queries: of entries of queries and keys, what makes the queries.
     """
 
     name: str
@@ -157,6 +199,8 @@ class ChannelGroup:
     aligned_by: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ()
     padding: Padding | None = None
+    score_scale: ScoreScale | None = None
+    queries: tuple[Queries, ...] = ()
 
     @property
     def at_least(self) -> int:
@@ -181,6 +225,21 @@ class ChannelGroup:
         expected = f"{nearest}, multiples of {unit} ({', '.join(self.aligned_by)})"
         raise invalid(f"{argument}[{self.name!r}]", f"{width} channels", expected)
 
+    def require_blocks(self) -> None:
+        """Refuses to add channels where nothing tells at which positions.
+
+        Raises:
+            RequestError: one channel owns several positions of which the model's code does not show
+                whether they stay neighbours; the tensor is named.
+        """
+        for member in self.members:
+            if member.runs is None:
+                raise RequestError(
+                    f"{self.name}: one channel has {member.multiplicity} positions on axis "
+                    f"{member.axis} of {member.tensor}, and nothing tells where those of another "
+                    "go; expected a group of at least two channels"
+                )
+
     def in_units(self) -> ChannelGroup:
         """The group with ``multiple_of`` neighbouring channels taken for one."""
         unit = self.multiple_of
@@ -190,7 +249,7 @@ class ChannelGroup:
             self,
             width=self.width // unit,
             members=tuple(
-                replace(member, indices=member.indices.reshape(self.width // unit, -1))
+                replace(member, indices=member.indices.reshape(self.width // unit, -1), blocks=())
                 for member in self.members
             ),
             resized=tuple(

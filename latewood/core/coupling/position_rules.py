@@ -79,6 +79,7 @@ def _take(
 ) -> None:
     if varies_along(labels, dim):
         call.labels.parts.append(Parts(labels, dim, bounds, sections, equal, call.where))
+        call.labels.boundaries.cut(labels, dim, [int(bound) for bound in bounds or ()])
 
 
 def _take_listed(call: Call, labels: Tensor, dim: int) -> None:

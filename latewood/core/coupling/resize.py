@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -208,7 +207,7 @@ def _layout(
         wanted = chosen[group.name]
         gone = sorted(set(range(group.width)) - set(wanted))
         dropped.update(member.indices[gone].flatten().tolist())
-        for start, stop in _runs(member.indices):
+        for start, stop in member.runs or ((0, member.multiplicity),):
             last = int(member.indices[-1, stop - 1])
             for number, channel in enumerate(wanted[group.width :], start=group.width):
                 block = member.indices[channel, start:stop].tolist()
@@ -226,16 +225,6 @@ def _layout(
             source.append(position)
             copied.append(True)
     return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
-
-
-def _runs(indices: Tensor) -> list[tuple[int, int]]:
-    """Ranges of columns that lie next to each other for every channel: blocks that stay together.
-
-    Behind a flatten a channel is one run of H * W positions; in a gated layer it has one a gate.
-    """
-    gaps = ((indices[:, 1:] - indices[:, :-1]) != 1).any(0).nonzero().flatten() + 1
-    edges = [0, *gaps.tolist(), indices.shape[1]]
-    return list(itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)
@@ -369,5 +358,8 @@ def _moved(
                 for number, row in enumerate(indices.tolist())
             ]
             indices = torch.tensor(rows)
-        members.append(replace(member, indices=indices))
+        # One channel alone no longer shows its blocks.
+        alone = len(indices) == 1 and member.runs is not None
+        blocks = tuple(start for start, _ in member.runs or ()) if alone else ()
+        members.append(replace(member, indices=indices, blocks=blocks))
     return replace(group, width=len(wanted), members=tuple(members))

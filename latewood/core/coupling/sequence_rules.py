@@ -1,4 +1,4 @@
-"""How channels pass through attention and recurrent layers."""
+"""How channels pass through recurrent layers."""
 
 from __future__ import annotations
 
@@ -8,70 +8,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from latewood.core.coupling.label_layout import compact
-from latewood.core.coupling.labels import NONE
 from latewood.core.coupling.layer_rules import read, write
 from latewood.core.coupling.traced_call import Call, Result, Rule
 
 __all__ = ["SEQUENCE_RULES"]
 
 _GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-
-
-def _attention(call: Call) -> Result:
-    """Heads are the channels: the size of a head sets the scale of its scores."""
-    names = ("query", "key", "value", "attn_mask")
-    tensors = [tensor for tensor in call.arguments(*names) if isinstance(tensor, Tensor)]
-    queries = tensors[0].shape[-3] if tensors[0].ndim > 2 else 1
-    heads = []
-    for tensor in tensors:
-        labels = call.labels.of(tensor)
-        head = labels[..., :1, :1]
-        call.labels.couple(labels, head)
-        if head.ndim > 2 and 1 < head.shape[-3] < queries:
-            head = head.repeat_interleave(queries // head.shape[-3], -3)
-        heads.append(head)
-    for tensor, head in zip(tensors, heads, strict=True):
-        # A mask for all heads is no matter; one for each head must follow them.
-        shared = tensor.ndim < 3 or (tensor.shape[-3] == 1 and queries > 1)
-        if not shared and bool((compact(head) == NONE).any()):
-            for other in heads:
-                call.labels.bar(other, "fixed", f"{call.where} meets data of fixed size")
-    for head in heads:
-        call.labels.couple(heads[0], head)
-    return heads[2]
-
-
-def _multi_head_attention(call: Call) -> Result:
-    """torch's own layer has as many rows for its heads as its stream is wide, so both stay."""
-    query, key, value = call.arguments("query", "key", "value")
-    heads = call.argument(4, "num_heads")
-    packed, packed_bias = call.argument(5, "in_proj_weight"), call.argument(6, "in_proj_bias")
-    out, out_bias = call.argument(11, "out_proj_weight"), call.argument(12, "out_proj_bias")
-    reason = f"{call.where}: torch keeps heads x head size equal to the width"
-    mixed = call.labels.axis(out, 1, "consumer")
-    if packed is not None:
-        rows = call.labels.axis(packed, 0, "producer")
-        call.labels.couple(rows.view(3, -1), mixed)
-        for stream in (query, key, value):
-            read(call, call.labels.of(stream), call.labels.axis(packed, 1, "consumer"))
-    else:
-        rows = torch.cat([mixed, mixed, mixed])
-        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        for stream, name in zip((query, key, value), names, strict=True):
-            weight = call.named[name]
-            call.labels.couple(call.labels.axis(weight, 0, "producer"), mixed)
-            read(call, call.labels.of(stream), call.labels.axis(weight, 1, "consumer"))
-    write(call, packed_bias, rows)
-    by_head = mixed.view(heads, -1)
-    call.labels.couple(by_head, by_head[:, :1])
-    stream_out = call.labels.axis(out, 0, "producer")
-    write(call, out_bias, stream_out)
-    for each in (query, key, value):
-        call.labels.bar(call.labels.of(each), "fixed", reason)
-    call.labels.bar(mixed, "fixed", reason)
-    call.labels.bar(stream_out, "fixed", reason)
-    return (stream_out, None)
 
 
 def _recurrent(call: Call) -> Result:
@@ -124,9 +66,12 @@ def _cell(
     projection = others[2 if has_biases else 0 :]
     read(call, entering, call.labels.axis(weight_in, 1, "consumer"))
     rows = call.labels.axis(weight_in, 0, "producer").view(gates, -1)
+    call.labels.boundaries.cut(rows.flatten(), 0, range(0, rows.numel(), rows.shape[1]))
     unit = rows[0]
     call.labels.couple(rows, unit)
-    call.labels.couple(call.labels.axis(weight_back, 0, "producer"), rows.flatten())
+    back = call.labels.axis(weight_back, 0, "producer")
+    call.labels.couple(back, rows.flatten())
+    call.labels.boundaries.follow(back, rows.flatten())
     for bias in biases:
         write(call, bias, rows.flatten())
     out = unit
@@ -146,8 +91,6 @@ def _pad_packed(call: Call) -> Result:
 
 
 SEQUENCE_RULES: Final[dict[str, Rule]] = {
-    "scaled_dot_product_attention": _attention,
-    "multi_head_attention_forward": _multi_head_attention,
     **dict.fromkeys(_GATES, _recurrent),
     **dict.fromkeys((f"{name}_cell" for name in _GATES), _recurrent_cell),
     "pack_padded_sequence": _pack,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from latewood.core.coupling.attention_rules import ATTENTION_RULES
 from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
 from latewood.core.coupling.data_movement_rules import MOVE_RULES
 from latewood.core.coupling.einsum_rule import einsum_rule
@@ -28,12 +29,13 @@ from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.position_rules import POSITION_RULES
 from latewood.core.coupling.sequence_rules import SEQUENCE_RULES
+from latewood.core.coupling.shuffle_rules import SHUFFLE_RULES
 from latewood.core.coupling.traced_call import Call, Rule, tensors_in
 from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.errors import RequestError, invalid, listed
 
-__all__ = ["layer_tensors", "outputs_of", "run_model", "trace_channels"]
+__all__ = ["Axis", "layer_tensors", "outputs_of", "run_model", "trace_channels", "traced"]
 
 _RULES: Final[dict[str, Rule]] = {
     **ELEMENTWISE_RULES,
@@ -41,7 +43,9 @@ _RULES: Final[dict[str, Rule]] = {
     **POSITION_RULES,
     **LAYER_RULES,
     "einsum": einsum_rule,
+    **ATTENTION_RULES,
     **SEQUENCE_RULES,
+    **SHUFFLE_RULES,
 }
 
 Axis = tuple[str, int]
@@ -89,10 +93,35 @@ def trace_channels(
             function nor module class, an axis that is not there or has another size, or a pattern
             that matches nothing.
     """
+    return traced(model, example_inputs, rules=rules, tie=tie, freeze=freeze)[0]
+
+
+def traced(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    rules: Mapping[Any, Rule] = _NO_RULES,
+    tie: Iterable[Sequence[Axis]] = (),
+    freeze: Iterable[str] = (),
+    by_head_size: bool = False,
+) -> tuple[ChannelPlan, Flow]:
+    """The plan of a model and the operations of the run that it was made from.
+
+    Args:
+        model: as for ``trace_channels``, as the others but the last.
+        example_inputs: what it is called with.
+        rules: of operations.
+        tie: axes.
+        freeze: patterns.
+        by_head_size: whether entries of all heads are the channels of attention, not heads.
+
+    Raises:
+        RequestError: as ``trace_channels`` does.
+    """
     tensors = dict(layer_tensors(model))
     with _computed(model) as computed, evaluated(model), unfused(), torch.no_grad():
         functions, classes = _sorted_rules(rules)
-        labels = Labels(computed)
+        labels = Labels(computed, by_head_size=by_head_size)
         weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
         watcher = _Watcher(labels, Flow(labels, weights), functions)
         _bar_split_weights(watcher.labels, computed, tensors)
@@ -117,7 +146,7 @@ def trace_channels(
     plan = gather_plan(watcher.labels, list(tensors), norms, watcher.values)
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
-    return replace(plan, layers=order)
+    return replace(plan, layers=order), watcher.flow
 
 
 def _sorted_rules(
@@ -253,10 +282,10 @@ class _Watcher(TorchFunctionMode):
             else:
                 self._put(output, found)
             known = name in _RULES and function not in self._rules
-            self.flow.record(call, self.labels.used, known=known)
+            self.flow.record(call, given, self.labels.used, known=known)
         elif outputs and any(self.flow.of(tensor) is not None for tensor in given):
             call = Call(self.labels, function, name, args, named, output, tuple(self.modules))
-            self.flow.record(call, (), known=name in _RULES)
+            self.flow.record(call, given, (), known=name in _RULES)
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             self.labels.allocated[output] = _sizes_given(name, args, named)
         return output
@@ -288,7 +317,8 @@ class _Watcher(TorchFunctionMode):
             call = Call(self.labels, module, name, args, named, output, modules)
             self.labels.used.clear()
             self._put(output, rule(call))
-            self.flow.record(call, self.labels.used, known=False)
+            given = list(tensors_in((args, named)))
+            self.flow.record(call, given, self.labels.used, known=False)
             self.values.forget(output, call.where)
         return output
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from latewood.core.coupling.head_size import scale_queries, switch_off_queries
 from latewood.core.coupling.plan import ChannelGroup, ChannelPlan
 from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import layer_tensors, outputs_of, run_model
@@ -120,8 +121,12 @@ def _change(
                 tensor = stored_tensor(*places[member.tensor])
                 removed = member.indices[order[count:]].flatten()
                 tensor.index_fill_(member.axis, removed.to(tensor.device), 0)
+            switch_off_queries(twin, group, order[count:])
         exact = _outputs(twin, inputs)
-        slice_channels(twin, plan, keep)
+        smaller = slice_channels(twin, plan, keep)
+        for name, channels in keep.items():
+            if plan[name].score_scale == "size":
+                scale_queries(twin, smaller[name], (len(channels) / plan[name].width) ** 0.5)
         sliced = _outputs(twin, inputs)
     largest = max((float(each.abs().max()) for each in exact if each.numel()), default=0.0)
     error = max(

@@ -101,8 +101,7 @@ def widen_channels(
     for name, sources in copies.items():
         group = changeable(plan, name, allow)
         indices = _sources(sources, group, preserving and group.padding is None)
-        if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
-            raise invalid(f"copies[{name!r}]", indices, "a group of at least two channels")
+        group.require_blocks()
         if preserving and (obstacle := _obstacle(group)):
             raise RequestError(f"{name}: cannot become wider: {obstacle}")
         group.require_width(group.width + len(indices), "copies")

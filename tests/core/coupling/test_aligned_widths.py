@@ -99,3 +99,40 @@ def test_structured_sparsification_takes_them_together(model, inputs, tmp_path):
     save_slim(smaller, tmp_path / "small.safetensors")
     opened = load_slim(tmp_path / "small.safetensors", GroupedExperts)
     assert torch.equal(opened(inputs), smaller(inputs))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_pixel_shuffle_takes_blocks_of_channels(groups):
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(6, 4, 1, groups=groups)
+    )
+    image = torch.randn(1, 3, 4, 4)
+    plan = trace_channels(model, image)
+    group = plan["0"]
+    assert group.width == 6 // (3 if groups == 2 else 1)
+    assert group.members[0].indices[0].tolist() == list(range(24 // group.width))
+    assert not group.barriers or groups == 2
+    assert verify_plan(model, plan, image) <= 1e-12
+    if groups == 1:
+        widen_channels(model, plan, {"0": [0, 3]})
+        assert model[0].out_channels == 32
+        assert model(image).shape == (1, 4, 8, 8)
+
+
+def test_a_pixel_unshuffle_spreads_a_channel():
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.PixelUnshuffle(2), nn.Conv2d(20, 4, 1))
+    image = torch.randn(1, 3, 4, 4)
+    plan = trace_channels(model, image)
+    (reader,) = plan["0"].having("consumer")
+    assert reader.indices.tolist() == [list(range(4 * c, 4 * c + 4)) for c in range(5)]
+    assert verify_plan(model, plan, image) <= 1e-12
+
+
+def test_a_channel_shuffle_keeps_places_of_all_groups_together():
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ChannelShuffle(3), nn.Conv2d(12, 4, 1))
+    image = torch.randn(1, 3, 4, 4)
+    plan = trace_channels(model, image)
+    assert plan["0"].members[0].indices.tolist() == [[c, c + 4, c + 8] for c in range(4)]
+    assert verify_plan(model, plan, image) <= 1e-12
+    widen_channels(model, plan, {"0": [0]})
+    assert model(image).shape == (1, 4, 4, 4)
