@@ -67,8 +67,8 @@ def _obstacle(group: ChannelGroup) -> str | None:
     held = [barrier.reason for barrier in group.barriers if barrier.kind != "normalised"]
     if held or (group.barriers and group.padding is None):
         return "; ".join(dict.fromkeys(held or [barrier.reason for barrier in group.barriers]))
-    if group.width == 1 and any(member.multiplicity > 1 for member in group.members):
-        return "of one channel that owns several positions nothing tells their layout"
+    if any(member.runs is None for member in group.members):
+        return "one channel owns several positions, and nothing tells where those of another go"
     return tied_obstacle(group) if group.padding is None else group.padding.obstacle or None
 
 

@@ -137,10 +137,11 @@ class Growth(EndsOnce):
             model, example_inputs, self.widths, init=init, rescale=rescale, settings=self._widening
         )
         """Of the network in every phase."""
-        self._stages = Stages()
+        self.stages = Stages()
+        """In which event every channel was born, for ``NewbornProbe``."""
         self._rates = StageRates(
             model,
-            self._stages,
+            self.stages,
             rule=rates,
             every=rates_every,
             warmup=warmup,
@@ -293,7 +294,7 @@ class Growth(EndsOnce):
             "training/share": self._spent / max(self._step * last.macs, 1),
             **around,
             **widths,
-            **block_summary(self._model, self._stages, self._rates.ratios, len(widenings)),
+            **block_summary(self._model, self.stages, self._rates.ratios, len(widenings)),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -303,7 +304,7 @@ class Growth(EndsOnce):
             "ready": self._ready,
             "spent": self._spent,
             "events": [event.packed() for event in self._events],
-            "stages": self._stages.state_dict(),
+            "stages": self.stages.state_dict(),
             "rates": self._rates.state_dict(),
             "watch": None if self._watch is None else self._watch.state_dict(),
         }
@@ -344,7 +345,7 @@ class Growth(EndsOnce):
         self._events = events
         self._step, self._ready = state["step"], state["ready"]
         self._spent = state["spent"]
-        self._stages.load_state_dict(state["stages"])
+        self.stages.load_state_dict(state["stages"])
         self._rates.load_state_dict(state["rates"])
         if self._watch is not None:
             self._watch.load_state_dict(state["watch"])
@@ -390,7 +391,7 @@ class Growth(EndsOnce):
                 init=self._init,
                 rescale=self._rescale,
                 seed=event.seed,
-                stages=self._stages,
+                stages=self.stages,
                 settings=self._widening,
             )
         self._events.append(event)

@@ -96,7 +96,10 @@ def measure_steps(
 
     device = next(model.parameters()).device
     forms = {str(number): taken(number) for number in range(len(twins))}
-    microseconds = typical_times(forms, device, seconds=seconds, clock=clock, inference=False)
+    # Long turns: in short ones each copy would find the cache full of the others.
+    microseconds = typical_times(
+        forms, device, seconds=seconds, turn_seconds=0.02, clock=clock, inference=False
+    )
     return [
         StepCost(
             widths=dict(candidate),

@@ -1,4 +1,4 @@
-"""Least times from a clock that the test moves."""
+"""Least and typical times from a clock that the test moves."""
 
 import itertools
 
@@ -82,3 +82,10 @@ def test_a_clock_of_the_callers_own_and_training_steps():
     times = timing.least_times({"step": step}, CPU, clock=lambda: now[0], inference=False)
     assert times == {"step": 0.5e6}
     assert weight.grad >= 2 * (2 + 4)
+
+
+def test_the_typical_time_is_not_that_of_a_lucky_call(clock):
+    # Two calls to warm up, then turns: one was lucky, one was disturbed.
+    form = clock(9.0, 0.5, 0.1, 0.5, 0.6, 7.0, 0.5)
+    found = timing.typical_times({"one": form, "other": clock(0.2)}, CPU, seconds=0.0)
+    assert found == {"one": pytest.approx(0.55e6), "other": pytest.approx(0.2e6)}

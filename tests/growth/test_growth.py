@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from latewood.core import Restructuring, finalize, macs, parameter_groups
 from latewood.errors import RequestError
-from latewood.growth import Growth
+from latewood.growth import Growth, NewbornProbe
 from latewood.sparsity import ContinuousSparsification, StructuredSparsification
 from latewood.training.fit import fit
 
@@ -213,6 +213,19 @@ def test_state_can_be_dropped_and_rates_warmed_up():
     # The first step after the event: an Adam without state moves by its rate, newborn by a quarter.
     assert moved[:4].max() <= 0.01 * 1.001 and moved[4:].max() <= 0.0025 * 1.001
     assert before.shape == (4, 6)
+
+
+def test_a_probe_watches_what_was_born():
+    model = net()
+    method = grown(model, LATE)
+    probe = NewbornProbe(model, method.stages, every=1)
+    optimizer = train(model, method, steps=4)
+    assert probe.observe(4) == []
+    train(model, method, steps=5, optimizer=optimizer)
+    probe.observe(5)
+    train(model, method, steps=6, optimizer=optimizer)
+    (seen,) = probe.observe(6)
+    assert seen.values["newborn_update_ratio"] > 0
 
 
 def test_masks_grow_with_their_weights():
