@@ -30,13 +30,18 @@ class Sizes:
     grouped: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module) -> Sizes:
-        """Notes a layer's sizes."""
+    def of(cls, module: nn.Module, *, grouped: bool = False) -> Sizes:
+        """Notes a layer's sizes.
+
+        Args:
+            module: the layer.
+            grouped: whether it is a grouped convolution even if only one group is left of it.
+        """
         if isinstance(module, nn.modules.conv._ConvNd):
             channels = (
                 module.in_channels if isinstance(module, _TRANSPOSED) else module.out_channels
             )
-            return cls(module, channels // module.groups, module.groups != 1)
+            return cls(module, channels // module.groups, grouped or module.groups != 1)
         if isinstance(module, nn.GroupNorm):
             return cls(module, module.num_channels // module.num_groups)
         return cls(module, 0)

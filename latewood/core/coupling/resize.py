@@ -174,12 +174,19 @@ class Resizing:
                     size = stored_tensor(module, name).shape[member.axis]
                     layouts[key] = _layout(key, size, plan, chosen)
         modules = {id(module): module for name, _ in layouts for module in [places[name][0]]}
+        # A convolution of one group looks like any other; the plan still knows.
+        grouped = {
+            id(places[member.tensor][0])
+            for group in plan
+            for member in group.having("per_channel")
+            if member.axis == 0 and places[member.tensor][1] == "weight"
+        }
         changes = [
             change
             for (name, axis), layout in layouts.items()
             for change in _changes(*places[name], axis, layout, list(optimizers))
         ]
-        layers = [Sizes.of(module) for module in modules.values()]
+        layers = [Sizes.of(module, grouped=number in grouped) for number, module in modules.items()]
         return cls(plan, chosen, layouts, changes, layers, _counts(model, plan, chosen))
 
     def apply(self) -> ChannelPlan:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latewood.core.coupling import additions, trace_channels, widen_channels
+from latewood.core.coupling import additions, slice_channels, trace_channels, widen_channels
 from latewood.errors import RequestError
 
 
@@ -348,6 +348,17 @@ def test_the_row_of_an_embedding_that_stands_for_nothing_stays_zero():
     widen_channels(model, plan, {"0": 4}, fill="pair")
     assert not model[0].weight[1].any()
     assert model[0].weight[0].all()
+
+
+def test_a_depthwise_kernel_of_which_one_channel_was_left_grows_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 2, 1))
+    model, inputs = model.double(), torch.randn(2, 2, 5, dtype=torch.float64)
+    plan = slice_channels(model, trace_channels(model, inputs), {"0": [1]})
+    before = model(inputs).detach()
+    widen_channels(model, plan, {"0": 4}, fill="pair")
+    assert (model[1].groups, model[1].weight.shape) == (5, (5, 1, 3))
+    assert change(model, inputs, before) < 1e-12
 
 
 class TiedBack(nn.Module):
