@@ -163,7 +163,7 @@ class StructuredSparsification(EndsOnce):
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)
-        tensors = [tensor.name for tensor in spec.tensors.values()]
+        tensors = [tensor.name for tensor in spec.tensors.values() if tensor.axes]
         require_unclaimed(model, tensors, self)
         self._generator = torch.Generator().manual_seed(seed)
         self._structure = LiveStructure(
