@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-__all__ = ["least_times", "typical_times"]
+__all__ = ["least_times", "typical_times", "usual_clock"]
 
 _FEWEST: Final = 4
 _BETTER: Final = 0.99
@@ -99,14 +99,23 @@ def typical_times(
     return {name: 1e6 * statistics.median(times) for name, times in taken.items()}
 
 
+def usual_clock(device: torch.device) -> Callable[[], float]:
+    """The elapsed time, or on one thread of the CPU that thread's own.
+
+    Other work on the machine disturbs that less.
+
+    Args:
+        device: where the work runs.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
+
+
 def _turn(
     device: torch.device, clock: Callable[[], float] | None
 ) -> Callable[[Callable[[], object], int], float]:
     """What times some calls of a form, on average."""
-    if clock is None:
-        alone = device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.thread_time if alone else time.perf_counter
-    now = clock
+    now = usual_clock(device) if clock is None else clock
 
     def turn(run: Callable[[], object], calls: int) -> float:
         _wait(device)

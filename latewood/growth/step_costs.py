@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core import trace_channels
-from latewood.core.timing import typical_times
+from latewood.core.timing import typical_times, usual_clock
 from latewood.errors import invalid
 from latewood.growth.phase_costs import network_cost
 from latewood.growth.widen import widen
@@ -79,22 +78,23 @@ def measure_steps(
     plan = trace_channels(model, example_inputs)
     step = train_step or _plain_step(example_inputs)
     make = make_optimizer or _plain_optimizer
+    device = next(model.parameters()).device
+    now = usual_clock(device) if clock is None else clock
     twins: list[nn.Module] = []
     spent: list[float] = []
     for candidate in candidates:
         twin = copy.deepcopy(model).train()
         wider = {name: width for name, width in candidate.items() if width != plan[name].width}
-        start = time.perf_counter()
+        start = now()
         if wider:
             widen(twin, example_inputs, wider)
-        spent.append(time.perf_counter() - start if wider else 0.0)
+        spent.append(now() - start if wider else 0.0)
         twins.append(twin)
     optimizers = [make(twin) for twin in twins]
 
     def taken(number: int) -> Callable[[], object]:
         return lambda: step(twins[number], optimizers[number])
 
-    device = next(model.parameters()).device
     forms = {str(number): taken(number) for number in range(len(twins))}
     # Long turns: in short ones each copy would find the cache full of the others.
     microseconds = typical_times(
