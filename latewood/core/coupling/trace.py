@@ -233,7 +233,7 @@ class _Watcher(TorchFunctionMode):
             modules = tuple(self.modules)
             call = Call(self.labels, function, name, args, named, output, modules)
             found = (self._rules.get(function) or _RULES.get(name, Call.unknown))(call)
-            self.values.follow(call)
+            self.values.follow(call, found)
             if name == "group_norm":
                 self.norms.group_norm(call)
             if _in_place(function) and isinstance(found, Tensor):
