@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.label_layout import compact
-from latewood.core.coupling.labels import NONE, Labels
-from latewood.core.coupling.traced_call import Call, tensors_in
+from latewood.core.coupling.labels import NONE, Labels, varies_along
+from latewood.core.coupling.traced_call import Call, Result, tensors_in
 
 __all__ = ["SILENT", "Padded", "PaddedValues"]
 
@@ -75,8 +75,13 @@ class PaddedValues:
         """Notes that nobody knows what new channels of tensors hold."""
         self.put(output, _other(f"{where} has a rule that does not say"))
 
-    def follow(self, call: Call) -> None:
-        """Works out what new channels of an operation's output hold."""
+    def follow(self, call: Call, result: Result) -> None:
+        """Works out what new channels of an operation's output hold.
+
+        Args:
+            call: the operation.
+            result: what its rule gave.
+        """
         name = call.name
         operands = [
             tensor
@@ -88,7 +93,7 @@ class PaddedValues:
             self.put(target, _joined([self.of(tensor) for tensor in operands], call.where))
             return
         if name in _CONTRACTIONS:
-            value = self._contracted(call, operands)
+            value = self._contracted(call, operands, result)
         elif name in _NORMS:
             value = SILENT
         elif name in _FACTORS:
@@ -108,7 +113,7 @@ class PaddedValues:
         views = (self._labels.view(tensor) for tensor in tensors)
         return {view.name for view in views if view is not None}
 
-    def _contracted(self, call: Call, operands: list[Tensor]) -> Padded:
+    def _contracted(self, call: Call, operands: list[Tensor], result: Result) -> Padded:
         """A weight makes new channels, unless it has one matrix a channel."""
         weights = [tensor for tensor in operands if self._labels.view(tensor) is not None]
         inputs = [tensor for tensor in operands if self._labels.view(tensor) is None]
@@ -125,6 +130,9 @@ class PaddedValues:
             self.factors |= self._names(matrices)
             zeros: Value = values[0].zeros if values else "zero"
             return Padded(zeros, "other", f"{call.where} has a kernel for each channel")
+        if call.name in _PRODUCTS and isinstance(result, Tensor) and not varies_along(result, -1):
+            # The weight mixes positions, alike for every channel; a bias is one for every channel.
+            return _transferred(call, values, shifted=len(weights) > len(matrices))
         return FRESH
 
     def _multiplied(self, call: Call, operands: list[Tensor]) -> Padded:
@@ -153,16 +161,21 @@ class PaddedValues:
         )
 
 
-def _transferred(call: Call, values: list[Padded]) -> Padded:
+def _shifted(value: Padded, call: Call) -> Padded:
+    """What is left where the same number comes on top of every channel."""
+    means: Value = "mean" if value.means == "mean" else "other"
+    return Padded("other", means, value.reason or f"{call.where} adds a number to every channel")
+
+
+def _transferred(call: Call, values: list[Padded], *, shifted: bool = False) -> Padded:
+    if call.name in _PRODUCTS:
+        joined = _joined(values, call.where)
+        return _shifted(joined, call) if shifted else joined
     if not values or call.name == "zeros_like":
         return FRESH
     if call.name in _SUMS:
         joined = _joined(values, call.where)
-        if len(values) < 2 and _adds_number(call):
-            means: Value = "mean" if joined.means == "mean" else "other"
-            reason = joined.reason or f"{call.where} adds a number to every channel"
-            return Padded("other", means, reason)
-        return joined
+        return _shifted(joined, call) if len(values) < 2 and _adds_number(call) else joined
     if call.name in ("masked_fill", "where") and len(values) < 2 and _fills_number(call):
         return _other(f"{call.where} puts a number into every channel")
     if call.name in _LINEAR:
@@ -211,6 +224,7 @@ _CONTRACTIONS: Final = frozenset(
     conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     """.split()  # noqa: SIM905
 )
+_PRODUCTS: Final = frozenset(("linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm"))
 _NORMS: Final = frozenset({"layer_norm", "rms_norm"})
 _RECURRENCES: Final = frozenset(("lstm", "gru", "lstm_cell", "gru_cell"))
 _FACTORS: Final = frozenset(

@@ -257,7 +257,7 @@ class _ChannelWatcher(Watcher):
             call = Call(**vars(operation), labels=self.labels)
             self.labels.used.clear()
             labels = self._rule(operation)(call)
-            self.values.follow(call)
+            self.values.follow(call, labels)
             if name == "group_norm":
                 self.norms.group_norm(call)
             if operation.in_place and isinstance(labels, Tensor):

@@ -307,6 +307,38 @@ def test_channels_that_would_stay_at_zero_are_refused():
         widen_channels(model, plan, {group.name: 2}, fill="pair", allow=NORMALISED)
 
 
+class Mixer(nn.Module):
+    """A branch mixes positions, with a bias that is the same for every channel."""
+
+    def __init__(self, norm, bias):
+        super().__init__()
+        self.first, self.norm, self.last_norm = nn.Linear(3, 6), norm(6), norm(6)
+        self.mix, self.back = nn.Linear(4, 5, bias=bias), nn.Linear(5, 4, bias=bias)
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + self.back(torch.tanh(self.mix(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        return self.last(self.last_norm(x))
+
+
+@pytest.mark.parametrize(("bias", "allowed"), [(True, False), (False, True)])
+def test_positions_that_are_mixed_pass_on_what_channels_hold(bias, allowed):
+    torch.manual_seed(0)
+    model = Mixer(RootMean, bias).double()
+    inputs = torch.randn(2, 4, 3, dtype=torch.float64)
+    plan = trace_channels(model, inputs)
+    (group,) = (group for group in plan if group.padding)
+    assert can_widen(group) is allowed
+    if allowed:
+        with in_float64(), torch.no_grad():
+            before = model(inputs)
+            widen_channels(model, plan, {group.name: 4}, fill="pair", allow=NORMALISED)
+            assert (model(inputs) - before).abs().max() < 1e-12 * before.abs().max()
+    else:
+        assert "linear in mix adds a number to every channel" in group.padding.obstacle
+
+
 def test_twins_are_padded_from_their_own_weights():
     model, plan, name = stream(nn.LayerNorm)
     average = copy.deepcopy(model)
