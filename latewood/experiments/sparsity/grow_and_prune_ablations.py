@@ -20,7 +20,7 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     TrainingSetting,
     build,
     dense_training_macs,
