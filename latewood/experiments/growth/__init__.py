@@ -1,1 +1,1 @@
-"""Claims about growing networks: what widening keeps, what its parts are worth, what time it saves."""
+"""Claims about growing networks: what widening keeps, what its parts are worth, the time saved."""

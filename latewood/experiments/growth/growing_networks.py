@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from latewood.experiments.flop_counted_training import TrainingSetting
@@ -53,9 +53,8 @@ def small_images(scale: Scale, *, samples: int) -> Task:
 
 def _averaged(dataset: object) -> TensorDataset:
     assert isinstance(dataset, TensorDataset)
-    parts: list[Tensor] = []
-    for indices in torch.arange(len(dataset)).split(1000):
-        parts.append(F.avg_pool2d(dataset.gather(indices)[0], 2))
+    chunks = torch.arange(len(dataset)).split(1000)
+    parts = [F.avg_pool2d(dataset.gather(indices)[0], 2) for indices in chunks]
     return TensorDataset(torch.cat(parts), dataset.tensors[1])
 
 

@@ -1,4 +1,4 @@
-"""Training of a network that grows on the way, with its cost in operations and in processor time."""
+"""Training of a network that grows on the way, with its cost in operations and processor time."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from latewood.training.randomness import derive, seed_torch
 __all__ = [
     "Growing",
     "Grown",
+    "GrowingTraining",
     "best_rate",
     "fractions_of",
     "held_out",
@@ -53,7 +54,9 @@ class Growing:
         init: what new channels start with (``growth.widen``).
         rescale: what becomes of old weights (``growth.widen``).
         state: what becomes of the optimizer's state of what grows (``growth.WideningSettings``).
-        rates: "norm" adapts learning rates by stage, "constant" does not.
+        rates: "norm" adapts learning rates by stage; "constant" does not, but gives new channels
+            step counts of their own; "none" leaves the optimizer's steps as they are, which costs
+            nothing.
         warmup: steps over which the rate of new channels rises.
     """
 
@@ -62,7 +65,7 @@ class Growing:
     init: Init = "pair"
     rescale: Rescale = "none"
     state: Literal["carry", "zero", "drop"] = "carry"
-    rates: Literal["norm", "constant"] = "constant"
+    rates: Literal["norm", "constant", "none"] = "constant"
     warmup: int = 0
 
     def __post_init__(self) -> None:
@@ -158,7 +161,7 @@ def train(
         rate: factor on the optimizer's learning rates.
         rate_warmup: steps over which the learning rate rises at first.
     """
-    return _Training(setting, growing, steps, seed).run(rate, rate_warmup)
+    return GrowingTraining(setting, growing, steps, seed).run(rate, rate_warmup)
 
 
 def best_rate(
@@ -193,13 +196,21 @@ def best_rate(
     return min(factors, key=lambda factor: (not math.isfinite(losses[factor]), losses[factor]))
 
 
-class _Training:
-    """One training under way."""
+class GrowingTraining:
+    """One training under way.
+
+    Args:
+        setting: as for ``train``.
+        growing: as for ``train``.
+        steps: as for ``train``.
+        seed: as for ``train``.
+    """
 
     def __init__(self, setting: TrainingSetting, growing: Growing, steps: int, seed: int) -> None:
         self.setting, self.growing, self.steps, self.seed = setting, growing, steps, seed
         self.model = network_of(setting, growing.fractions[0], seed)
         self.stages = Stages()
+        self.rates: StageRates | None = None
         self.widths = [self._widths(fraction) for fraction in growing.fractions]
         self.starts = {round(share * steps): p for p, share in enumerate(growing.starts) if p}
         self.paused = 0.0
@@ -210,18 +221,8 @@ class _Training:
         self.watched = setting.task.validation.gather(torch.arange(watched))
 
     def run(self, rate: float, rate_warmup: int) -> Grown:
-        setting = self.setting
-        optimizer = setting.optimizer(
-            parameter_groups(self.model, [], weight_decay=setting.weight_decay)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] *= rate
-        rates = StageRates(
-            self.model, self.stages, rule=self.growing.rates, warmup=self.growing.warmup
-        )
-        if len(self.growing.fractions) > 1:
-            rates.attach(optimizer)
-        self.model.train()
+        """Trains and scores; see ``train``."""
+        setting, optimizer = self.setting, self.optimizer(rate)
         start = time.process_time()
         fit(
             self.model,
@@ -234,7 +235,8 @@ class _Training:
             clip_norm=setting.clip_norm,
         )
         seconds = time.process_time() - start - self.paused
-        rates.detach()
+        if self.rates is not None:
+            self.rates.detach()
         bake_scales(self.model)
         losses = replace(setting, task=replace(setting.task, headline="loss"))
         return Grown(
@@ -244,6 +246,26 @@ class _Training:
             seconds=seconds,
             jump=self.jump,
         )
+
+    def optimizer(self, rate: float) -> torch.optim.Optimizer:
+        """The optimizer, with rates by stage where they are asked for; the model in training mode.
+
+        Args:
+            rate: factor on its learning rates.
+        """
+        setting, growing = self.setting, self.growing
+        optimizer = setting.optimizer(
+            parameter_groups(self.model, [], weight_decay=setting.weight_decay)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] *= rate
+        if growing.rates != "none" and len(growing.fractions) > 1:
+            self.rates = StageRates(
+                self.model, self.stages, rule=growing.rates, warmup=growing.warmup
+            )
+            self.rates.attach(optimizer)
+        self.model.train()
+        return optimizer
 
     def _batches(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Batch]]:
         """The numbered batches; the network grows before the first of a phase."""
@@ -256,7 +278,7 @@ class _Training:
         )
         for step, batch in enumerate(stream):
             if step in self.starts:
-                self._grow(self.starts[step], optimizer, batch)
+                self.grow(self.starts[step], optimizer, batch)
             self.spent += self.step_macs
             yield step, batch
 
@@ -266,7 +288,14 @@ class _Training:
         plan = trace_channels(network_of(self.setting, fraction, 0), examples)
         return {group.name: group.width for group in plan}
 
-    def _grow(self, phase: int, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    def grow(self, phase: int, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+        """Widens the network to the width of a phase, and notes by how much the loss moves.
+
+        Args:
+            phase: from 1.
+            optimizer: of the training.
+            batch: the next one, which GradMax looks at.
+        """
         with self._untimed():
             before = self._watched_loss()
         optimizer.zero_grad()

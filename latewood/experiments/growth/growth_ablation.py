@@ -2,8 +2,8 @@
 
 Quick scale: digits, a training of a second each. Cpu scale: CIFAR-10 averaged to 16x16 pixels and a
 perceptron 768-256-256-10, minutes on one core. GradMax cannot start channels in front of a
-rectifier, nor more of them than the next layer has outputs, so it is compared on a twin with tanh of
-which the first hidden layer grows.
+rectifier, nor more of them than the next layer has outputs, so it is compared on a twin with tanh
+whose first hidden layer grows.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ ABLATION = register(
                 "With all parts it is better than GradMax at equal cost, where GradMax can grow.",
                 "[R] a comparison in some of the paper's tables; not certain",
                 "-",
-                lambda r: _better(*TANH, r),
-                lambda r: r.difference(*TANH) > 0,
+                lambda r: _better("tanh, pairs + VT + LRA", "tanh, GradMax", r),
+                lambda r: r.difference("tanh, pairs + VT + LRA", "tanh, GradMax") > 0,
                 scales=("cpu",),
             ),
             Claim(
