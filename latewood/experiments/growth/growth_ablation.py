@@ -60,7 +60,7 @@ TANH: dict[str, Growing] = {
 STOPPED = "full, equal MACs"
 """The full network, with the multiply-accumulates of those that grow."""
 
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TUNING_SEED = 100
 
 
