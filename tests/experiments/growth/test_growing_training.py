@@ -1,4 +1,4 @@
-"""Training that grows: costs by hand, events that keep the function, rates chosen on other samples."""
+"""Training that grows: costs by hand, events that keep the function, rates from other samples."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DOUBLING = Growing((0.5, 1.0), (0.0, 0.25))
 
 
 def test_a_growing_training_costs_what_its_networks_cost():
-    # 4 w + 2 w multiply-accumulates a sample, 5 samples, three forward passes; 2 steps at 4, 6 at 8.
+    # 6 w multiply-accumulates a sample, 5 samples, three forward passes; 2 steps at 4, 6 at 8.
     assert train(setting(), DOUBLING, steps=8, seed=0).macs == 3 * 5 * 6 * (2 * 4 + 6 * 8)
     assert train(setting(), Growing(), steps=8, seed=0).macs == 3 * 5 * 6 * 8 * 8
 
