@@ -12,7 +12,7 @@ import torch
 
 from benchmarks._timing import print_table
 from latewood.errors import WorkError
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     TrainingSetting,
     build,
     dense_training_macs,

@@ -52,6 +52,7 @@ def vgg(
     *,
     num_classes: int = 10,
     in_channels: int = 3,
+    width: float = 1.0,
     conv_bias: bool = True,
     norm: bool = True,
     hidden: list[int] | tuple[int, ...] = (),
@@ -66,6 +67,7 @@ def vgg(
         depth: 11, 13 or 16.
         num_classes: outputs.
         in_channels: channels of the image.
+        width: factor on the convolutions' channel counts.
         conv_bias: whether the convolutions have biases.
         norm: batch normalisation after each convolution.
         hidden: widths of linear layers between the pooling and the classifier.
@@ -82,18 +84,20 @@ def vgg(
     """
     if depth not in _PLANS:
         raise invalid("depth", depth, f"one of {', '.join(map(str, _PLANS))}")
-    require_positive(num_classes=num_classes, in_channels=in_channels)
-    plan = _PLANS[depth]
+    require_positive(num_classes=num_classes, in_channels=in_channels, width=width)
+    plan = tuple(
+        entry if entry == _POOL else max(1, round(width * entry)) for entry in _PLANS[depth]
+    )
     model = nn.Sequential()
     model.add_module("features", _features(plan, in_channels, conv_bias, norm))
     model.add_module("pool", GlobalAveragePool())
-    width = plan[-1] or plan[-2]
+    features = plan[-1] or plan[-2]
     for index, outputs in enumerate(hidden, start=1):
         require_positive(hidden=outputs)
-        model.add_module(f"linear{index}", nn.Linear(width, outputs))
+        model.add_module(f"linear{index}", nn.Linear(features, outputs))
         model.add_module(f"relu{index}", nn.ReLU())
-        width = outputs
-    model.add_module("head", nn.Linear(width, num_classes))
+        features = outputs
+    model.add_module("head", nn.Linear(features, num_classes))
     initialize(model, init)
     return model
 
@@ -102,6 +106,7 @@ def vgg11(
     *,
     num_classes: int = 10,
     in_channels: int = 3,
+    width: float = 1.0,
     conv_bias: bool = True,
     norm: bool = True,
     hidden: list[int] | tuple[int, ...] = (),
@@ -112,6 +117,7 @@ def vgg11(
         11,
         num_classes=num_classes,
         in_channels=in_channels,
+        width=width,
         conv_bias=conv_bias,
         norm=norm,
         hidden=hidden,
@@ -123,6 +129,7 @@ def vgg13(
     *,
     num_classes: int = 10,
     in_channels: int = 3,
+    width: float = 1.0,
     conv_bias: bool = True,
     norm: bool = True,
     hidden: list[int] | tuple[int, ...] = (),
@@ -133,6 +140,7 @@ def vgg13(
         13,
         num_classes=num_classes,
         in_channels=in_channels,
+        width=width,
         conv_bias=conv_bias,
         norm=norm,
         hidden=hidden,
@@ -144,6 +152,7 @@ def vgg16(
     *,
     num_classes: int = 10,
     in_channels: int = 3,
+    width: float = 1.0,
     conv_bias: bool = True,
     norm: bool = True,
     hidden: list[int] | tuple[int, ...] = (),
@@ -154,6 +163,7 @@ def vgg16(
         16,
         num_classes=num_classes,
         in_channels=in_channels,
+        width=width,
         conv_bias=conv_bias,
         norm=norm,
         hidden=hidden,

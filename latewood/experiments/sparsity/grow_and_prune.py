@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from latewood.experiments.flop_counted_training import (
+    TrainingSetting,
+    build,
+    dense_training_macs,
+    fit_and_count,
+)
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -16,12 +22,6 @@ from latewood.experiments.registry import (
     Workspace,
     register,
     replicate,
-)
-from latewood.experiments.sparsity.flop_counted_training import (
-    TrainingSetting,
-    build,
-    dense_training_macs,
-    fit_and_count,
 )
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import characters, foregrounds, images

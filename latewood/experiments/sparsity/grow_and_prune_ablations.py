@@ -11,6 +11,13 @@ import torch
 from torch.optim import Optimizer
 
 from latewood.core import recalibrate_batch_norm
+from latewood.experiments.flop_counted_training import (
+    TrainingSetting,
+    build,
+    dense_training_macs,
+    fit_and_count,
+    score,
+)
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -19,13 +26,6 @@ from latewood.experiments.registry import (
     Workspace,
     register,
     replicate,
-)
-from latewood.experiments.sparsity.flop_counted_training import (
-    TrainingSetting,
-    build,
-    dense_training_macs,
-    fit_and_count,
-    score,
 )
 from latewood.experiments.sparsity.grow_and_prune import PAPER
 from latewood.experiments.sparsity.growth_tasks import images

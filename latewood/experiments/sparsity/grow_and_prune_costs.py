@@ -9,6 +9,11 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from latewood.experiments.flop_counted_training import (
+    build,
+    dense_training_macs,
+    fit_and_count,
+)
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -17,11 +22,6 @@ from latewood.experiments.registry import (
     Workspace,
     register,
     replicate,
-)
-from latewood.experiments.sparsity.flop_counted_training import (
-    build,
-    dense_training_macs,
-    fit_and_count,
 )
 from latewood.experiments.sparsity.grow_and_prune import PAPER
 from latewood.experiments.sparsity.growth_runs import grow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     TrainingSetting,
     build,
     fit_and_count,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from latewood.errors import RequestError
+from latewood.experiments.flop_counted_training import TrainingSetting
 from latewood.experiments.registry import Scale
 from latewood.experiments.segmentation.composite_images import composites
-from latewood.experiments.sparsity.flop_counted_training import TrainingSetting
 from latewood.models import convnet, deeplab, lstm_language_model
 from latewood.segmentation import downsample
 from latewood.segmentation.image_tensors import pictures

@@ -14,7 +14,7 @@ from torch import nn
 from latewood.core.macs import macs
 from latewood.core.measure import parameter_count
 from latewood.errors import WorkError
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     TrainingSetting,
     build,
     fit_and_count,

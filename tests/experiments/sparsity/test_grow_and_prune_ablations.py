@@ -7,9 +7,9 @@ import torch
 
 from latewood.core import parameter_groups
 from latewood.experiments import Results, Workspace
+from latewood.experiments.flop_counted_training import build
 from latewood.experiments.sparsity import grow_and_prune_ablations as experiment
 from latewood.experiments.sparsity import growth_tasks
-from latewood.experiments.sparsity.flop_counted_training import build
 
 EXPERIMENTS = (experiment.TEMPERATURES, experiment.REPAIRS)
 

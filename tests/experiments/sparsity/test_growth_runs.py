@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from latewood.experiments.sparsity import growth_runs, growth_tasks
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     build,
     dense_training_macs,
     fit_and_count,
 )
+from latewood.experiments.sparsity import growth_runs, growth_tasks
 from latewood.sparsity.structured import StructuredSparsification
 
 

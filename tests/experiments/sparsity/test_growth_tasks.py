@@ -9,8 +9,8 @@ import torch
 
 from latewood.core.measure import parameter_count
 from latewood.errors import RequestError
+from latewood.experiments.flop_counted_training import build
 from latewood.experiments.sparsity import growth_tasks
-from latewood.experiments.sparsity.flop_counted_training import build
 
 
 def test_images_are_the_digits():

@@ -10,12 +10,12 @@ import torch
 from latewood.core.macs import macs
 from latewood.core.measure import parameter_count
 from latewood.errors import WorkError
-from latewood.experiments.sparsity import growth_tasks, train_prune_finetune
-from latewood.experiments.sparsity.flop_counted_training import (
+from latewood.experiments.flop_counted_training import (
     build,
     dense_training_macs,
     fit_and_count,
 )
+from latewood.experiments.sparsity import growth_tasks, train_prune_finetune
 
 FULL = 56_554
 

@@ -17,7 +17,15 @@ from latewood.tasks import Batch, Task, batch_count, batch_stream
 from latewood.training.fit import fit
 from latewood.training.randomness import derive, seed_torch
 
-__all__ = ["TrainingSetting", "build", "dense_training_macs", "fit_and_count", "score"]
+__all__ = [
+    "TrainingSetting",
+    "build",
+    "dense_training_macs",
+    "fit_and_count",
+    "score",
+    "step_loss",
+    "step_macs",
+]
 
 BACKWARD: Final = 2
 """Multiply-accumulates of a backward pass over those of the forward pass: half of them lead to the
@@ -109,11 +117,11 @@ def fit_and_count(
         nonlocal spent
         if step % setting.period == 0:
             _restructure(method, optimizer)
-            spent += setting.period * _step_macs(setting, model)
+            spent += setting.period * step_macs(setting, model)
 
     def loss(model: nn.Module, numbered: tuple[int, Batch]) -> Tensor:
         step, batch = numbered
-        return _loss(setting.task, model, batch, derive(seed, "step", first_epoch, step))
+        return step_loss(setting.task, model, batch, derive(seed, "step", first_epoch, step))
 
     stream = batch_stream(
         setting.task.train,
@@ -142,11 +150,11 @@ def _restructure(method: object, optimizer: torch.optim.Optimizer) -> None:
         method.restructure(optimizer)
 
 
-def _step_macs(setting: TrainingSetting, model: nn.Module) -> int:
+def step_macs(setting: TrainingSetting, model: nn.Module) -> int:
     return (1 + BACKWARD) * setting.batch_size * macs(model, setting.task.example_inputs)
 
 
-def _loss(task: Task, model: nn.Module, batch: Batch, seed: int) -> Tensor:
+def step_loss(task: Task, model: nn.Module, batch: Batch, seed: int) -> Tensor:
     """The loss of a batch; its noise and the model's dropout depend on the seed alone."""
     noise = torch.Generator().manual_seed(seed)
     if task.augment is not None:
@@ -158,7 +166,7 @@ def _loss(task: Task, model: nn.Module, batch: Batch, seed: int) -> Tensor:
 
 def dense_training_macs(setting: TrainingSetting) -> int:
     """What the training of the full network takes, as ``fit_and_count`` counts it."""
-    return setting.epochs * setting.period * _step_macs(setting, build(setting, 0))
+    return setting.epochs * setting.period * step_macs(setting, build(setting, 0))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latewood.core import SHAPES
-from latewood.experiments.sparsity import flop_counted_training
+from latewood.experiments import flop_counted_training
 from latewood.tasks import Classification, Task, TensorDataset
 
 
