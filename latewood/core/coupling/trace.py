@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
+from latewood.core.coupling.code_numbers import CodeNumber, NumberUse, code_numbers
 from latewood.core.coupling.flow import Flow
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
@@ -23,7 +23,13 @@ from latewood.core.coupling.operation_table import OPERATIONS, channel_rule
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.traced_call import Call, Operation, Result, Rule, tensors_in
-from latewood.core.coupling.watched_run import ModuleCall, Running, Watcher, watched
+from latewood.core.coupling.watched_run import (
+    ModuleCall,
+    Running,
+    Watcher,
+    is_watching,
+    watched,
+)
 from latewood.core.modes import attributes_restored, evaluated, unfused
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
@@ -49,6 +55,15 @@ _ALLOCATIONS: Final = (
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 )
 """Functions that make a tensor of a size that the code gives."""
+_VALUES: Final = frozenset(
+    f"{prefix}{name}"
+    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "pow")
+    for prefix in ("", "i", "r")
+) | {
+    *("true_divide", "divide", "multiply", "subtract", "floor_divide", "remainder", "fill"),
+    *("full", "new_full", "full_like", "tensor", "as_tensor", "scalar_tensor", "new_tensor"),
+}
+"""Functions that compute with the numbers that they are given."""
 _DIVISIONS: Final = ("view", "reshape", "unflatten")
 """Functions that give a tensor the sizes that the code holds."""
 
@@ -120,7 +135,10 @@ def traced(
         _bar_split_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
-        with code_numbers(model), watched(model, watcher) as running:
+        with (
+            watched(model, watcher) as running,
+            code_numbers(model, partial(_note_use, labels, running)),
+        ):
             _teach_modules(model, classes, watcher, running)
             outputs = run_model(model, example_inputs)
         ends = []
@@ -135,6 +153,12 @@ def traced(
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
     return replace(plan, layers=order), watcher.flow
+
+
+def _note_use(labels: Labels, running: Running, use: NumberUse) -> None:
+    """Notes what the model's code does with a number, and where; rules and torch do not count."""
+    if is_watching():
+        labels.number_uses.append((use, running[-1][0] if running else ""))
 
 
 def _sorted_rules(
@@ -244,6 +268,8 @@ class _ChannelWatcher(Watcher):
         output, name = operation.output, operation.name
         outputs = list(tensors_in(output))
         given = operation.tensors
+        if name in _VALUES:
+            self._note_values(operation)
         touched = any(self.labels.touches(tensor) for tensor in given)
         if touched and not outputs:
             measured = self._measured(operation)
@@ -251,7 +277,7 @@ class _ChannelWatcher(Watcher):
                 return measured
         # The shape of data without channels may still be made of numbers that count some.
         touched = touched or (
-            name in _DIVISIONS and _are_counted((operation.positional, operation.named))
+            name in _DIVISIONS and next(_counted((operation.positional, operation.named)), None) is not None
         )
         if touched and (outputs or name == "setitem"):
             call = Call(**vars(operation), labels=self.labels)
@@ -273,6 +299,15 @@ class _ChannelWatcher(Watcher):
             sizes = _sizes_given(name, operation.positional, operation.named)
             self.labels.allocated[output] = sizes
         return output
+
+    def _note_values(self, operation: Operation) -> None:
+        """A number that the code counts enters a computation."""
+        given = operation.positional, operation.named
+        if operation.name.endswith("full"):
+            given = operation.positional[-1:], {"fill_value": operation.named.get("fill_value")}
+        for number in _counted(given):
+            layer = operation.modules[-1][0] if operation.modules else ""
+            self.labels.number_uses.append((NumberUse((number,)), layer))
 
     def entered(self, call: ModuleCall) -> None:
         """A norm may begin."""
@@ -353,19 +388,22 @@ def _careful(rule: Rule) -> Rule:
     return applied
 
 
-def _are_counted(tree: Any) -> bool:
-    """Whether numbers of known origin are among the arguments of a call."""
+def _counted(tree: Any) -> Iterator[CodeNumber]:
+    """The numbers of known origin among the arguments of a call."""
     if isinstance(tree, (tuple, list)):
-        return any(_are_counted(item) for item in tree)
-    if isinstance(tree, dict):
-        return any(_are_counted(item) for item in tree.values())
-    return type(tree) is CodeNumber
+        for item in tree:
+            yield from _counted(item)
+    elif isinstance(tree, dict):
+        yield from _counted(list(tree.values()))
+    elif type(tree) is CodeNumber:
+        yield tree
 
 
 def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
     given: Any = args[1:] if name.startswith("new_") else args
     given = given or (named["size"],)
-    return tuple(given[0] if isinstance(given[0], (tuple, list)) else given)
+    sizes = given[0] if isinstance(given[0], (tuple, list)) else given
+    return tuple(size if isinstance(size, int) else int(size) for size in sizes)
 
 
 @contextmanager

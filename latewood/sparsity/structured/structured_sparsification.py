@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
+from latewood.core.coupling.trace import layer_tensors
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
@@ -163,7 +164,9 @@ class StructuredSparsification(EndsOnce):
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)
-        tensors = [tensor.name for tensor in spec.tensors.values()]
+        places = dict(layer_tensors(model))
+        # The pieces of a weight under weight norm keep their shapes.
+        tensors = [tensor.name for tensor in spec.tensors.values() if tensor.name in places]
         require_unclaimed(model, tensors, self)
         self._generator = torch.Generator().manual_seed(seed)
         self._structure = LiveStructure(

@@ -87,7 +87,7 @@ def test_a_run_taken_up_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch):
         for name in (part.summary_path, part.model_path):
             name.unlink()
         checkpoints.discard_after(part.checkpoints, step)
-        train(None, folder=part.path, resume=True, show_progress=False)
+        train(None, folder=part.path, resume=True, trust=True, show_progress=False)
         assert part.model_path.read_bytes() == whole.model_path.read_bytes()
 
         def lasting(run):
