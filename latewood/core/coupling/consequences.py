@@ -171,10 +171,13 @@ def _couple_agreeing(labels: Labels) -> bool:
     for use, _ in labels.number_uses:
         extents = [_extent(number) for number in use.numbers] if use.agree else []
         rows = [labels.channels(extent.labels) for extent in extents if extent is not None]
-        if len(rows) == 2 and all(varies_along(row, 0) for row in rows):
-            if not torch.equal(*rows):
-                labels.couple(*rows)
-                return True
+        if (
+            len(rows) == 2
+            and all(varies_along(row, 0) for row in rows)
+            and not torch.equal(rows[0], rows[1])
+        ):
+            labels.couple(rows[0], rows[1])
+            return True
     return False
 
 
@@ -327,6 +330,9 @@ def _misused(
     here = torch.tensor(sorted(counted - {NONE}))
     if not len(here) or (use.comparison is None and _are_scored(labels, here)):
         return
+    # There are never none, whatever becomes of them.
+    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and _extent(use.numbers[0]):
+        return
     for kind in kinds[here].unique():
         alike = here[kinds[here] == kind]
         now = [int(number) for number in use.numbers]
@@ -335,9 +341,7 @@ def _misused(
             if then != now:
                 yield alike, "computes with"
         elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
-            # There are never none, whatever becomes of them.
-            if not (type(use.numbers[1]) is int and now[1] == 0 and _extent(use.numbers[0])):
-                yield alike, "compares"
+            yield alike, "compares"
 
 
 def _counted_by(labels: Labels, origin: Attribute | Extent, follows: Follows) -> set[int]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import (
     TorchFunctionMode,
@@ -129,6 +130,8 @@ def module_calls(
             if left is not None:
                 left(call, output)
 
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         # One that raises leaves too, since its caller may go on.
         handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
