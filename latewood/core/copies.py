@@ -37,6 +37,6 @@ def copy_of(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
     except Exception as error:
         # Whatever something that the model holds says to it: a scripted function, a lock, a file.
         raise RequestError(
-            f"model: {type(model).__name__} holds what cannot be copied ({error}); expected a model "
+            f"model: {type(model).__name__} holds what cannot be copied ({error}); expected one "
             "that copy.deepcopy takes"
         ) from error

@@ -47,7 +47,6 @@ def insists(condition):
         lambda model, hidden: hidden.shape[-1] == model.width,
         lambda model, hidden: model.width == hidden.size(1),
         lambda model, hidden: hidden.shape == (len(hidden), model.width),
-        lambda model, hidden: not hidden.shape[-1] != model.width,
         lambda model, hidden: hidden.shape[-1] > 0,
     ],
 )
