@@ -7,13 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_of", "on_device"]
+from latewood.errors import RequestError
+
+__all__ = ["device_of", "on_device", "require_values"]
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's first parameter is; the CPU for a model without parameters."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuses a model whose parameters or buffers have shapes only.
+
+    Raises:
+        RequestError: a tensor is on the meta device.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise RequestError(f"model: {name} is on the meta device; expected tensors with values")
 
 
 def on_device(model: nn.Module, inputs: Any) -> Any:

@@ -54,6 +54,8 @@ def macs_by_module(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         total = stack.enter_context(_counting(model))
         entered: list[int] = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
 
             def enter(_: nn.Module, __: Any) -> None:
                 entered.append(total())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from latewood.core.devices import device_of
 
-__all__ = ["attributes_restored", "evaluated", "undisturbed", "unfused"]
+__all__ = ["attributes_restored", "evaluated", "uncompiled", "undisturbed", "unfused"]
 
 _CONTENTS: Final = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """What of a module is no attribute of its own."""
@@ -45,6 +45,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     on_host = device.type in ("cpu", "meta")
     with (
         evaluated(model),
+        uncompiled(model),
         torch.no_grad(),
         torch.random.fork_rng(
             devices=[] if on_host else [device], device_type="cuda" if on_host else device.type
@@ -62,6 +63,23 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Has what ``torch.compile`` made of a model's modules run as the code that it was.
+
+    Args:
+        model: any module.
+    """
+    compiled = any(
+        isinstance(getattr(module, "_orig_mod", None), nn.Module)
+        or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+    # Torch loads its compiler to do so, which takes longer than many a trace.
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def parameter_uses(model: nn.Module) -> dict[int, list[Selected]]:
     for module_name, module in model.named_modules():
         if "parametrizations" in module_name.split("."):
             continue
-        parameters = dict(module._parameters)
+        parameters = dict(module._parameters.items())
         for name, stack in getattr(module, "parametrizations", {}).items():
             parameters[name] = stack.original if stack.is_tensor else stack.original0
         for name, parameter in parameters.items():

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 
+from latewood.core.copies import copy_of
 from latewood.core.coupling import trace_channels
 from latewood.core.coupling.trace import run_model
 from latewood.core.timing import least_times
@@ -119,7 +120,7 @@ def export(
     """
     if mode not in get_args(ExportForm):
         raise invalid("mode", mode, f"one of {', '.join(get_args(ExportForm))}")
-    dense = copy.deepcopy(model).eval()
+    dense = copy_of(model).eval()
     if mode == "masked":
         difference = compare(model, dense, example_inputs, tolerance)
         return dense, ExportReport(mode, "masked", (), {}, difference)

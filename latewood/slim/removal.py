@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+from latewood.core.copies import copy_of
 from latewood.core.coupling.trace import run_model
+from latewood.core.devices import require_values
 from latewood.core.modes import evaluated
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples, bake_masks, compare
@@ -100,7 +101,8 @@ def slimmed(
         limits: what must stay.
         scatter: whether branches may write to some channels of a stream only.
     """
-    twin = copy.deepcopy(model)
+    require_values(model)
+    twin = copy_of(model)
     bake_masks(twin)
     clear_dead_rows(twin, example_inputs)
     if limits.wanted is not None:
@@ -108,7 +110,7 @@ def slimmed(
     layers = replaceable_attention(twin, example_inputs)
     if layers:
         # Kept if only that lets something go, since torch's own layer may be faster.
-        trial, edits = _done(copy.deepcopy(twin), Unpacked(layers), [], example_inputs)
+        trial, edits = _done(copy_of(twin), Unpacked(layers), [], example_inputs)
         heads = [trial.get_submodule(name) for name in layers]
         sizes = [_parameter_count(head) for head in heads]
         trial, edits = _reduced(trial, edits, example_inputs, limits, scatter)
@@ -166,7 +168,7 @@ def _with_scattered_branches(
     ends = {name: [*end] for name, end in branch_ends(model, example_inputs).items()}
     while ends:
         scatter = Scattered(ends)
-        trial, done = _done(copy.deepcopy(model), scatter, edits, example_inputs)
+        trial, done = _done(copy_of(model), scatter, edits, example_inputs)
         step = thin(trial, example_inputs, limits)
         useful = {name: end for name, end in ends.items() if _is_narrow(trial, name)}
         if len(useful) == len(ends):

@@ -7,8 +7,10 @@ numbers. What the code makes of them then tells whether a size follows when chan
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,8 +21,10 @@ __all__ = [
     "Attribute",
     "CodeNumber",
     "Extent",
+    "NumberUse",
     "attribute_of",
     "code_numbers",
+    "divided_extent",
     "origins",
     "recomputed",
 ]
@@ -64,6 +68,47 @@ class _Operation:
 
 
 Origin = int | Attribute | Extent | _Operation
+
+
+@dataclass(frozen=True, eq=False)
+class NumberUse:
+    """What the code did with a number, beside integer arithmetic and giving it to operations.
+
+    Args:
+        numbers: the number, or the two that were compared.
+        comparison: of the two; None where the code took the number's value, as a float say.
+    """
+
+    numbers: tuple[int, ...]
+    comparison: Callable[[Any, Any], bool] | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether two numbers were asked whether they are equal, and are."""
+        asks = self.comparison in (operator.eq, operator.ne)
+        return asks and int(self.numbers[0]) == int(self.numbers[1])
+
+
+_USED: ContextVar[Callable[[NumberUse], None] | None] = ContextVar("_USED", default=None)
+"""Who is told of uses; None where nobody is."""
+
+
+def _note(number: CodeNumber, other: Any = None, comparison: Any = None) -> None:
+    told = _USED.get()
+    if told is None or (comparison is not None and _is_check_of_torch(number, other)):
+        return
+    told(NumberUse((number,) if comparison is None else (number, other), comparison))
+
+
+def _is_check_of_torch(number: CodeNumber, other: int) -> bool:
+    """Whether torch's own layers compare: sizes that change with them, or ways to go as fast.
+
+    Only ``nn.Transformer`` keeps a width that no tensor of its own shows.
+    """
+    asked_in: str = sys._getframe(3).f_globals.get("__name__", "")
+    if not asked_in.startswith("torch.nn.modules."):
+        return False
+    return not (asked_in.endswith(".transformer") and type(other) is CodeNumber)
 
 
 class CodeNumber(int):
@@ -119,6 +164,42 @@ def _followed(name: str) -> None:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     _followed(_name)
 
+
+def _valued(name: str) -> None:
+    """Arithmetic that leaves the integers."""
+    plain = getattr(int, f"__{name}__")
+
+    def valued(self: CodeNumber, *others: Any) -> Any:
+        _note(self)
+        for other in others:
+            if type(other) is CodeNumber:
+                _note(other)
+        return plain(self, *others)
+
+    setattr(CodeNumber, f"__{name}__", valued)
+
+
+for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
+    _valued(_name)
+
+
+def _compared(name: str) -> None:
+    function: Callable[[Any, Any], bool] = getattr(operator, name)
+    plain = getattr(int, f"__{name}__")
+
+    def compared(self: CodeNumber, other: Any) -> Any:
+        if isinstance(other, int) and not isinstance(other, bool):
+            _note(self, other, function)
+        return plain(self, other)
+
+    setattr(CodeNumber, f"__{name}__", compared)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _compared(_name)
+# A class that compares in its own way has none unless it says so.
+CodeNumber.__hash__ = int.__hash__  # type: ignore[method-assign]
+
 _NOTHING: Final[Mapping[Attribute, int]] = {}
 
 
@@ -157,6 +238,16 @@ def attribute_of(number: int) -> Attribute | None:
     return origin if isinstance(origin, Attribute) else None
 
 
+def divided_extent(number: int) -> tuple[Extent, int] | None:
+    """The extent and the divisor of which a number of the code is the remainder, if it is one."""
+    origin = _origin(number)
+    if not isinstance(origin, _Operation) or origin.function is not operator.mod:
+        return None
+    if isinstance(origin.left, Extent) and type(origin.right) is int and origin.right > 0:
+        return origin.left, origin.right
+    return None
+
+
 def origins(number: int) -> Iterator[Attribute | Extent]:
     """The attributes and extents that a number of the code is made of."""
     waiting = [_origin(number)]
@@ -169,8 +260,13 @@ def origins(number: int) -> Iterator[Attribute | Extent]:
 
 
 @contextmanager
-def code_numbers(model: nn.Module) -> Iterator[None]:
-    """Makes the integer attributes of a model's modules code numbers, for a while."""
+def code_numbers(model: nn.Module, used: Callable[[NumberUse], None]) -> Iterator[None]:
+    """Makes the integer attributes of a model's modules code numbers, for a while.
+
+    Args:
+        model: any module.
+        used: is told what the code does with code numbers.
+    """
     found = [
         (module, attribute, value)
         for name, module in model.named_modules()
@@ -182,9 +278,11 @@ def code_numbers(model: nn.Module) -> Iterator[None]:
     for module, attribute, value in found:
         origin = Attribute(names[id(module)], attribute, value)
         vars(module)[attribute] = CodeNumber(value, origin)
+    token = _USED.set(used)
     try:
         yield
     finally:
+        _USED.reset(token)
         for module in model.modules():
             for attribute, value in list(vars(module).items()):
                 if type(value) is CodeNumber:

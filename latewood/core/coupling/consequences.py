@@ -10,12 +10,22 @@ from torch import Tensor
 from latewood.core.coupling.code_numbers import (
     Attribute,
     CodeNumber,
+    Extent,
+    NumberUse,
     attribute_of,
+    divided_extent,
     origins,
     recomputed,
 )
 from latewood.core.coupling.label_layout import compact
-from latewood.core.coupling.labels import NONE, Division, Labels, Parts, varies_along
+from latewood.core.coupling.labels import (
+    NONE,
+    Alignment,
+    Division,
+    Labels,
+    Parts,
+    varies_along,
+)
 
 __all__ = ["Follows", "settle"]
 
@@ -33,12 +43,18 @@ def settle(labels: Labels) -> Follows:
         The attributes that must follow the channels.
     """
     follows: Follows = {}
+    for use, layer in labels.number_uses:
+        multiple = _multiple(use)
+        if multiple is not None:
+            reason = f"the code of {layer or 'the model'} divides by {multiple[1]}"
+            labels.alignments.append(Alignment(*multiple, reason))
     # A coupling can make other channels vary less, and attributes follow what is divided by them.
     while (
         _couple_shared(labels)
         or _couple_parts(labels, follows)
         or _couple_divisions(labels)
         or _couple_counted(labels)
+        or _couple_agreeing(labels)
         or _follow(labels, follows)
     ):
         pass
@@ -51,6 +67,10 @@ def settle(labels: Labels) -> Follows:
     for division in labels.divisions:
         for moving, reason in _misfits(labels, division, follows, kinds):
             labels.bar(moving, "fixed", f"{division.where} {reason}")
+    for use, layer in labels.number_uses:
+        for moving, verb in _misused(labels, use, follows, kinds):
+            where = layer or "the model"
+            labels.bar(moving, "fixed", f"the code of {where} {verb} their number")
     for constancy in labels.constancies:
         if _counted_vary(labels, constancy.labels, constancy.dim):
             labels.bar(constancy.labels, constancy.kind, constancy.reason)
@@ -123,6 +143,42 @@ def _held_sizes(labels: Labels) -> Iterator[tuple[int, Tensor]]:
             row = _along(channels, parts.dim)
             for size, start in parts.sections:
                 yield size, row[start : start + size]
+    for use, _ in labels.number_uses:
+        if use.agree:
+            for extent, other in (use.numbers, use.numbers[::-1]):
+                measured = _extent(extent)
+                if measured is not None:
+                    row = labels.channels(measured.labels)
+                    if varies_along(row, 0):
+                        yield other, row
+
+
+def _extent(number: int) -> Extent | None:
+    """The extent that a number of the code is, if it is one without any arithmetic."""
+    origin = number.origin if isinstance(number, CodeNumber) else None
+    return origin if isinstance(origin, Extent) else None
+
+
+def _multiple(use: NumberUse) -> tuple[Tensor, int] | None:
+    """What a size along some labels is a multiple of, as the code has made sure."""
+    number, rest = use.numbers if use.agree else (0, None)
+    divided = divided_extent(number) if rest == 0 else None
+    return None if divided is None else (divided[0].labels, divided[1])
+
+
+def _couple_agreeing(labels: Labels) -> bool:
+    """Couples channels along two sizes that the code wants to be equal; whether any were not."""
+    for use, _ in labels.number_uses:
+        extents = [_extent(number) for number in use.numbers] if use.agree else []
+        rows = [labels.channels(extent.labels) for extent in extents if extent is not None]
+        if (
+            len(rows) == 2
+            and all(varies_along(row, 0) for row in rows)
+            and not torch.equal(rows[0], rows[1])
+        ):
+            labels.couple(rows[0], rows[1])
+            return True
+    return False
 
 
 def _couple_shared(labels: Labels) -> bool:
@@ -261,6 +317,45 @@ def _misfits(
                         yield alike, f"divides channels into {shape}, of which {size} is fixed"
                         break
     yield from _strangers(labels, division, channels, follows)
+
+
+def _misused(
+    labels: Labels, use: NumberUse, follows: Follows, kinds: Tensor
+) -> Iterator[tuple[Tensor, str]]:
+    """Channels whose number the code computes with, or compares with what does not follow."""
+    counted: set[int] = set()
+    for number in use.numbers if _multiple(use) is None else ():
+        for origin in origins(number):
+            counted.update(_counted_by(labels, origin, follows))
+    here = torch.tensor(sorted(counted - {NONE}))
+    if not len(here) or (use.comparison is None and _are_scored(labels, here)):
+        return
+    # There are never none, whatever becomes of them.
+    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and _extent(use.numbers[0]):
+        return
+    for kind in kinds[here].unique():
+        alike = here[kinds[here] == kind]
+        now = [int(number) for number in use.numbers]
+        then = [_recomputed(labels, number, alike[:1], follows) for number in use.numbers]
+        if use.comparison is None:
+            if then != now:
+                yield alike, "computes with"
+        elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
+            yield alike, "compares"
+
+
+def _counted_by(labels: Labels, origin: Attribute | Extent, follows: Follows) -> set[int]:
+    """The channels that make up a number."""
+    if isinstance(origin, Attribute):
+        return set(follows.get(origin, ()))
+    row = labels.channels(origin.labels)
+    return set(row.tolist()) if varies_along(row, 0) else set()
+
+
+def _are_scored(labels: Labels, channels: Tensor) -> bool:
+    """Whether channels are entries of queries and keys, whose scores are looked at elsewhere."""
+    scored = [labels.channels(entries) for entries in labels.scores]
+    return bool(scored) and bool(torch.isin(channels, torch.cat(scored)).all())
 
 
 def _strangers(

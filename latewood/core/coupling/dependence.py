@@ -50,16 +50,21 @@ class Reads:
             every use, bool (size,).
         folds: by the name of a weight, the constants that it reads, where they could be folded.
         uses: by the name of a vector, in how many operations it took part.
+        seen: the weights whose reads an operation has noted; emptied before each.
     """
 
     zeros: dict[str, Tensor] = field(default_factory=dict)
     folds: dict[str, Fold] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
     def add(self, weight: str, zeros: Tensor, fold: Fold | None) -> None:
         """Notes one use; a second use keeps the zeros of both and folds nothing."""
+        self.seen.add(weight)
         if weight in self.zeros:
-            self.zeros[weight] = self.zeros[weight] & zeros
+            before = self.zeros[weight]
+            unknown = before.ndim == 0 or zeros.ndim == 0
+            self.zeros[weight] = torch.zeros((), dtype=torch.bool) if unknown else before & zeros
             self.folds.pop(weight, None)
             return
         self.zeros[weight] = zeros
@@ -144,9 +149,12 @@ class Dependence(Watcher):
         # A rule may run the operation on a mask, which must not go where the output is to go.
         plain = bool(outputs) and operation.named.get("out") is None
         rule = self._rule_of(operation.name) if plain else None
+        self.reads.seen.clear()
         masks = None if rule is None else rule(operation, self)
-        if masks is None:
-            self.forget_reads(inputs)
+        # A weight that is turned, say, is read along another axis by what follows.
+        self.forget_reads(
+            tensor for tensor in inputs if masks is None or self.name(tensor) not in self.reads.seen
+        )
         drawn = any(word in operation.name for word in RANDOM)
         self._put(output, masks, dependent or drawn)
         if dependent or drawn:

@@ -173,8 +173,8 @@ class Flow:
         node = None
         for use in weight_uses(call, used):
             node = self._new("layer", reads if node is None else [node], use=use)
-        assert node is not None
-        return node
+        # Weights of which only a vector is a parameter: others are computed on the way.
+        return node or self._new("activation", list(dict.fromkeys(reads)), name=UNKNOWN)
 
     def _tables_in(self, call: Call, sources: Iterable[str]) -> list[Node]:
         """Nodes for parameters that are added to activations or joined with them."""

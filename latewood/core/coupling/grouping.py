@@ -58,6 +58,9 @@ def gather_plan(
         where = seats.of_channels(members_of)
         made = [number for number in where if "producer" in labels.roles[axes[number]]]
         first = (made or list(where))[0]
+        read = any("consumer" in labels.roles[axes[number]] for number in where)
+        if made and not read and not barriers:
+            barriers = (Barrier("unknown", "nothing that was seen reads them"),)
         # Channels of a group stand in the order in which its first axis has them.
         order_there = where[first][:, 0].argsort()
         members = tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from latewood.core.copies import copy_of
 from latewood.core.coupling.flow import Flow, Node, Scores
 from latewood.core.coupling.layer_facts import covered_rows
 from latewood.core.coupling.plan import Barrier, ChannelGroup, ChannelPlan, Queries, ScoreScale
@@ -201,7 +201,7 @@ def _wider_scores(
 ) -> list[tuple[float, int]]:
     """The factors in a copy of the model whose heads have more entries; [] if there is none."""
     try:
-        twin = copy.deepcopy(model)
+        twin = copy_of(model)
         widen_channels(twin, plan, wider, allow={"normalised"})
         return _factors(traced(twin, example_inputs, **options)[1])
     except Exception:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.block_boundaries import BlockBoundaries
-from latewood.core.coupling.code_numbers import Extent
+from latewood.core.coupling.code_numbers import Extent, NumberUse
 from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
@@ -153,6 +153,7 @@ class Labels:
         allocated: the code's numbers for the sizes of tensors that were made without data.
         statistics: of tensors that are a mean over channels or made of one, what it demands.
         used: axes that operations took since the list was last emptied.
+        number_uses: what the code did with numbers, and where.
         scores: of queries and keys, what each product of both sums over, where it is channels.
     """
 
@@ -181,6 +182,7 @@ class Labels:
         self.allocated = WeakIdKeyDictionary()
         self.statistics = WeakIdKeyDictionary()
         self.used: list[Used] = []
+        self.number_uses: list[tuple[NumberUse, str]] = []
         # Held, since an id may be another tensor's once its own is gone.
         self._named = [*others, *tensors.items()]
         self._names = {id(tensor): name for name, tensor in self._named}

@@ -8,6 +8,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from latewood.core.coupling.data_movement_rules import note_division
+from latewood.core.coupling.label_layout import compact
+from latewood.core.coupling.labels import NONE
 from latewood.core.coupling.layer_rules import read, write
 from latewood.core.coupling.traced_call import Call, Result, Rule
 
@@ -42,7 +45,7 @@ def _recurrent(call: Call) -> Result:
     kinds = [out, unit] if len(listed) == 2 else [out]
     for state, kind in zip(listed, kinds, strict=True):
         if kind is not None:
-            call.labels.couple(call.labels.of(state), kind)
+            _start(call, state, kind)
     return (entering, *kinds)
 
 
@@ -53,8 +56,25 @@ def _recurrent_cell(call: Call) -> Result:
     gates = _GATES[call.name.removesuffix("_cell")]
     unit, out = _cell(call, call.labels.of(inputs), named, gates, len(named) == 4)
     for state in listed:
-        call.labels.couple(call.labels.of(state), unit)
+        _start(call, state, unit)
     return [out, unit] if len(listed) == 2 else out
+
+
+def _start(call: Call, state: Any, units: Tensor) -> None:
+    """Couples what a layer starts from; made without data, it is as wide as the code says."""
+    if not isinstance(state, Tensor):
+        return
+    labels = call.labels.of(state)
+    call.labels.couple(labels, units)
+    if bool((compact(labels) == NONE).all()):
+        units = units.expand(state.shape)
+        sizes = call.labels.allocated.get(state)
+        if sizes is None:
+            call.labels.must_not_vary(
+                units, -1, "fixed", f"{call.where} starts from data of fixed size"
+            )
+        else:
+            note_division(call, units, sizes)
 
 
 def _cell(

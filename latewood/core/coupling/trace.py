@@ -11,9 +11,10 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.utils import parametrize
 
-from latewood.core.coupling.code_numbers import CodeNumber, code_numbers
+from latewood.core.coupling.code_numbers import CodeNumber, NumberUse, code_numbers
 from latewood.core.coupling.flow import Flow
 from latewood.core.coupling.grouping import gather_plan
 from latewood.core.coupling.labels import Labels
@@ -23,8 +24,14 @@ from latewood.core.coupling.operation_table import OPERATIONS, channel_rule
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.traced_call import Call, Operation, Result, Rule, tensors_in
-from latewood.core.coupling.watched_run import ModuleCall, Running, Watcher, watched
-from latewood.core.modes import attributes_restored, evaluated, unfused
+from latewood.core.coupling.watched_run import (
+    ModuleCall,
+    Running,
+    Watcher,
+    is_watching,
+    watched,
+)
+from latewood.core.modes import attributes_restored, evaluated, uncompiled, unfused
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.errors import LatewoodError, RequestError, invalid, listed
@@ -49,6 +56,17 @@ _ALLOCATIONS: Final = (
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 )
 """Functions that make a tensor of a size that the code gives."""
+_VALUES: Final = frozenset(
+    f"{prefix}{name}"
+    for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "pow")
+    for prefix in ("", "i", "r")
+) | {
+    *("true_divide", "divide", "multiply", "subtract", "floor_divide", "remainder", "fill"),
+    *("full", "new_full", "full_like", "tensor", "as_tensor", "scalar_tensor", "new_tensor"),
+}
+"""Functions that compute with the numbers that they are given."""
+_LEAVING: Final = ("numpy", "array", "tolist", "item", "float", "int", "bool", "dlpack")
+"""Functions that take values out of a tensor to where nothing follows them."""
 _DIVISIONS: Final = ("view", "reshape", "unflatten")
 """Functions that give a tensor the sizes that the code holds."""
 
@@ -120,11 +138,25 @@ def traced(
         _bar_split_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
-        with code_numbers(model), watched(model, watcher) as running:
+        with (
+            watched(model, watcher) as running,
+            code_numbers(model, partial(_note_use, labels, running)),
+            _scripts_barred(model, labels),
+        ):
             _teach_modules(model, classes, watcher, running)
             outputs = run_model(model, example_inputs)
         ends = []
-        for output in outputs_of(outputs):
+        returned = list(outputs_of(outputs))
+        if not returned:
+            raise RequestError(
+                f"model: {type(model).__name__} returned {type(outputs).__name__}; expected tensors"
+            )
+        if not any(output.numel() for output in returned):
+            shapes = [tuple(output.shape) for output in returned]
+            raise invalid(
+                "example_inputs", f"what gives outputs of shapes {shapes}", "at least one entry"
+            )
+        for output in returned:
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
             ends.append(watcher.flow.of(output))
         if not watcher.labels.axes:
@@ -135,6 +167,37 @@ def traced(
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
     return replace(plan, layers=order), watcher.flow
+
+
+@contextmanager
+def _scripts_barred(model: nn.Module, labels: Labels) -> Iterator[None]:
+    """Bars what is given to scripted modules, inside which nothing is seen."""
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.jit.ScriptModule)
+    }
+
+    def bar(module: nn.Module, given: Any) -> None:
+        if module in names:
+            reason = f"{names[module] or 'the model'} is scripted, and nothing inside it is seen"
+            with torch._C.DisableTorchFunction():
+                for tensor in tensors_in(given):
+                    labels.bar(labels.of(tensor), "unknown", reason)
+
+    # They take no hooks of their own.
+    handle = nn.modules.module.register_module_forward_pre_hook(bar) if names else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _note_use(labels: Labels, running: Running, use: NumberUse) -> None:
+    """Notes what the model's code does with a number, and where; rules and torch do not count."""
+    if is_watching():
+        labels.number_uses.append((use, running[-1][0] if running else ""))
 
 
 def _sorted_rules(
@@ -212,10 +275,10 @@ def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]
     for module_name, module in model.named_modules():
         if "parametrizations" in module_name.split("."):
             continue
-        names = list(module._parameters)
+        names = list(module._parameters.keys())
         if parametrize.is_parametrized(module):
             names += list(cast(nn.ModuleDict, module.parametrizations))
-        for name in [*names, *module._buffers]:
+        for name in [*names, *module._buffers.keys()]:
             tensor = _identity(module, name)
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -225,8 +288,9 @@ def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]
 def _identity(module: nn.Module, name: str) -> Tensor | None:
     if parametrize.is_parametrized(module, name):
         return next(parametrization_list(module, name).parameters(recurse=False), None)
-    found = module._parameters.get(name)
-    return module._buffers.get(name) if found is None else found
+    # The collections of scripted modules have no ``get``.
+    found = dict(module._parameters.items()).get(name)
+    return dict(module._buffers.items()).get(name) if found is None else found
 
 
 class _ChannelWatcher(Watcher):
@@ -244,15 +308,17 @@ class _ChannelWatcher(Watcher):
         output, name = operation.output, operation.name
         outputs = list(tensors_in(output))
         given = operation.tensors
+        if name in _VALUES:
+            self._note_values(operation)
         touched = any(self.labels.touches(tensor) for tensor in given)
         if touched and not outputs:
             measured = self._measured(operation)
             if measured is not None:
                 return measured
+            if name in _LEAVING:
+                Call(**vars(operation), labels=self.labels).unknown()
         # The shape of data without channels may still be made of numbers that count some.
-        touched = touched or (
-            name in _DIVISIONS and _are_counted((operation.positional, operation.named))
-        )
+        touched = touched or (name in _DIVISIONS and _are_counted(operation))
         if touched and (outputs or name == "setitem"):
             call = Call(**vars(operation), labels=self.labels)
             self.labels.used.clear()
@@ -274,6 +340,15 @@ class _ChannelWatcher(Watcher):
             self.labels.allocated[output] = sizes
         return output
 
+    def _note_values(self, operation: Operation) -> None:
+        """A number that the code counts enters a computation."""
+        given = operation.positional, operation.named
+        if operation.name.endswith("full"):
+            given = operation.positional[-1:], {"fill_value": operation.named.get("fill_value")}
+        for number in _counted(given):
+            layer = operation.modules[-1][0] if operation.modules else ""
+            self.labels.number_uses.append((NumberUse((number,)), layer))
+
     def entered(self, call: ModuleCall) -> None:
         """A norm may begin."""
         self.norms.enter()
@@ -284,6 +359,9 @@ class _ChannelWatcher(Watcher):
 
     def _rule(self, operation: Operation) -> Rule:
         taught = self._rules.get(operation.function)
+        if taught is None and any(map(is_functorch_wrapped_tensor, operation.tensors)):
+            # Under vmap shapes are those of one entry, and what comes out is another tensor.
+            return Call.unknown
         return taught or _careful(channel_rule(operation.name))
 
     def _measured(self, operation: Operation) -> Any:
@@ -353,38 +431,53 @@ def _careful(rule: Rule) -> Rule:
     return applied
 
 
-def _are_counted(tree: Any) -> bool:
-    """Whether numbers of known origin are among the arguments of a call."""
+def _are_counted(operation: Operation) -> bool:
+    """Whether numbers of known origin are among the arguments."""
+    return next(_counted((operation.positional, operation.named)), None) is not None
+
+
+def _counted(tree: Any) -> Iterator[CodeNumber]:
+    """The numbers of known origin among the arguments of a call."""
     if isinstance(tree, (tuple, list)):
-        return any(_are_counted(item) for item in tree)
-    if isinstance(tree, dict):
-        return any(_are_counted(item) for item in tree.values())
-    return type(tree) is CodeNumber
+        for item in tree:
+            yield from _counted(item)
+    elif isinstance(tree, dict):
+        yield from _counted(list(tree.values()))
+    elif type(tree) is CodeNumber:
+        yield tree
 
 
 def _sizes_given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
     given: Any = args[1:] if name.startswith("new_") else args
     given = given or (named["size"],)
-    return tuple(given[0] if isinstance(given[0], (tuple, list)) else given)
+    sizes = given[0] if isinstance(given[0], (tuple, list)) else given
+    return tuple(size if isinstance(size, int) else int(size) for size in sizes)
 
 
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Sets a model up for a run under watch: every run of a trace takes place in here.
 
-    Evaluation mode, no gradients, attention in single steps, each transformation computed once;
-    what the run leaves on the modules is forgotten.
+    Evaluation mode, no gradients, nothing compiled, attention in single steps, each transformation
+    computed once; what the run leaves on the modules is forgotten.
 
     Args:
         model: any module.
 
     Yields:
         What the layers compute with, by name.
+
+    Raises:
+        RequestError: a lazy layer has no shape yet.
     """
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise RequestError(f"model: {name} has no shape yet; run the lazy model once first")
     with (
         parametrize.cached(),
         evaluated(model),
         unfused(),
+        uncompiled(model),
         torch.no_grad(),
         attributes_restored(model),
     ):
@@ -419,4 +512,4 @@ def outputs_of(outputs: Any) -> Iterable[Tensor]:
             object is taken for a cache.
     """
     known = isinstance(outputs, (Tensor, tuple, list, Mapping)) or is_dataclass(outputs)
-    return tensors_in(outputs if known else vars(outputs))
+    return tensors_in(outputs if known else getattr(outputs, "__dict__", None))

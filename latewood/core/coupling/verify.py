@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from latewood.core.copies import copy_of
 from latewood.core.coupling.head_size import scale_queries, switch_off_queries
 from latewood.core.coupling.model_runs import DOUBLE_OVER_SINGLE, ModelRuns
 from latewood.core.coupling.plan import ChannelGroup, ChannelPlan
 from latewood.core.coupling.resize import slice_channels
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.coupling.widening import NORMALISED, can_widen, widen_channels
+from latewood.core.devices import require_values
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.core.transforms import bake, transformations
-from latewood.errors import WorkError
+from latewood.errors import RequestError, WorkError
 
 __all__ = ["VERIFIED_SIZE", "verify_plan", "verify_small_plan"]
 
@@ -68,8 +69,10 @@ def verify_plan(
         The largest relative change.
 
     Raises:
+        RequestError: tensors without values, on the meta device.
         WorkError: the outputs differ; the message names the groups that fail on their own.
     """
+    require_values(model)
     chosen = [
         group.name
         for group in plan
@@ -78,6 +81,8 @@ def verify_plan(
     try:
         worst = _changes(model, plan, chosen, example_inputs, tolerance)
         together = "no group on its own, only several together"
+    except RequestError:
+        raise
     except Exception as raised:
         # Whatever the model raises when its sizes no longer fit: the groups at fault are named.
         worst = _Change(float("inf"), getattr(raised, "action", _REMOVING))
@@ -243,7 +248,7 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
         ):
             for parameter in module.parameters():
                 shared.pop(id(parameter), None)
-    return copy.deepcopy(model, shared)
+    return copy_of(model, shared)
 
 
 def _zero_readers(

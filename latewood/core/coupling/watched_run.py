@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import (
     TorchFunctionMode,
@@ -17,7 +18,7 @@ from torch.overrides import (
 
 from latewood.core.coupling.traced_call import Operation
 
-__all__ = ["ModuleCall", "Running", "Watcher", "module_calls", "watched"]
+__all__ = ["ModuleCall", "Running", "Watcher", "is_watching", "module_calls", "watched"]
 
 Running = list[tuple[str, nn.Module]]
 """Names and modules being called, outermost first."""
@@ -121,11 +122,16 @@ def module_calls(
             calls.append(call)
             entered(call)
 
-        def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> None:
+        def leave(module: nn.Module, _: Any, __: Any, output: Any) -> None:
             call = calls.pop()
+            # Calls whose hooks somebody took away meanwhile never leave.
+            while call.module is not module:
+                call = calls.pop()
             if left is not None:
                 left(call, output)
 
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         # One that raises leaves too, since its caller may go on.
         handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
@@ -182,6 +188,11 @@ class _Operations(TorchFunctionMode):
             if seen is not operation.output:
                 operation = dataclasses.replace(operation, output=seen)
         return operation.output
+
+
+def is_watching() -> bool:
+    """Whether the code that runs now is the model's, not that of an operation or of a watcher."""
+    return isinstance(_get_current_function_mode(), _Operations)
 
 
 def _version(tensor: Tensor) -> int:

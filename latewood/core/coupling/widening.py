@@ -22,6 +22,7 @@ from latewood.core.coupling.preserving_fill import (
 )
 from latewood.core.coupling.resize import Indices, Resizing, changeable, valid_indices
 from latewood.core.coupling.trace import layer_tensors
+from latewood.core.devices import require_values
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid, listed
@@ -111,6 +112,9 @@ def widen_channels(
         group.require_width(group.width + len(indices), "copies")
         chosen[name] = [*range(group.width), *indices]
     models = [model, *twins]
+    if preserving:
+        for each in models:
+            require_values(each)
     places = [dict(layer_tensors(each)) for each in models]
     names = _touched(plan, chosen)
     tensors = [

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.core.coupling.traced_call import tensors_in
+from latewood.core.devices import require_values
 from latewood.errors import RequestError, invalid
 from latewood.slim.comparison import Examples
 from latewood.slim.edits import remember
@@ -160,6 +161,7 @@ class StructuredSparsification(EndsOnce):
         self._epochs = epochs
         self._model = model
         self._examples = _checked(example_inputs)
+        require_values(model)
         spec = StructureSpec(model, self._examples, exclude=exclude, layers=layers)
         macs = multiply_accumulates(model, spec, self._examples)
         self.budget = Budget.of(budget, model, spec, macs, self._examples)

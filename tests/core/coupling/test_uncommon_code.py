@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latewood.core.coupling import slice_channels, trace, trace_channels, verify_plan
+from latewood.core.coupling import slice_channels, trace_channels, verify_plan
+from latewood.core.coupling.operation_table import OPERATIONS, OperationRule
 from latewood.slim import slim
 from latewood.sparsity import FixedMasks
 
@@ -97,7 +98,7 @@ def test_a_use_that_a_rule_does_not_know_is_a_barrier(monkeypatch):
     def fails(call):
         raise IndexError("of a use that nobody thought of")
 
-    monkeypatch.setitem(trace._RULES, "tanh", fails)
+    monkeypatch.setitem(OPERATIONS, "tanh", OperationRule(fails))
     model = Net(lambda m, x: m.last(torch.tanh(m.first(x))), first=nn.Linear(4, 8),
                 last=nn.Linear(8, 2))  # fmt: skip
     plan = trace_channels(model, (inputs(3, 4),))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from latewood.core import macs
+from latewood.core.coupling import verify
 from latewood.errors import RequestError
 from latewood.sparsity.structured import (
     StructuredSparsification,
@@ -95,6 +96,9 @@ def test_a_count_runs_the_model_a_fixed_number_of_times(monkeypatch):
         handle.remove()
         return count
 
+    assert calls(2) == calls(8)
+    # Apart from the verification of small models.
+    monkeypatch.setattr(verify, "VERIFIED_SIZE", 0)
     assert calls(2) == calls(8) <= 8
 
 
