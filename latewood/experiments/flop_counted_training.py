@@ -71,11 +71,14 @@ class TrainingSetting:
         return batch_count(len(self.task.train), self.batch_size, drop_last=True)
 
 
-def build(setting: TrainingSetting, seed: int) -> nn.Module:
-    """The full network with the weights of a seed; torch's generator is left as it was."""
+def build(setting: TrainingSetting, seed: int, fraction: float = 1.0) -> nn.Module:
+    """The network with the weights of a seed, or one with a fraction of its channels.
+
+    Torch's generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
-        return setting.network(1.0)
+        return setting.network(fraction)
 
 
 def fit_and_count(
@@ -151,6 +154,7 @@ def _restructure(method: object, optimizer: torch.optim.Optimizer) -> None:
 
 
 def step_macs(setting: TrainingSetting, model: nn.Module) -> int:
+    """Multiply-accumulates of a training step of a network as it is now."""
     return (1 + BACKWARD) * setting.batch_size * macs(model, setting.task.example_inputs)
 
 

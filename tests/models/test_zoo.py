@@ -68,6 +68,8 @@ COUNTS = [
     ("resnet18", {}, 11_689_512 - 120 * 64 - 513_000 + 5_130),
     # Convolutions 9,217,728 with biases 2,752, norms 5,504, classifier 5,130.
     ("vgg11", {}, 9_217_728 + 2_752 + 5_504 + 5_130),
+    # 16, 32, 64, 64 and four times 128 channels.
+    ("vgg11", {"width": 0.25}, 576_432 + 688 + 1_376 + 1_290),
     ("vgg11", {"conv_bias": False, "norm": False}, 9_217_728 + 5_130),
     ("vgg", {"depth": 11}, 9_231_114),
     # VGG-11 and two more convolutions: 64x576 and 128x1152, with 192 biases and 384 norm values.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latewood.core import parameter_groups, trace_channels
 from latewood.core.modes import evaluated
@@ -18,6 +18,7 @@ from latewood.core.schedules import cosine, progress
 from latewood.errors import invalid
 from latewood.experiments.flop_counted_training import (
     TrainingSetting,
+    build,
     score,
     step_loss,
     step_macs,
@@ -28,7 +29,7 @@ from latewood.growth.initialisations import Init
 from latewood.growth.variance_transfer import Rescale
 from latewood.tasks import Batch, Dataset, Task, batch_stream
 from latewood.training.fit import fit
-from latewood.training.randomness import derive, seed_torch
+from latewood.training.randomness import derive
 
 __all__ = [
     "Growing",
@@ -37,7 +38,6 @@ __all__ = [
     "best_rate",
     "fractions_of",
     "held_out",
-    "network_of",
     "starts_of",
     "train",
     "warmed_cosine",
@@ -135,13 +135,6 @@ def warmed_cosine(step: int, total: int, warmup: int) -> float:
     return cosine()(progress(step - warmup, max(1, total - warmup)))
 
 
-def network_of(setting: TrainingSetting, fraction: float, seed: int) -> nn.Module:
-    """A network of some of the channels with the weights of a seed."""
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(derive(seed, "initial weights"), torch.device("cpu"))
-        return setting.network(fraction)
-
-
 def train(
     setting: TrainingSetting,
     growing: Growing,
@@ -208,7 +201,7 @@ class GrowingTraining:
 
     def __init__(self, setting: TrainingSetting, growing: Growing, steps: int, seed: int) -> None:
         self.setting, self.growing, self.steps, self.seed = setting, growing, steps, seed
-        self.model = network_of(setting, growing.fractions[0], seed)
+        self.model = build(setting, seed, growing.fractions[0])
         self.stages = Stages()
         self.rates: StageRates | None = None
         self.widths = [self._widths(fraction) for fraction in growing.fractions]
@@ -285,7 +278,7 @@ class GrowingTraining:
     def _widths(self, fraction: float) -> Mapping[str, int]:
         """Widths of all channel groups of a network of that fraction."""
         examples = self.setting.task.example_inputs
-        plan = trace_channels(network_of(self.setting, fraction, 0), examples)
+        plan = trace_channels(build(self.setting, 0, fraction), examples)
         return {group.name: group.width for group in plan}
 
     def grow(self, phase: int, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

@@ -17,6 +17,7 @@ import torch
 from latewood.core.timing import least_times
 from latewood.experiments.flop_counted_training import (
     TrainingSetting,
+    build,
     step_loss,
     step_macs,
 )
@@ -26,7 +27,6 @@ from latewood.experiments.growth.growing_training import (
     GrowingTraining,
     Grown,
     best_rate,
-    network_of,
     train,
 )
 from latewood.experiments.growth.growth_ablation import PAPER
@@ -163,7 +163,7 @@ class _Comparison:
         self.grown_steps = max(2, round(narrow + wide))
         share = min(max(narrow / (narrow + wide), 1 / self.grown_steps), 1 - 1 / self.grown_steps)
         self.growing = replace(doubling, starts=(0.0, share))
-        macs = {f: step_macs(setting, network_of(setting, f, 0)) for f in (0.5, 1.0)}
+        macs = {f: step_macs(setting, build(setting, 0, f)) for f in (0.5, 1.0)}
         self.equal_macs = share * macs[0.5] / macs[1.0] + 1 - share
         self.rates: dict[str, float] = {}
 
@@ -273,10 +273,10 @@ def _images(scale: Scale, workspace: Workspace) -> Results:
     task = small_images(scale, samples=20_000)
     setting = perceptrons(task, width=64 if quick else 512, rate=1e-3, batch_size=64, adam=True)
     budget = Budget(
-        seconds=0.2 if quick else 12.0,
-        tuning=0.0 if quick else 4.0,
+        seconds=0.2 if quick else 8.0,
+        tuning=0.0 if quick else 2.5,
         factors=(0.25, 0.5, 1.0),
-        curve=(0.1,) if quick else (3.0, 6.0),
+        curve=(0.1,) if quick else (2.0, 4.0),
         seeds=1 if quick else 3,
         growth_at=0.5,
         rate_warmup=5 if quick else 50,
