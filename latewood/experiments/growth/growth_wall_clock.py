@@ -385,7 +385,7 @@ CLAIMS = (
 CHARACTERS = register(
     Experiment(
         name="growth-wall-clock",
-        title="Growing a Transformer from width 32 to 64 against the clock, characters of Shakespeare",
+        title="Growing a Transformer from width 32 to 64 against the clock, characters",
         paper=PAPER,
         run=_characters,
         scales=("quick", "cpu"),
@@ -396,7 +396,7 @@ CHARACTERS = register(
 IMAGES = register(
     Experiment(
         name="growth-wall-clock-images",
-        title="Growing a perceptron from width 256 to 512 against the clock, CIFAR-10 at 16x16 pixels",
+        title="Growing a perceptron from width 256 to 512 against the clock, 16x16 CIFAR-10",
         paper=PAPER,
         run=_images,
         scales=("quick", "cpu"),
