@@ -205,7 +205,9 @@ class GrowingTraining:
         self.stages = Stages()
         self.rates: StageRates | None = None
         self.widths = [self._widths(fraction) for fraction in growing.fractions]
-        self.starts = {round(share * steps): p for p, share in enumerate(growing.starts) if p}
+        self.starts = {round(at * steps): phase for phase, at in enumerate(growing.starts) if phase}
+        if len(self.starts) < len(growing.starts) - 1 or 0 in self.starts:
+            raise invalid("steps", steps, f"enough for {len(growing.starts)} phases")
         self.paused = 0.0
         self.jump = 0.0
         self.spent = 0

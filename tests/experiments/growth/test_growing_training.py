@@ -124,3 +124,8 @@ def test_a_rate_rises_in_a_line_and_falls_along_a_cosine():
 def test_phases_that_do_not_fit_are_refused(starts):
     with pytest.raises(RequestError, match="starts"):
         Growing((0.5, 1.0), starts)
+
+
+def test_a_training_too_short_for_its_phases_is_refused():
+    with pytest.raises(RequestError, match="steps"):
+        train(setting(), Growing((0.5, 0.75, 1.0), (0.0, 0.5, 0.6)), steps=4, seed=0)

@@ -41,3 +41,10 @@ def test_two_curves_cross_where_lines_in_the_logarithm_do():
     )
     assert experiment.crossing({1.0: (2.0, 1.0), 2.0: (2.0, 1.0)}) == 0.0
     assert experiment.crossing({1.0: (1.0, 2.0), 2.0: (1.0, 3.0)}) == math.inf
+
+
+def test_a_crossing_that_never_comes_is_said_so():
+    claim = experiment.CLAIMS[0]
+    losses = {"half": [1.0], "full": [2.0], "half, 1 s": [2.0], "full, 1 s": [2.5]}
+    assert "full ahead at no budget" in claim.measured(Results(losses))
+    assert "full ahead from 30 s on" in claim.measured(Results(losses | {"crossing": [30.2]}))
