@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any, Final, cast
@@ -125,6 +126,11 @@ def traced(
             outputs = run_model(model, example_inputs)
         ends = []
         for output in outputs_of(outputs):
+            if not output.numel():
+                shape = tuple(output.shape)
+                raise invalid(
+                    "example_inputs", f"some with an output of shape {shape}", "at least one sample"
+                )
             watcher.labels.bar(watcher.labels.of(output), "output", "the model's output")
             ends.append(watcher.flow.of(output))
         if not watcher.labels.axes:
@@ -403,12 +409,22 @@ def _other_uses(model: nn.Module, computed: Mapping[str, Tensor]) -> list[tuple[
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
-    """Calls a model on a tensor, on positional arguments or on keyword arguments."""
-    if isinstance(example_inputs, Tensor):
-        return model(example_inputs)
-    if isinstance(example_inputs, dict):
-        return model(**example_inputs)
-    return model(*example_inputs)
+    """Calls a model on a tensor, on positional arguments or on keyword arguments.
+
+    What is compiled runs as it is written, since those who watch see nothing of compiled code.
+    """
+    with _as_written():
+        if isinstance(example_inputs, Tensor):
+            return model(example_inputs)
+        if isinstance(example_inputs, dict):
+            return model(**example_inputs)
+        return model(*example_inputs)
+
+
+def _as_written() -> AbstractContextManager[object]:
+    # Nothing can be compiled before the compiler is imported, which takes seconds.
+    compiles = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 def outputs_of(outputs: Any) -> Iterable[Tensor]:
