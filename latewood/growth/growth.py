@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch, trace_channels
+from latewood.core.coupling import verify_small_plan
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.errors import RequestError, invalid
 from latewood.growth.block_summary import block_summary
@@ -72,6 +73,8 @@ class Growth(EndsOnce):
         RequestError: an argument out of range, a schedule that ends before the run does or after
             it, a group that cannot have the widths asked for, or one whose shapes another method
             changes already; nothing has changed then.
+        WorkError: in a model of at most ``core.coupling.VERIFIED_SIZE`` parameters, a trial shows
+            that channels do not belong together as its trace has it.
 
     Source: Yuan, Savarese and Maire, "Accelerated Training via Incrementally Growing Neural
     Networks using Variance Transfer and Learning Rate Adaptation", NeurIPS 2023 (arXiv 2306.12700),
@@ -133,8 +136,16 @@ class Growth(EndsOnce):
         grown = [plan[name] for name in self.widths]
         tensors = {member.tensor for group in grown for member in group.members}
         require_unclaimed(model, tensors, self)
+        verify_small_plan(model, plan, example_inputs, groups=list(self.widths))
+        self._plan = plan
         self.costs = phase_costs(
-            model, example_inputs, self.widths, init=init, rescale=rescale, settings=self._widening
+            model,
+            example_inputs,
+            self.widths,
+            init=init,
+            rescale=rescale,
+            settings=self._widening,
+            plan=plan,
         )
         """Of the network in every phase."""
         self.stages = Stages()
@@ -382,7 +393,7 @@ class Growth(EndsOnce):
             # Those of the step before, which has been taken.
             for parameter in self._model.parameters():
                 parameter.grad = None
-            widen(
+            done = widen(
                 self._model,
                 self._examples,
                 event.widths,
@@ -391,9 +402,11 @@ class Growth(EndsOnce):
                 init=self._init,
                 rescale=self._rescale,
                 seed=event.seed,
+                plan=self._plan,
                 stages=self.stages,
                 settings=self._widening,
             )
+            self._plan = done.plan
         self._events.append(event)
 
     def _loss(self) -> float | None:

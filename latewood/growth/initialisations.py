@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latewood.core import ChannelGroup, ChannelPlan
 from latewood.core.coupling.additions import Addition
+from latewood.core.coupling.preserving_fill import normal
 from latewood.errors import RequestError, invalid
 
 __all__ = ["INITS", "Init", "Loss", "NewValues", "gradmax_directions", "sources_of"]
@@ -137,8 +138,7 @@ class NewValues:
     ) -> Tensor:
         shape = list(tensors[0][1].shape)
         shape[addition.axis] = addition.new.numel()
-        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64)
-        return drawn * deviation
+        return normal(shape, [tensor for _, tensor in tensors], deviation, self.generator)
 
     def _put(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from latewood.core import macs
+from latewood.core import ChannelPlan, macs
 from latewood.growth.initialisations import Init
 from latewood.growth.variance_transfer import Rescale
 from latewood.growth.widen import WideningSettings, widen
@@ -38,6 +38,7 @@ def phase_costs(
     init: Init = "pair",
     rescale: Rescale = "none",
     settings: WideningSettings | None = None,
+    plan: ChannelPlan | None = None,
 ) -> list[PhaseCost]:
     """Widens a copy phase by phase and counts; the model stays as it is.
 
@@ -48,6 +49,7 @@ def phase_costs(
         init: what new channels begin with (``widen``).
         rescale: what happens to old weights (``widen``).
         settings: finer points (``widen``).
+        plan: of the model, if it is known.
 
     Returns:
         The cost of each phase.
@@ -65,7 +67,16 @@ def phase_costs(
             if listed[phase] > listed[phase - 1]
         }
         if wanted:
-            widen(twin, example_inputs, wanted, init=init, rescale=rescale, settings=settings)
+            done = widen(
+                twin,
+                example_inputs,
+                wanted,
+                init=init,
+                rescale=rescale,
+                plan=plan,
+                settings=settings,
+            )
+            plan = done.plan
         costs.append(network_cost(twin, example_inputs) if wanted else costs[-1])
     return costs
 

@@ -130,8 +130,9 @@ def widen(
             by a ``WeightScale`` that ``bake_scales`` folds in. "vt_constraint_old" and
             "vt_constraint_new" use measured variances and change the function.
         seed: of the random numbers, or a generator on the CPU.
-        plan: of the model as it is, if it is known: tracing is what takes longest here. That of
-            ``core.trace_head_sizes`` has sizes of heads as groups.
+        plan: of the model as it is, if it is known, such as what the last event returned: tracing
+            is what takes longest here. That of ``core.trace_head_sizes`` has sizes of heads as
+            groups.
         stages: of the model's channels, which then note the event.
         settings: finer points.
 
@@ -139,9 +140,10 @@ def widen(
         The new plan and what was done.
 
     Raises:
-        RequestError: unknown layers, widths below the present ones or not reachable in pairs (the
-            nearest are named), groups that cannot change, optimizers without some parameters or
-            with a state that nothing explains, accumulated gradients.
+        RequestError: a plan of a model with other sizes, unknown layers, widths below the present
+            ones or not reachable in pairs (the nearest are named), groups that cannot change,
+            optimizers without some parameters or with a state that nothing explains, accumulated
+            gradients.
 
     Source: pairs and variance transfer of Yuan, Savarese and Maire (arXiv 2306.12700), as secondary
     sources describe them; padding, state and exactness are ours.
@@ -159,6 +161,8 @@ def widen(
     before = plan or trace_channels(model, example_inputs)
     grown = widened_groups(before, widths, init)
     require_pairs_of_queries(before, grown, init)
+    if plan is not None:
+        _require_its_plan(model, plan, grown)
     parameters = _parameters(models, before, grown)
     require_no_gradients(parameters)
     require_owners(updaters, _parameters([model], before, grown))
@@ -185,7 +189,11 @@ def widen(
     with all_or_nothing(models, updaters, stages), torch.no_grad():
         for each in models:
             _rescale(each, factors, updaters, exact_eps=settings.exact_eps)
-        usual = {name: usual_deviation(t) for name, t in _stored(model).items() if t.ndim > 1}
+        usual = {
+            name: usual_deviation(tensor)
+            for name, tensor in _stored(model).items()
+            if init != "pair" and tensor.ndim > 1
+        }
         after = widen_channels(
             model,
             before,
@@ -238,6 +246,23 @@ def _warn_of_frozen_readers(model: nn.Module, plan: ChannelPlan, grown: Mapping[
                 "to can change only by what makes them",
                 RuntimeWarning,
                 stacklevel=3,
+            )
+
+
+def _require_its_plan(model: nn.Module, plan: ChannelPlan, grown: Mapping[str, int]) -> None:
+    """Refuses a plan of the model as it was before its shapes changed."""
+    tensors = _stored(model)
+    for name, axis in {(m.tensor, m.axis): None for g in grown for m in plan[g].members}:
+        described = sum(
+            next(m for m in group.members if (m.tensor, m.axis) == (name, axis)).indices.numel()
+            for group in plan.owner(name, axis)
+        )
+        size = tensors[name].shape[axis] if name in tensors else 0
+        if size != described:
+            raise invalid(
+                "plan",
+                f"one with {described} positions on axis {axis} of {name}",
+                f"that of the model as it is, which has {size}",
             )
 
 

@@ -1,14 +1,16 @@
 """Growth in a loop of one's own: what changes when, what is counted, and what is refused."""
 
 import copy
+import dataclasses
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from latewood.core import Restructuring, finalize, macs, parameter_groups
-from latewood.errors import RequestError
+from latewood.core import Restructuring, finalize, macs, parameter_groups, trace_channels
+from latewood.errors import RequestError, WorkError
 from latewood.growth import Growth, NewbornProbe
 from latewood.sparsity import ContinuousSparsification, StructuredSparsification
 from latewood.training.fit import fit
@@ -312,3 +314,40 @@ def test_calls_out_of_turn_are_refused():
     fresh = grown(net())
     with pytest.raises(RequestError, match="a network on which reshape was called"):
         fresh.load_state_dict(method.state_dict())
+
+
+def test_a_plan_that_a_trial_refutes_is_refused_before_anything_changes(monkeypatch):
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    plan = trace_channels(model, x)
+    (reader,) = plan["0"].having("consumer")
+    members = tuple(
+        dataclasses.replace(member, indices=member.indices.flip(0)) if member == reader else member
+        for member in plan["0"].members
+    )
+    groups = tuple(
+        dataclasses.replace(group, members=members) if group.name == "0" else group
+        for group in plan
+    )
+    wrong = dataclasses.replace(plan, groups=groups)
+    monkeypatch.setattr(sys.modules["latewood.growth.growth"], "trace_channels", lambda *_: wrong)
+    with pytest.raises(WorkError, match="at fault: 0"):
+        Growth(model, x, schedule={"name": "late", "end": 2.0}, total_steps=4, steps_per_epoch=2)
+    assert model[0].weight.shape == (4, 3)
+
+
+def test_a_run_traces_once(monkeypatch):
+    counted = []
+    for name in ("latewood.growth.growth", "latewood.growth.widen"):
+        module = sys.modules[name]
+        original = module.trace_channels
+        monkeypatch.setattr(
+            module, "trace_channels", lambda *a, of=original: counted.append(1) or of(*a)
+        )
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    schedule = {"name": "phased", "end": 3.0, "phases": 3, "epochs": [1, 1, 1]}
+    method = Growth(model, x, schedule=schedule, total_steps=3, steps_per_epoch=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        method.restructure(optimizer)
+        method.step()
+    assert model[0].weight.shape == (12, 3) and counted == [1]

@@ -609,3 +609,23 @@ def test_an_activation_between_a_weight_and_its_norm_is_seen(in_place):
     twice_as_wide(model, inputs, rescale="vt", settings=settings)
     ratio = model(inputs).detach() / before
     assert float(ratio.std()) < 1e-9
+
+
+def test_the_plan_that_an_event_returned_serves_the_next_one():
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(),
+        torch.randn(5, 3),
+    )
+    x = x.double()
+    first = trace_channels(model, x)
+    second = widen(model, x, {"0": 6}, plan=first).plan
+    twin = copy.deepcopy(model)
+    before = model(x)
+    carried = widen(model, x, {"0": 10}, plan=second, rescale="vt_exact", seed=3)
+    traced = widen(twin, x, {"0": 10}, rescale="vt_exact", seed=3)
+    assert torch.equal(model(x), twin(x)) and carried.rescaling == traced.rescaling
+    assert torch.allclose(model(x), before, rtol=1e-12)
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RequestError, match=r"4 positions on axis 0 of 0.weight.*which has 10"):
+        widen(model, x, {"0": 12}, plan=first)
+    assert all(torch.equal(tensor, held[name]) for name, tensor in model.state_dict().items())

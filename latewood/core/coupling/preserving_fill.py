@@ -14,7 +14,15 @@ from latewood.core.coupling.additions import Addition
 from latewood.core.coupling.norm_recognition import padded_scale
 from latewood.core.coupling.plan import ChannelGroup, Padding
 
-__all__ = ["Draws", "Spread", "deviations", "fill_tensor", "tied_obstacle", "usual_deviation"]
+__all__ = [
+    "Draws",
+    "Spread",
+    "deviations",
+    "fill_tensor",
+    "normal",
+    "tied_obstacle",
+    "usual_deviation",
+]
 
 Spread = float | Mapping[str, float] | Callable[[str, Tensor], float | None] | None
 """Standard deviations of new random entries: one, by name of tensor, or of name and old tensor."""
@@ -200,7 +208,7 @@ def _draw_free(
     if padding.kind == "zero" and name not in padding.silent:
         _put(copies, addition, 0.0)
         return
-    drawn = _normal(copies[0][1], addition, addition.new.numel(), draws)
+    drawn = _normal(copies, addition, addition.new.numel(), draws)
     if name not in padding.silent:
         by_channel = drawn.unflatten(addition.axis, tuple(addition.new.shape))
         by_channel -= by_channel.mean(addition.axis, keepdim=True)
@@ -218,7 +226,7 @@ def _halves(addition: Addition, tensor: Tensor) -> tuple[Tensor, Tensor]:
 def _draw_pairs(
     copies: Sequence[tuple[nn.Module, Tensor]], addition: Addition, draws: Draws, sign: float
 ) -> None:
-    drawn = _normal(copies[0][1], addition, addition.new.numel() // 2, draws)
+    drawn = _normal(copies, addition, addition.new.numel() // 2, draws)
     for _, tensor in copies:
         first, second = _halves(addition, tensor)
         values = drawn.to(tensor)
@@ -226,13 +234,37 @@ def _draw_pairs(
         tensor.index_copy_(addition.axis, second, values * sign)
 
 
-def _normal(tensor: Tensor, addition: Addition, size: int, draws: Draws) -> Tensor:
-    """Random entries (..., size, ...), in float64 so that copies in any precision get the same."""
-    shape = list(tensor.shape)
+def _normal(
+    copies: Sequence[tuple[nn.Module, Tensor]], addition: Addition, size: int, draws: Draws
+) -> Tensor:
+    """Random entries (..., size, ...), the same for all copies."""
+    shape = list(copies[0][1].shape)
     shape[addition.axis] = size
-    generator = draws.generator
-    drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    return drawn.mul_(draws.deviation)
+    return normal(shape, [tensor for _, tensor in copies], draws.deviation, draws.generator)
+
+
+def normal(
+    shape: Sequence[int], tensors: Sequence[Tensor], deviation: float, generator: torch.Generator
+) -> Tensor:
+    """Normal random numbers that are rounded to the precisions of several tensors.
+
+    Args:
+        shape: of the numbers.
+        tensors: that will hold them.
+        deviation: their standard deviation.
+        generator: draws them.
+
+    Returns:
+        float32, or float64 if one of the tensors has more bits, which takes six times as long.
+    """
+    fine = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    drawn = torch.randn(
+        shape,
+        generator=generator,
+        device=generator.device,
+        dtype=torch.float64 if fine else torch.float32,
+    )
+    return drawn.mul_(deviation)
 
 
 def _put(copies: Sequence[tuple[nn.Module, Tensor]], addition: Addition, value: float) -> None:

@@ -116,12 +116,37 @@ def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[
 
 @dataclass(frozen=True)
 class _Layout:
-    """A new axis: its old size, the old position each new one holds, and which are copies."""
+    """A new axis: its old size, the old position each new one holds, and which are copies.
+
+    Args:
+        size: of the old axis.
+        source: old position by new position.
+        copied: whether a new position holds a copy.
+        kept: new position by old position, of what stays; -1 for what goes.
+        copy_keys: of each copy, ascending, its old position and its channel's new number in one.
+        copy_positions: the new position of each copy.
+        channels: what the old position is multiplied by in a key.
+    """
 
     size: int
     source: Tensor
     copied: Tensor
-    moved: dict[tuple[int, int], int]
+    kept: Tensor
+    copy_keys: Tensor
+    copy_positions: Tensor
+    channels: int
+
+    def moved(self, indices: Tensor, width: int) -> Tensor:
+        """Where the positions of channels are on the new axis.
+
+        Args:
+            indices: old positions (channels, multiplicity), those of copies behind those that stay.
+            width: number of channels before; what comes behind them are copies.
+        """
+        numbers = torch.arange(width, max(width, len(indices))).unsqueeze(1)
+        keys = indices[width:] * self.channels + numbers
+        found = torch.searchsorted(self.copy_keys, keys)
+        return torch.cat([self.kept[indices[:width]], self.copy_positions[found]])
 
 
 @dataclass(frozen=True)
@@ -214,33 +239,45 @@ def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
 def _layout(
     key: tuple[str, int], size: int, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
 ) -> _Layout:
-    dropped: set[int] = set()
-    behind: dict[int, list[tuple[int, int]]] = {}
+    stays = torch.ones(size, dtype=torch.bool)
+    channels = 1 + max(len(wanted) for wanted in chosen.values())
+    none = torch.zeros(0, dtype=torch.long)
+    behind, sources, numbers = [none], [none], [none]
     for group in plan.owner(*key):
         if group.name not in chosen:
             continue
         member = next(m for m in group.members if (m.tensor, m.axis) == key)
-        wanted = chosen[group.name]
-        gone = sorted(set(range(group.width)) - set(wanted))
-        dropped.update(member.indices[gone].flatten().tolist())
+        wanted = torch.tensor(chosen[group.name], dtype=torch.long)
+        goes = torch.ones(group.width, dtype=torch.bool)
+        goes[wanted] = False
+        stays[member.indices[goes].flatten()] = False
+        copies = wanted[group.width :]
+        if not len(copies):
+            continue
+        new = torch.arange(group.width, len(wanted))
         for start, stop in member.runs or ((0, member.multiplicity),):
-            last = int(member.indices[-1, stop - 1])
-            for number, channel in enumerate(wanted[group.width :], start=group.width):
-                block = member.indices[channel, start:stop].tolist()
-                behind.setdefault(last, []).extend((old, number) for old in block)
-    source: list[int] = []
-    copied: list[bool] = []
-    moved: dict[tuple[int, int], int] = {}
-    for old in range(size):
-        if old not in dropped:
-            moved[old, -1] = len(source)
-            source.append(old)
-            copied.append(False)
-        for position, number in behind.get(old, ()):
-            moved[position, number] = len(source)
-            source.append(position)
-            copied.append(True)
-    return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
+            block = member.indices[copies, start:stop]
+            sources.append(block.flatten())
+            numbers.append(new.repeat_interleave(stop - start))
+            behind.append(member.indices[-1, stop - 1].expand(block.numel()))
+    old = stays.nonzero().flatten()
+    copied_from, number = torch.cat(sources), torch.cat(numbers)
+    # Copies stand behind the position that ends their block, in the order in which they came.
+    order = torch.argsort(torch.cat([2 * old, 2 * torch.cat(behind) + 1]), stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    kept = torch.full((size,), -1)
+    kept[old] = place[: len(old)]
+    keys, by_key = torch.sort(copied_from * channels + number)
+    return _Layout(
+        size,
+        source=torch.cat([old, copied_from])[order],
+        copied=order >= len(old),
+        kept=kept,
+        copy_keys=keys,
+        copy_positions=place[len(old) :][by_key],
+        channels=channels,
+    )
 
 
 @dataclass(frozen=True)
@@ -391,17 +428,16 @@ def _moved(
     chosen: Mapping[str, Sequence[int]],
     layouts: Mapping[tuple[str, int], _Layout],
 ) -> ChannelGroup:
+    if all((member.tensor, member.axis) not in layouts for member in group.members):
+        return group
     wanted = chosen.get(group.name, range(group.width))
+    chosen_channels = torch.tensor(list(wanted), dtype=torch.long)
     members: list[Member] = []
     for member in group.members:
         layout = layouts.get((member.tensor, member.axis))
-        indices = member.indices[list(wanted)]
+        indices = member.indices[chosen_channels]
         if layout is not None:
-            rows = [
-                [layout.moved[old, number if number >= group.width else -1] for old in row]
-                for number, row in enumerate(indices.tolist())
-            ]
-            indices = torch.tensor(rows)
+            indices = layout.moved(indices, group.width)
         # One channel alone no longer shows its blocks.
         alone = len(indices) == 1 and member.runs is not None
         blocks = tuple(start for start, _ in member.runs or ()) if alone else ()

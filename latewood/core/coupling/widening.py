@@ -262,4 +262,9 @@ def _spreads(
     for name, deviation in asked.items():
         if deviation is not None and not 0 < deviation < float("inf"):
             raise invalid(f"std of {name}", deviation, "a positive number")
-    return asked, {name: usual_deviation(tensor) for name, tensor in floating.items()}
+    # Measured only where nobody said: it reads all entries.
+    usual = {
+        name: usual_deviation(tensor) if (said := asked[name]) is None else said
+        for name, tensor in floating.items()
+    }
+    return asked, usual

@@ -668,3 +668,19 @@ def test_torchs_fused_encoder_is_watched_in_its_steps():
     plan = traced(model, torch.randn(2, 3, 4))
     assert plan["1.linear1"].width == 12 and not plan["1.linear1"].barriers
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_an_empty_example_shows_nothing():
+    with pytest.raises(RequestError, match="output of shape"):
+        trace_channels(
+            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(0, 3)
+        )
+
+
+def test_a_compiled_model_is_traced_as_it_is_written():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = trace_channels(torch.compile(model, backend="eager"), torch.zeros(1, 3))
+    assert [group.width for group in plan.free] == [4]
+    assert {member.tensor for group in plan.free for member in group.members} == {
+        f"_orig_mod.{name}" for name in ("0.weight", "0.bias", "2.weight")
+    }
