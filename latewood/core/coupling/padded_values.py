@@ -79,9 +79,7 @@ class PaddedValues:
         """Works out what new channels of an operation's output hold."""
         name = call.name
         operands = [
-            tensor
-            for tensor in tensors_in((call.positional, call.named))
-            if tensor.ndim and self._labels.touches(tensor)
+            tensor for tensor in call.tensors if tensor.ndim and self._labels.touches(tensor)
         ]
         if name == "setitem":
             target = call.positional[0]
