@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from collections import OrderedDict
+from typing import Any, Final, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from latewood.errors import RequestError
 
-__all__ = ["copy_of"]
+__all__ = ["copy_of", "own_objects"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
+_UNCHANGED: Final = (Tensor, nn.Module, int, float, complex, str, bytes, type(None), torch.dtype)
+"""What a call does not change, or may not."""
 
 
 def copy_of(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
@@ -40,3 +44,24 @@ def copy_of(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
             f"model: {type(model).__name__} holds what cannot be copied ({error}); expected one "
             "that copy.deepcopy takes"
         ) from error
+
+
+def own_objects(tree: Any) -> Any:
+    """Arguments with copies of the objects among them that a call may change, such as caches.
+
+    Args:
+        tree: tensors, which stay the same, and objects in nested tuples, lists and dicts.
+    """
+    if isinstance(tree, _UNCHANGED):
+        return tree
+    if type(tree) in (tuple, list):
+        return type(tree)(own_objects(item) for item in tree)
+    if type(tree) in (dict, OrderedDict):
+        return {name: own_objects(item) for name, item in tree.items()}
+    try:
+        # A watched run does not see it.
+        with torch._C.DisableTorchFunction():
+            return copy.deepcopy(tree)
+    except Exception:
+        # What cannot be copied is given as it is.
+        return tree

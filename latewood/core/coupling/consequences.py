@@ -285,10 +285,11 @@ def _kinds(labels: Labels) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     kinds = torch.zeros(labels.components.count + 1, dtype=torch.long)
-    for atoms in labels.axes.values():
-        mark = torch.randint(2**62, (), generator=generator)
-        channels = labels.channels(atoms)
-        kinds.index_add_(0, channels[channels != NONE], mark.expand(int((channels != NONE).sum())))
+    rows = list(labels.axes.values())
+    marks = torch.randint(2**62, (len(rows),), generator=generator)
+    seats = labels.channels(torch.cat(rows))
+    marks = marks.repeat_interleave(torch.tensor([len(row) for row in rows]))
+    kinds.index_add_(0, seats[seats != NONE], marks[seats != NONE])
     return kinds
 
 

@@ -84,9 +84,7 @@ class PaddedValues:
         """
         name = call.name
         operands = [
-            tensor
-            for tensor in tensors_in((call.positional, call.named))
-            if tensor.ndim and self._labels.touches(tensor)
+            tensor for tensor in call.tensors if tensor.ndim and self._labels.touches(tensor)
         ]
         if name == "setitem":
             target = call.positional[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.utils import parametrize
 
+from latewood.core.copies import own_objects
 from latewood.core.coupling.code_numbers import CodeNumber, NumberUse, code_numbers
 from latewood.core.coupling.flow import Flow
 from latewood.core.coupling.grouping import gather_plan
@@ -317,11 +318,11 @@ class _ChannelWatcher(Watcher):
             if measured is not None:
                 return measured
             if name in _LEAVING:
-                Call(**vars(operation), labels=self.labels).unknown()
+                Call.of(operation, self.labels).unknown()
         # The shape of data without channels may still be made of numbers that count some.
         touched = touched or (name in _DIVISIONS and _are_counted(operation))
         if touched and (outputs or name == "setitem"):
-            call = Call(**vars(operation), labels=self.labels)
+            call = Call.of(operation, self.labels)
             self.labels.used.clear()
             labels = self._rule(operation)(call)
             self.values.follow(call, labels)
@@ -334,7 +335,7 @@ class _ChannelWatcher(Watcher):
             known = name in OPERATIONS and operation.function not in self._rules
             self.flow.record(call, given, self.labels.used, known=known)
         elif outputs and any(self.flow.of(tensor) is not None for tensor in given):
-            call = Call(**vars(operation), labels=self.labels)
+            call = Call.of(operation, self.labels)
             self.flow.record(call, given, (), known=name in OPERATIONS)
         elif name in _ALLOCATIONS and isinstance(output, Tensor):
             sizes = _sizes_given(name, operation.positional, operation.named)
@@ -500,13 +501,19 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
     """Calls a model on a tensor, on positional arguments or on keyword arguments.
 
     What is compiled runs as it is written, since those who watch see nothing of compiled code.
+    Objects among the inputs, such as a cache that a call fills, are copies of its own.
+
+    Raises:
+        RequestError: none of these.
     """
+    if not isinstance(example_inputs, (Tensor, Sequence, dict)) or isinstance(example_inputs, str):
+        expected = "a tensor, a sequence of arguments or a dict of keyword arguments"
+        raise invalid("example_inputs", type(example_inputs).__name__, expected)
     with _as_written():
         if isinstance(example_inputs, Tensor):
             return model(example_inputs)
-        if isinstance(example_inputs, dict):
-            return model(**example_inputs)
-        return model(*example_inputs)
+        inputs = own_objects(example_inputs)
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def _as_written() -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -56,7 +57,7 @@ class Operation:
     output: Any = None
     changed: tuple[Tensor, ...] = ()
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """The tensors among its arguments."""
         return list(tensors_in((self.positional, self.named)))
@@ -108,6 +109,15 @@ class Call(Operation):
 
     labels: Labels
 
+    @classmethod
+    def of(cls, operation: Operation, labels: Labels) -> Call:
+        """An operation with the labels of what it was given."""
+        facts = [getattr(operation, field.name) for field in dataclasses.fields(operation)]
+        call = cls(*facts, labels=labels)
+        # Several look at them, and arguments may be deep.
+        vars(call)["tensors"] = operation.tensors
+        return call
+
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a dimension, as a number of the code that knows where it comes from."""
         return CodeNumber(tensor.shape[dim], self.labels.extent(tensor, dim))
@@ -115,7 +125,7 @@ class Call(Operation):
     def unknown(self) -> Result:
         """Bars every channel that goes in: a rule for this use of the operation is missing."""
         reason = f"no rule for {self.where}"
-        for tensor in tensors_in((self.positional, self.named)):
+        for tensor in self.tensors:
             if self.labels.view(tensor) is None:
                 self.labels.bar(self.labels.of(tensor), "unknown", reason)
             self.labels.bar_all_axes(tensor, "unknown", reason)

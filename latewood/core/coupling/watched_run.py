@@ -177,12 +177,14 @@ class _Operations(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "").strip("_")
         operation = Operation(function, name, args, kwargs or {}, tuple(self._running))
-        versions = [(tensor, _version(tensor)) for tensor in operation.tensors]
+        tensors = operation.tensors
+        versions = [(tensor, _version(tensor)) for tensor in tensors]
         for watcher in self._watchers:
             watcher.before(operation)
         output = function(*args, **operation.named)
         changed = tuple(tensor for tensor, before in versions if _version(tensor) > before)
         operation = dataclasses.replace(operation, output=output, changed=changed)
+        vars(operation)["tensors"] = tensors
         for watcher in self._watchers:
             seen = watcher.after(operation)
             if seen is not operation.output:
