@@ -671,7 +671,7 @@ def test_torchs_fused_encoder_is_watched_in_its_steps():
 
 
 def test_an_empty_example_shows_nothing():
-    with pytest.raises(RequestError, match="output of shape"):
+    with pytest.raises(RequestError, match="outputs of shapes"):
         trace_channels(
             nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(0, 3)
         )
