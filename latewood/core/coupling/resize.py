@@ -116,12 +116,21 @@ def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[
 
 @dataclass(frozen=True)
 class _Layout:
-    """A new axis: its old size, the old position each new one holds, and which are copies."""
+    """A new axis.
+
+    Args:
+        size: the old size.
+        source: the old position that each new one holds.
+        copied: which of the new ones are copies.
+        places: the new position of each old one; of those that are gone any.
+        copies: by old position and number of the new channel, where its copy is.
+    """
 
     size: int
     source: Tensor
     copied: Tensor
-    moved: dict[tuple[int, int], int]
+    places: Tensor
+    copies: dict[tuple[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -207,7 +216,7 @@ def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
 def _layout(
     key: tuple[str, int], size: int, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
 ) -> _Layout:
-    dropped: set[int] = set()
+    stays = torch.ones(size, dtype=torch.bool)
     behind: dict[int, list[tuple[int, int]]] = {}
     for group in plan.owner(*key):
         if group.name not in chosen:
@@ -215,25 +224,36 @@ def _layout(
         member = next(m for m in group.members if (m.tensor, m.axis) == key)
         wanted = chosen[group.name]
         gone = sorted(set(range(group.width)) - set(wanted))
-        dropped.update(member.indices[gone].flatten().tolist())
+        stays[member.indices[gone].flatten()] = False
         for start, stop in member.runs or ((0, member.multiplicity),):
             last = int(member.indices[-1, stop - 1])
             for number, channel in enumerate(wanted[group.width :], start=group.width):
                 block = member.indices[channel, start:stop].tolist()
                 behind.setdefault(last, []).extend((old, number) for old in block)
+    if not behind:
+        source = stays.nonzero().flatten()
+        copied = torch.zeros(len(source), dtype=torch.bool)
+        return _Layout(size, source, copied, stays.cumsum(0) - 1, {})
+    return _with_copies(stays, behind)
+
+
+def _with_copies(stays: Tensor, behind: Mapping[int, list[tuple[int, int]]]) -> _Layout:
+    """An axis where copies, each with the number of its channel, come behind some positions."""
     source: list[int] = []
     copied: list[bool] = []
-    moved: dict[tuple[int, int], int] = {}
-    for old in range(size):
-        if old not in dropped:
-            moved[old, -1] = len(source)
+    places: list[int] = []
+    copies: dict[tuple[int, int], int] = {}
+    for old, there in enumerate(stays.tolist()):
+        places.append(len(source))
+        if there:
             source.append(old)
             copied.append(False)
         for position, number in behind.get(old, ()):
-            moved[position, number] = len(source)
+            copies[position, number] = len(source)
             source.append(position)
             copied.append(True)
-    return _Layout(size, torch.tensor(source), torch.tensor(copied), moved)
+    tensors = torch.tensor(source), torch.tensor(copied), torch.tensor(places)
+    return _Layout(len(stays), *tensors, copies)
 
 
 @dataclass(frozen=True)
@@ -390,11 +410,12 @@ def _moved(
         layout = layouts.get((member.tensor, member.axis))
         indices = member.indices[list(wanted)]
         if layout is not None:
-            rows = [
-                [layout.moved[old, number if number >= group.width else -1] for old in row]
-                for number, row in enumerate(indices.tolist())
+            added = [
+                [layout.copies[old, number] for old in row]
+                for number, row in enumerate(indices[group.width :].tolist(), start=group.width)
             ]
-            indices = torch.tensor(rows)
+            indices = layout.places[indices[: group.width]]
+            indices = torch.cat([indices, torch.tensor(added)]) if added else indices
         # One channel alone no longer shows its blocks.
         alone = len(indices) == 1 and member.runs is not None
         blocks = tuple(start for start, _ in member.runs or ()) if alone else ()
