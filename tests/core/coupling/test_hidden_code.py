@@ -129,3 +129,24 @@ def test_a_model_that_returns_no_tensors_is_refused(function):
 def test_an_empty_batch_is_refused():
     with pytest.raises(RequestError, match=r"example_inputs: .* at least one entry"):
         trace_channels(net(), (torch.empty(0, 4),))
+
+
+def test_each_run_has_a_cache_of_its_own():
+    class Cache:
+        def __init__(self):
+            self.states = []
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x, cache):
+            cache.states.append(self.first(x).relu())
+            return self.last(torch.cat(cache.states))
+
+    model, cache = Decoder(), Cache()
+    plan = trace_channels(model, (*INPUTS, cache))
+    assert verify_plan(model, plan, (*INPUTS, cache)) <= 1e-12
+    slim(model, (*INPUTS, cache))
+    assert cache.states == []

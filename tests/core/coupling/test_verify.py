@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,3 +120,20 @@ def test_a_mode_in_which_the_model_does_not_run_is_left_out():
     inputs = torch.randn(1, 3)  # too few for statistics of the batch
     plan = trace_channels(model, inputs)
     assert verify_plan(model, plan, inputs) < 1e-13
+
+
+def test_what_numpy_and_python_draw_in_training_is_the_same_in_each_run():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            if self.training:
+                x = x * np.random.rand() + random.random()  # noqa: NPY002
+            return self.last(self.first(x).relu())
+
+    model, inputs = Masked(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    before = random.getstate()
+    assert verify_plan(model, trace_channels(model, inputs), inputs) <= 1e-12
+    assert random.getstate() == before
