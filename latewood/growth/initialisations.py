@@ -16,7 +16,7 @@ from latewood.errors import RequestError, invalid
 
 __all__ = ["INITS", "Init", "Loss", "NewValues", "gradmax_directions", "sources_of"]
 
-Init = Literal["pair", "net2net", "replicate", "zero_out", "random", "gradmax"]
+Init = Literal["pair", "net2net", "replicate", "zero_out", "random", "gradmax", "firefly"]
 """How new channels are made."""
 INITS: Final = get_args(Init)
 Loss = Callable[[], Tensor]

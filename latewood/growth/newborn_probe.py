@@ -31,20 +31,23 @@ class NewbornProbe:
     - ``newborn_copy_similarity``: mean cosine between the weights of the two copies of a pair, 1
       while they are one unit; for what makes the channels, where their number is even.
 
-    Before the first event it has nothing to say.
+    Before the first event it has nothing to say, and nothing of changes in its first observation,
+    as after a run goes on from a checkpoint. A recipe calls it "newborn", beside a method "growth".
 
     Args:
         model: the model that grows.
-        stages: of its channels.
+        stages: of its channels (``Growth.stages``).
         every: steps between observations.
 
     Raises:
-        RequestError: ``every`` is no positive integer.
+        RequestError: ``every`` is no positive integer, or there are no stages.
     """
 
     def __init__(self, model: nn.Module, stages: Stages, *, every: int = 10) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise invalid("every", every, "an integer of at least 1")
+        if not isinstance(stages, Stages):
+            raise invalid("stages", stages, "those of a method that grows the model: add 'growth'")
         self.model, self.stages, self.every = model, stages, every
         self._before: dict[str, Tensor] = {}
 

@@ -18,6 +18,7 @@ from latewood.core.coupling.resize import replace_data
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
 from latewood.errors import invalid
+from latewood.growth.firefly import FireflyUnits, firefly_units
 from latewood.growth.initialisations import (
     INITS,
     Init,
@@ -63,7 +64,7 @@ class WideningSettings:
             takes sqrt(2) in front of rectifiers and 1 elsewhere.
         exact_eps: whether the eps of norms is rescaled with what they read (x c^2), which leaves no
             error at all instead of one of about eps / variance.
-        loss: for ``init="gradmax"``.
+        loss: of a batch, for ``init="gradmax"`` and ``init="firefly"``.
     """
 
     state: Literal["carry", "zero", "drop"] = "carry"
@@ -123,7 +124,8 @@ def widen(
         init: "pair" (the function is kept); "replicate" (copies of all channels, widths in
             multiples; kept), "net2net" (copies of random ones; kept), "zero_out" (nothing reads the
             new channels at first; kept), "random" (not kept), "gradmax" (nothing makes them at
-            first, and their gradient is the largest there is; kept).
+            first, and their gradient is the largest there is; kept), "firefly" (split copies and
+            small random ones, those that lower the loss the most; nearly kept).
         rescale: "none" keeps old weights and the function. "vt" (variance transfer) makes old
             weights those of a well initialised network of the new width; what it changes of the
             function is one factor on the outputs. "vt_exact" undoes each factor behind its weight,
@@ -168,8 +170,16 @@ def widen(
     require_owners(updaters, _parameters([model], before, grown))
     _warn_of_frozen_readers(model, before, grown)
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    fireflies: dict[str, FireflyUnits] = {}
+    if init == "firefly":
+        if rescale != "none":
+            raise invalid("rescale", rescale, "'none' for init='firefly'")
+        fireflies = firefly_units(model, before, grown, settings.loss, generator)
     sources = {
-        name: sources_of(init, before[name], width, generator) for name, width in grown.items()
+        name: fireflies[name].sources
+        if name in fireflies
+        else sources_of(init, before[name], width, generator)
+        for name, width in grown.items()
     }
     directions = {}
     if init == "gradmax":
@@ -214,7 +224,12 @@ def widen(
         by_tensor: dict[str, list[Addition]] = {}
         for addition in added:
             by_tensor.setdefault(addition.tensor, []).append(addition)
-        if init != "pair":
+        for units in fireflies.values():
+            for name, weight in units.weights.items():
+                for each in models:
+                    tensor = _stored(each)[name]
+                    tensor.copy_(weight)
+        if init not in ("pair", "firefly"):
             values = NewValues(init, sources, deviations, directions, generator)
             places = [dict(layer_tensors(each)) for each in models]
             for name, of_tensor in by_tensor.items():

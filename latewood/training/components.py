@@ -110,6 +110,7 @@ METHODS: dict[str, str] = {
 }
 
 PROBES: dict[str, str] = {
+    "newborn": "latewood.growth:NewbornProbe",
     "spectral": "latewood.spectra:SpectralProbe",
 }
 
@@ -130,7 +131,7 @@ PROVIDED: Mapping[str, frozenset[str]] = {
     "method": frozenset(
         {"model", "example_inputs", "total_steps", "steps_per_epoch", "seed", "measure_loss"}
     ),
-    "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder"}),
+    "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder", "stages"}),
 }
 """The arguments that a run passes itself, so that a recipe may not."""
 

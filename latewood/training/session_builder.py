@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from latewood.core.groups import parameter_groups
 from latewood.core.protocols import Method, Probe
 from latewood.core.schedules import Schedule, with_warmup
 from latewood.errors import RequestError, invalid
+from latewood.growth import Stages
 from latewood.tasks import Task, batch_count
 from latewood.training import components
 from latewood.training.event_loss import loss_meter
@@ -80,6 +81,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             folder=folder.spectra_folder,
+            stages=_stages(methods.values()),
         )
         for index, section in enumerate(recipe.probes)
     ]
@@ -143,6 +145,12 @@ def _schedule(section: Mapping[str, Any]) -> tuple[Schedule, bool]:
     if options.get("warmup"):
         schedule = with_warmup(schedule, options["warmup"], options.get("warmup_start", 0.0))
     return schedule, options.get("per", "step") == "epoch"
+
+
+def _stages(methods: Iterable[Method]) -> Stages | None:
+    """Those of the method that makes the model grow, for probes that ask; None without one."""
+    growing = (getattr(method, "stages", None) for method in methods)
+    return next((stages for stages in growing if isinstance(stages, Stages)), None)
 
 
 def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:

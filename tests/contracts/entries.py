@@ -32,6 +32,7 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
         ],
     },
     "probe": {
+        "newborn": [{"every": 1}, {"every": 3}],
         "spectral": [{"every": 2}, {"every": 2, "worker": True, "pairs": "auto", "parts": 2}],
     },
     "optimizer": {
@@ -47,6 +48,11 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
     },
 }
 """By registry and name: the smallest valid arguments first, then those that reach other phases."""
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "newborn": {"name": "growth", "schedule": {"name": "late", "end": 2.0, "at": 0.25}},
+}
+"""By the name of a probe, the method without which it has nothing to look at."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from entries import Case
+from entries import BESIDE, Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,6 +99,7 @@ class Training:
         folder: where a probe may write.
         wrap: makes of the model what computes the loss, as a compiler does.
         steps_per_epoch: of all epochs, or of each.
+        beside: section of a method beside the entry; the one that a probe needs if left out.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Training:
         folder: Path | None = None,
         wrap: Callable[[nn.Module], Any] | None = None,
         steps_per_epoch: StepsPerEpoch = STEPS_PER_EPOCH,
+        beside: dict[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.dtype = dtype
@@ -119,12 +121,14 @@ class Training:
         provided["steps_per_epoch"] = steps_per_epoch
         self.epochs = Epochs(steps_per_epoch, TOTAL_STEPS)
         self.methods: list[Any] = []
-        if case.kind == "method":
+        section = case.section if case.kind == "method" else beside or BESIDE.get(case.name)
+        if section is not None:
             example = batch(network, 0, samples=1)[0].to(dtype)
             method = build(
-                "method", case.section, "methods[0]", example_inputs=(example,), seed=3, **provided
+                "method", section, "methods[0]", example_inputs=(example,), seed=3, **provided
             )
             self.methods.append(method)
+            provided["stages"] = getattr(method, "stages", None)
         self.probes: list[Any] = []
         if case.kind == "probe":
             self.probes.append(build("probe", case.section, "probes[0]", folder=folder, **provided))
@@ -200,10 +204,14 @@ class Training:
         for probe in self.probes:
             self._note(probe.observe(self.steps))
 
-    def finish(self) -> nn.Module:
-        """Ends the probes and the methods; returns the model."""
+    def finish_probes(self) -> None:
+        """What comes before a checkpoint."""
         for probe in self.probes:
             self._note(probe.finish())
+
+    def finish(self) -> nn.Module:
+        """Ends the probes and the methods; returns the model."""
+        self.finish_probes()
         return finalize(self.model, self.methods)
 
     def state(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_a_resumed_training_ends_with_the_same_bits(component, network, tmp_path
 
 def test_a_resumed_probe_sees_what_it_would_have_seen(probe, network, tmp_path):
     training = Training(probe, network, folder=tmp_path).run(5)
-    training.finish()
+    training.finish_probes()
     save_state(tmp_path / "state", training.state())
     training.run().finish()
     resumed = Training(probe, network, seed=1, folder=tmp_path / "resumed")

@@ -1,7 +1,7 @@
 """A finished method leaves a plain network behind: no transformation, no hook, no stranger."""
 
 import torch
-from entries import Case
+from entries import BESIDE, Case
 from short_training import Training, assert_same, batch, network_of
 from torch import nn
 from torch.nn.utils import parametrize
@@ -78,7 +78,7 @@ def test_a_plain_network_takes_the_state(method, network):
 
 def test_a_probe_leaves_nothing_while_it_looks(probe, network, tmp_path):
     training = Training(probe, network, folder=tmp_path)
-    without = Training(Case("optimizer", "sgd"), network)
+    without = Training(Case("optimizer", "sgd"), network, beside=BESIDE.get(probe.name))
     for _ in range(3):
         training.step()
         without.step()

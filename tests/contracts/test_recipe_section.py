@@ -16,6 +16,7 @@ from torch import nn
 
 from latewood.core import Method, Probe, parameter_groups
 from latewood.errors import RequestError
+from latewood.growth import Stages
 from latewood.training.components import PROVIDED, build, check
 
 PATHS = {"method": "methods[0]", "probe": "probes[0]", "optimizer": "optimizer"}
@@ -32,7 +33,13 @@ def built(case, section, **given):
             "steps_per_epoch": 3,
             "seed": 3,
         },
-        "probe": {"model": model, "total_steps": 12, "steps_per_epoch": 3, "folder": None},
+        "probe": {
+            "model": model,
+            "total_steps": 12,
+            "steps_per_epoch": 3,
+            "folder": None,
+            "stages": Stages(),
+        },
         "optimizer": {"params": parameter_groups(model)},
     }[case.kind]
     return build(case.kind, section, PATHS[case.kind], **provided, **given)

@@ -15,9 +15,11 @@ from latewood.growth import (
     Stages,
     WideningSettings,
     bake_scales,
+    firefly,
     norm_ratios,
     widen,
 )
+from latewood.growth.firefly import firefly_units
 from latewood.optim import AvaGrad
 from latewood.sparsity import ContinuousSparsification
 
@@ -629,3 +631,53 @@ def test_the_plan_that_an_event_returned_serves_the_next_one():
     with pytest.raises(RequestError, match=r"4 positions on axis 0 of 0.weight.*which has 10"):
         widen(model, x, {"0": 12}, plan=first)
     assert all(torch.equal(tensor, held[name]) for name, tensor in model.state_dict().items())
+
+
+def firefly_nets():
+    torch.manual_seed(0)
+    perceptron = mlp(activation=nn.Tanh)
+    images = torch.randn(7, 3, 6, 6, dtype=DOUBLE)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    return [perceptron, (network, images)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_firefly_lowers_the_loss_by_what_its_choice_promises(number):
+    model, inputs = firefly_nets()[number]
+    labels = torch.arange(7) % 3
+    settings = WideningSettings(loss=lambda: F.cross_entropy(model(inputs), labels))
+    before, outputs = float(settings.loss().detach()), model(inputs).detach()
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = trace_channels(model, inputs)
+    chosen = firefly_units(model, plan, {"0": 6}, settings.loss, torch.Generator().manual_seed(0))
+    again = {name: tensor for name, tensor in model.state_dict().items() if "batches" not in name}
+    assert all(torch.equal(tensor, held[name]) for name, tensor in again.items() if name[0] == "0")
+    widen(model, inputs, {"0": 6}, init="firefly", settings=settings)
+    assert model[0].weight.shape[0] == 6 and chosen["0"].sources != []
+    after = float(settings.loss().detach())
+    assert after < before
+    assert 0 < gap(model(inputs), outputs) < 0.5
+
+
+def test_a_split_alone_changes_nothing_but_by_its_step(monkeypatch):
+    model, inputs = firefly_nets()[0]
+    monkeypatch.setattr(firefly, "_STEP", 0.0)
+    before = model(inputs).detach()
+    settings = WideningSettings(loss=lambda: model(inputs).square().sum())
+    widen(model, inputs, {"0": 8}, init="firefly", settings=settings)
+    assert gap(model(inputs), before) < 1e-12
+
+
+def test_what_firefly_cannot_do_is_refused():
+    model, inputs = firefly_nets()[0]
+    settings = WideningSettings(loss=lambda: model(inputs).sum())
+    for widths, options, message in (
+        ({"0": 6}, {}, "loss: got None"),
+        ({"0": 6, "2": 8}, {"settings": settings}, "groups that share no layer"),
+        ({"0": 20}, {"settings": settings}, "at most 12"),
+        ({"0": 6}, {"settings": settings, "rescale": "vt"}, "'none' for init='firefly'"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            widen(model, inputs, widths, init="firefly", **options)
+    assert model[0].weight.shape == (4, 5)

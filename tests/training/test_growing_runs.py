@@ -172,3 +172,15 @@ def test_it_grows_when_the_loss_of_the_run_stops_falling(tmp_path):
 def test_the_recipe_that_ships_grows_fourfold():
     shipped = load_recipe("digits-growing-mlp")
     assert shipped.model["hidden"] == [64, 64] and shipped.methods[0]["schedule"]["end"] == 4.0
+
+
+def test_a_probe_of_newborn_units_takes_its_stages_from_the_method(tmp_path):
+    probes = [{"name": "newborn", "every": 2}]
+    run = train(recipe(probes=probes), folder=tmp_path / "run").folder
+    rows = [row for row in run.read_metrics() if row["kind"] == "probe"]
+    per_epoch = run.summary["steps"] // 4
+    assert rows and all(row["step"] > per_epoch for row in rows)
+    assert any(row["newborn_update_ratio"] > 0 for row in rows if "newborn_update_ratio" in row)
+    with pytest.raises(RequestError, match=r"probes\[0\].stages: got None; .*add 'growth'"):
+        train(recipe(probes=probes, methods=[]), folder=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
