@@ -267,7 +267,8 @@ class _Step:
         self._rates, self._rule = rates, rule
         self._split: SplitStep | None = None
         self._weights: list[StagedWeight] = []
-        self._blended: list[tuple[list[Part], list[Tensor]]] = []
+        self._blended: list[Part] = []
+        self._remembered: list[Tensor] = []
 
     def before(self, optimizer: Optimizer, args: Any, named: Any) -> tuple[Any, Any] | None:
         """Hands the step to a twin that knows the parts, or remembers what they are."""
@@ -286,7 +287,8 @@ class _Step:
             if alone:
                 apart[weight.parameter] = parts
             else:
-                self._blended.append((parts, remember(parts)))
+                self._blended += parts
+        self._remembered = remember(self._blended)
         if apart:
             if getattr(optimizer, "grad_scale", None) is not None:
                 raise invalid(
@@ -302,11 +304,10 @@ class _Step:
             if optimizer is self._split.twin:
                 return
             self._split.merge()
-        for pieces, before in self._blended:
-            blend(pieces, before)
+        blend(self._blended, self._remembered)
         if self._weights:
             self._rates._advance(self._weights)
-        self._split, self._weights, self._blended = None, [], []
+        self._split, self._weights, self._blended, self._remembered = None, [], [], []
 
 
 def _evaluated(args: Any, named: Any) -> tuple[Any, Any]:
