@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -45,7 +46,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     on_host = device.type in ("cpu", "meta")
     with (
         evaluated(model),
-        uncompiled(model),
+        uncompiled(),
         torch.no_grad(),
         torch.random.fork_rng(
             devices=[] if on_host else [device], device_type="cuda" if on_host else device.type
@@ -66,19 +67,11 @@ def unfused() -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Has what ``torch.compile`` made of a model's modules run as the code that it was.
-
-    Args:
-        model: any module.
-    """
-    compiled = any(
-        isinstance(getattr(module, "_orig_mod", None), nn.Module)
-        or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-    # Torch loads its compiler to do so, which takes longer than many a trace.
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+def uncompiled() -> Iterator[None]:
+    """Has what ``torch.compile`` made run as the code that it was made of."""
+    # Nothing can be compiled before the compiler is loaded, which takes longer than many a trace.
+    loaded = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if loaded else nullcontext():
         yield
 
 
