@@ -51,6 +51,10 @@ def gather_plan(
     for norm in norms:
         for channel in labels.channels(norm.labels).unique().tolist():
             normalised.setdefault(channel, []).append(norm)
+    # Entries of queries and keys vanish in their products, not in a weight that reads them.
+    scored = {
+        channel for one in labels.scores for channel in labels.channels(one).unique().tolist()
+    }
     reasons_of = {channel: tuple(barriers) for channel, barriers in held.items()}
     groups: list[tuple[tuple[int, int], ChannelGroup]] = []
     for members_of in seats.alike(reasons_of):
@@ -59,7 +63,8 @@ def gather_plan(
         made = [number for number in where if "producer" in labels.roles[axes[number]]]
         first = (made or list(where))[0]
         read = any("consumer" in labels.roles[axes[number]] for number in where)
-        if made and not read and not barriers:
+        unread = made and not read and int(seats.channels[members_of[0]]) not in scored
+        if unread and not barriers:
             barriers = (Barrier("unknown", "nothing that was seen reads them"),)
         # Channels of a group stand in the order in which its first axis has them.
         order_there = where[first][:, 0].argsort()
