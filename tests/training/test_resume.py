@@ -112,7 +112,7 @@ def started(folder, resume):
     if child:
         return child
     try:
-        train(None if resume else recipe, folder=folder, resume=resume)
+        train(None if resume else recipe, folder=folder, resume=resume, trust=True)
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
@@ -251,7 +251,7 @@ def test_a_damaged_last_checkpoint_costs_nothing_but_time(home, monkeypatch):
         with torn.metrics_path.open("a") as file:
             file.write('{"step": 14, "epo')
     with pytest.warns(UserWarning, match="model.safetensors is corrupted; the checkpoint before"):
-        train(None, folder=torn.path, resume=True)
+        train(None, folder=torn.path, resume=True, trust=True)
     assert rows_without_seconds(torn) == rows_without_seconds(whole)
     assert torn.model_path.read_bytes() == whole.model_path.read_bytes()
 
@@ -280,6 +280,6 @@ def test_killed_before_the_first_checkpoint_it_starts_over(home, monkeypatch):
                 train(home / "recipe.toml", folder=home / "early")
         early = RunFolder(home / "early")
         assert checkpoints.steps(early.checkpoints) == []
-        train(None, folder=early.path, resume=True)
+        train(None, folder=early.path, resume=True, trust=True)
     assert rows_without_seconds(early) == rows_without_seconds(whole)
     assert early.model_path.read_bytes() == whole.model_path.read_bytes()

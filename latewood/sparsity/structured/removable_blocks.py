@@ -65,7 +65,7 @@ def removable_blocks(
     # A factor can scale parameters only: a frozen norm holds its weight and bias as buffers.
     fixed = {name for name, (module, attribute) in owners.items() if attribute in module._buffers}
     with prepared(model) as tensors, _unsettled(model):
-        trials = _Trials(model, _endings_by_module(model, plan, fixed), tensors)
+        trials = _Trials(_endings_by_module(model, plan, fixed), tensors)
         with watched(model, trials.values, trials):
             run_model(model, example_inputs)
         passed = trials.passed()
@@ -95,19 +95,16 @@ class _Trials(Watcher):
     """Tries the modules of a model while it runs.
 
     Args:
-        model: whose own hooks do not see the trials.
         endings: by the name of a module, what may write last in it.
         tensors: the model's, by name.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         endings: Mapping[str, Sequence[Ending]],
         tensors: Mapping[str, Tensor],
     ) -> None:
         self.values = Values()
-        self._hooks = {module: set(module._forward_hooks) for module in model.modules()}
         self._endings, self._tensors = endings, tensors
         self._calls: Counter[str] = Counter()
         self._given: dict[ModuleCall, tuple[object, CallArguments]] = {}
@@ -142,7 +139,7 @@ class _Trials(Watcher):
             return
         for ending in self._endings[call.name]:
             last = [self._tensors[tensor] for tensor in ending]
-            with _zeroed(last), _hooks_silenced(call.module, self._hooks):
+            with _zeroed(last), _hooks_silenced(call.module):
                 if self._is_identity(call.module, token, given):
                     self._passed[call.name] = ending
                     self._overwrites.follow(call.name, call.positional[0], output)
@@ -220,17 +217,16 @@ def _layer(tensor: str) -> str:
 
 
 @contextmanager
-def _hooks_silenced(module: nn.Module, hooks: Mapping[nn.Module, set[int]]) -> Iterator[None]:
-    """Some hooks do not see what modules return, since some networks collect that in them."""
+def _hooks_silenced(module: nn.Module) -> Iterator[None]:
+    """Nothing looks at what a module and those inside it return: some networks collect it."""
     before = [(inner, inner._forward_hooks) for inner in module.modules()]
     try:
-        for inner, there in before:
-            others = ((key, hook) for key, hook in there.items() if key not in hooks[inner])
-            inner._forward_hooks = OrderedDict(others)
+        for inner, _ in before:
+            inner._forward_hooks = OrderedDict()
         yield
     finally:
-        for inner, there in before:
-            inner._forward_hooks = there
+        for inner, hooks in before:
+            inner._forward_hooks = hooks
 
 
 @contextmanager
