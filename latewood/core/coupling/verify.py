@@ -27,7 +27,7 @@ __all__ = ["VERIFIED_SIZE", "verify_plan", "verify_small_plan"]
 
 VERIFIED_SIZE: Final = 1_000_000
 """Parameters up to which methods verify a plan on their own before they change a model by it."""
-_TRAINING_SCALE: Final = 1e-6
+_TRAINING_SCALE: Final = 1e-8
 """Of errors in training mode: the variance of two alike values magnifies rounding so much."""
 _ALIGNED: Final = 8
 """Numbers of channels are multiples of this where they are larger: some kernels insist."""
@@ -51,7 +51,7 @@ def verify_plan(
 
     Both are done in evaluation mode, and in training mode (statistics of the batch, without
     dropout) where the model runs in it on the example and draws no random numbers of the shape of
-    its channels. Errors in training mode count a millionth, since statistics of the few values of
+    its channels. Errors in training mode count 1e-8, since statistics of the few values of
     an example magnify rounding. Operations compute in float64, also where the code casts to
     float32; in the model's own precision where they have no such form (the error is then scaled
     down by 1e-7, what separates the two; so it is for padding of more than VERIFIED_SIZE numbers,
