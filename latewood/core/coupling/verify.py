@@ -27,7 +27,7 @@ __all__ = ["VERIFIED_SIZE", "verify_plan", "verify_small_plan"]
 
 VERIFIED_SIZE: Final = 1_000_000
 """Parameters up to which methods verify a plan on their own before they change a model by it."""
-_TRAINING_SCALE: Final = 1e-8
+_TRAINING_SCALE: Final = 1e-3
 """Of errors in training mode: the variance of two alike values magnifies rounding so much."""
 _ALIGNED: Final = 8
 """Numbers of channels are multiples of this where they are larger: some kernels insist."""
@@ -51,8 +51,9 @@ def verify_plan(
 
     Both are done in evaluation mode, and in training mode (statistics of the batch, without
     dropout) where the model runs in it on the example and draws no random numbers of the shape of
-    its channels. Errors in training mode count 1e-8, since statistics of the few values of
-    an example magnify rounding. Operations compute in float64, also where the code casts to
+    its channels. Errors in training mode count a thousandth, or less where the network
+    magnifies a change of its inputs by more than that, since statistics of the few values of an
+    example magnify rounding. Operations compute in float64, also where the code casts to
     float32; in the model's own precision where they have no such form (the error is then scaled
     down by 1e-7, what separates the two; so it is for padding of more than VERIFIED_SIZE numbers,
     whose means are rounded). The copy shares the model's weights; only what changes takes memory,
@@ -152,6 +153,9 @@ def _changes(
     removable = [g for g in wanted if _removable(g) and _has_weights(g, places)]
     keep = _zero_readers(twin, removable, places)
     exact = runs.outputs()
+    magnified = runs.magnification(exact)
+    # Less where a network magnifies the rounding of its inputs more than that.
+    scale = min(_TRAINING_SCALE, 1.0 / magnified) if magnified else _TRAINING_SCALE
     smaller = slice_channels(twin, plan, keep)
     for name, channels in keep.items():
         if plan[name].score_scale == "size":
@@ -161,7 +165,7 @@ def _changes(
                     tensor = stored_tensor(*places[queries.tensor])
                     tensor.data = tensor.detach().double()
             scale_queries(twin, smaller[name], (len(channels) / plan[name].width) ** 0.5)
-    removed = _Change(runs.difference(exact, training_scale=_TRAINING_SCALE), _REMOVING)
+    removed = _Change(runs.difference(exact, training_scale=scale), _REMOVING)
     if not removed.error <= tolerance:
         return removed
     worst = removed
@@ -182,12 +186,11 @@ def _changes(
         fine = not padded or (runs.double and _stored_in_double(touched, places))
         plan = widen_channels(twin, plan, added, fill="pair", allow=NORMALISED)
         try:
-            error = runs.difference(exact, training_scale=_TRAINING_SCALE) * (
+            error = runs.difference(exact, training_scale=scale) * (
                 1.0 if fine else DOUBLE_OVER_SINGLE
             )
         except Exception as raised:
             raise _Unfit(_first_line(raised)) from raised
-        error *= 1.0 if fine else DOUBLE_OVER_SINGLE
         worst = max(worst, _Change(error, _ADDING), key=lambda change: change.error)
     return worst
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from latewood.core.coupling import ChannelPlan, trace_channels, verify_plan
 from latewood.core.coupling import verify as verify_module
+from latewood.core.coupling.model_runs import ModelRuns
 from latewood.errors import WorkError
 
 
@@ -137,3 +138,17 @@ def test_what_numpy_and_python_draw_in_training_is_the_same_in_each_run():
     before = random.getstate()
     assert verify_plan(model, trace_channels(model, inputs), inputs) <= 1e-12
     assert random.getstate() == before
+
+
+def test_training_mode_on_zeros_is_judged_by_how_it_magnifies_rounding():
+    layers = [nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)]
+    for _ in range(5):
+        layers += [nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2))
+    zeros = torch.zeros(1, 3, 2, 2)
+    runs = ModelRuns.of(model, zeros)
+    assert runs.magnification(runs.outputs()) > 1e6
+    # Real values are not excused by that.
+    runs = ModelRuns.of(model, torch.randn(4, 3, 2, 2))
+    assert 0.0 < runs.magnification(runs.outputs()) < 1e5
+    assert verify_plan(model, trace_channels(model, zeros), zeros) <= 1e-12
