@@ -206,6 +206,7 @@ def test_grow(
     assert "batch_size" in fails(2, "grow", "simulate", *shipped, *changing)
     assert "--width: got 'a'" in fails(2, "grow", "widen", tmp_path, "--width", "a")
     assert "CHECKPOINT" in fails(2, "grow", "widen", tmp_path)
+    assert "CHECKPOINT" in fails(2, "grow", "widen", ".")
 
 
 def test_slim(

@@ -128,9 +128,11 @@ def widen(
     from latewood.studies.widened_checkpoint import widen_checkpoint
     from latewood.terminal.tables import print_table
 
+    # Of "." and ".." only the resolved path has a name.
+    named = checkpoint if checkpoint.name not in ("", "..") else checkpoint.resolve()
     done = widen_checkpoint(
         checkpoint,
-        out=out or checkpoint.with_name(f"{checkpoint.resolve().name}-wider"),
+        out=out or named.with_name(f"{named.name}-wider"),
         times=times,
         widths=widths or None,
         exclude=tuple(exclude),

@@ -127,7 +127,7 @@ def _widened(
     wider: Any = make(fitted)
     wider.to(next(model.parameters()).dtype)
     wider.load_state_dict(model.state_dict())
-    temporary = out.with_name(f"{out.name}.partial")
+    temporary = out.resolve().with_name(f"{out.resolve().name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         wider.save_pretrained(temporary)
