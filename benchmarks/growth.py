@@ -52,6 +52,8 @@ def _events(rounds: int) -> None:
     networks: dict[str, Callable[[], tuple[nn.Module, Any, Callable[[nn.Module], object]]]] = {
         f"ResNet-20, half as wide, {BATCH} images": _resnet20,
         "BERT-tiny, 2 x 128, 8 x 128 tokens": _bert_tiny,
+        "Transformer, 3 layers of 128, 8 x 64 tokens": _transformer,
+        "MLP 768-256-256, 128 vectors": _mlp,
     }
     for title, build in networks.items():
         try:
@@ -60,7 +62,8 @@ def _events(rounds: int) -> None:
             print(f"{title}: needs {error.name}, which is not installed")
             continue
         rows.append([title, *_event_row(model, examples, loss, rounds)])
-    header = ["network", "step, ms", "trace", "widen, state", "event", "over the step"]
+    # ``Growth`` traces once and carries its plan along; ``widen`` alone traces first.
+    header = ["network", "step, ms", "trace, ms", "widen, ms", "widen / step", "both / step"]
     print_table("A growth event that doubles all widths, milliseconds", header, rows)
 
 
@@ -92,9 +95,9 @@ def _event_row(
             ),
         }
         least = {name: min(least[name], seconds) for name, seconds in spent.items()}
-    event = least["trace"] + least["widen"]
-    parts = (*least.values(), event)
-    return [*(f"{1e3 * part:.1f}" for part in parts), f"{event / least['step']:.2f}"]
+    event, step_seconds = least["widen"], least["step"]
+    ratios = (event / step_seconds, (least["trace"] + event) / step_seconds)
+    return [*(f"{1e3 * seconds:.1f}" for seconds in least.values()), *map("{:.2f}".format, ratios)]
 
 
 def _trace_into(plans: list[ChannelPlan], model: nn.Module, examples: Any) -> None:
@@ -115,6 +118,20 @@ def _resnet20() -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:
         images[:1],
         lambda model: F.cross_entropy(model(images), labels),
     )
+
+
+def _transformer() -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:
+    torch.manual_seed(0)
+    tokens = torch.randint(65, (8, 64))
+    model = transformer(vocabulary=65, context=64, width=128, layers=3, heads=4)
+    return model, tokens[:1], lambda model: model(tokens).square().mean()
+
+
+def _mlp() -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:
+    torch.manual_seed(0)
+    vectors = torch.randn(128, 768)
+    model = mlp(in_features=768, hidden=(256, 256), num_classes=10)
+    return model, vectors[:1], lambda model: model(vectors).square().mean()
 
 
 def _bert_tiny() -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:

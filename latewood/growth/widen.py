@@ -187,8 +187,8 @@ def widen(
     factors = rescaling(model, before, grown, example_inputs, rescale)
     rescaled = {
         name: tensor
-        for each in reversed(models)
-        for name, tensor in _stored(each).items()
+        for network in reversed(models)
+        for name, tensor in _stored(network).items()
         if name in factors.factors or name in factors.biases
     }
     require_known_state(updaters, parameters | rescaled)
@@ -197,8 +197,8 @@ def widen(
     if rescale != "none":
         deviations = _deviations(model, before, grown, factors, rescale, settings.gain)
     with all_or_nothing(models, updaters, stages), torch.no_grad():
-        for each in models:
-            _rescale(each, factors, updaters, exact_eps=settings.exact_eps)
+        for network in models:
+            _rescale(network, factors, updaters, exact_eps=settings.exact_eps)
         usual = {
             name: usual_deviation(tensor)
             for name, tensor in _stored(model).items()
@@ -218,26 +218,26 @@ def widen(
             allow=allowed_barriers(init),
         )
         for name in grown:
-            for each in models:
-                keep_scores(each, after[name], before[name].width, updaters)
+            for network in models:
+                keep_scores(network, after[name], before[name].width, updaters)
         added = additions(before, after)
         by_tensor: dict[str, list[Addition]] = {}
         for addition in added:
             by_tensor.setdefault(addition.tensor, []).append(addition)
         for units in fireflies.values():
             for name, weight in units.weights.items():
-                for each in models:
-                    tensor = _stored(each)[name]
+                for network in models:
+                    tensor = _stored(network)[name]
                     tensor.copy_(weight)
         if init not in ("pair", "firefly"):
             values = NewValues(init, sources, deviations, directions, generator)
-            places = [dict(layer_tensors(each)) for each in models]
+            places = [dict(layer_tensors(network)) for network in models]
             for name, of_tensor in by_tensor.items():
                 tensors = [(place[name][0], stored_tensor(*place[name])) for place in places]
                 if tensors[0][1].is_floating_point():
                     values.fill(places[0][name][1], tensors, of_tensor, usual.get(name, 1.0))
-        for each in models:
-            stored = _stored(each)
+        for network in models:
+            stored = _stored(network)
             for name, of_tensor in by_tensor.items():
                 _follow_state(updaters, stored[name], of_tensor, settings.state)
                 if init in ("net2net", "replicate") and settings.state == "carry":

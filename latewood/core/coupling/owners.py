@@ -36,11 +36,11 @@ def require_unclaimed(model: nn.Module, tensors: Iterable[str], owner: object) -
         if other is not None and other is not owner:
             taken.setdefault(type(other).__name__, []).append(name)
     for kind, names in taken.items():
-        own = type(owner).__name__
+        claimant = type(owner).__name__
         raise RequestError(
-            f"{own}: {kind} already changes the shapes of {listed(sorted(names))}; expected "
+            f"{claimant}: {kind} already changes the shapes of {listed(sorted(names))}; expected "
             "tensors of its own: exclude their groups in one of the two, or build "
-            f"{own} after {kind} is finalized"
+            f"{claimant} after {kind} is finalized"
         )
 
 

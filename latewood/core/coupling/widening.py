@@ -113,9 +113,9 @@ def widen_channels(
         chosen[name] = [*range(group.width), *indices]
     models = [model, *twins]
     if preserving:
-        for each in models:
-            require_values(each)
-    places = [dict(layer_tensors(each)) for each in models]
+        for network in models:
+            require_values(network)
+    places = [dict(layer_tensors(network)) for network in models]
     names = _touched(plan, chosen)
     tensors = [
         {name: stored_tensor(*of_model[name]) for name in names if name in of_model}
@@ -129,7 +129,7 @@ def widen_channels(
         for of_model in places:
             _require_bare(plan, chosen, of_model)
     followed = list(optimizers)
-    resizings = [Resizing.of(each, plan, chosen, followed) for each in models]
+    resizings = [Resizing.of(network, plan, chosen, followed) for network in models]
     # All that can be refused was refused above; from here on everything changes.
     wider, *_ = [resizing.apply() for resizing in resizings]
     if preserving:
@@ -146,8 +146,8 @@ def widen_channels(
                 ]
                 draws = Draws(asked[name], usual[name], generator)
                 fill_tensor(name, filled, by_tensor[name], groups, draws)
-        for each in models:
-            _scale_eps(each, groups, wider)
+        for network in models:
+            _scale_eps(network, groups, wider)
     return wider
 
 
@@ -180,7 +180,7 @@ def _require_bare(
             continue
         for member in group.members:
             placed = transformations(*places[member.tensor])
-            if not all(getattr(each, "uniform", False) for each in placed):
+            if not all(getattr(transformation, "uniform", False) for transformation in placed):
                 raise RequestError(
                     f"{group.name}: cannot become wider: {member.tensor} has a transformation, and "
                     "new channels would be the mean of what it makes"

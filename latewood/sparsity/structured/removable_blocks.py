@@ -74,7 +74,7 @@ def removable_blocks(
         for name in sorted(passed, key=lambda name: -name.count(".")):
             if not any(inner.startswith(f"{name}.") for inner in chosen):
                 chosen.append(name)
-        found = replaceable_modules(
+        replaceable = replaceable_modules(
             model,
             {name: passed[name][1] for name in chosen},
             lambda: run_model(model, copied_arguments(example_inputs)),
@@ -83,7 +83,7 @@ def removable_blocks(
     return tuple(
         RemovableBlock(name, module, *passed[name])
         for name, module in model.named_modules()
-        if name in found
+        if name in replaceable
     )
 
 
