@@ -26,8 +26,9 @@ import os, sys, time
 from pathlib import Path
 from latewood.training.folder_lock import FolderLock
 FolderLock(Path(sys.argv[1])).acquire()
-child = os.fork() if "fork" in sys.argv else None
-print(os.getpid() if child is None else child, flush=True)
+# Forked, the child says who it is: what must happen in it has happened then.
+if "fork" not in sys.argv or os.fork() == 0:
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
