@@ -28,6 +28,7 @@ __all__ = [
     "Checkpoint",
     "at_step",
     "discard_after",
+    "discard_oldest",
     "latest",
     "load_into",
     "save",
@@ -123,9 +124,20 @@ def save(
         raise WorkError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); {last}"
         ) from error
-    for old in [number for number in steps(folder) if number not in spare][:-keep]:
-        shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
+    discard_oldest(folder, keep, spare)
     return final
+
+
+def discard_oldest(folder: str | Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Removes all but the last checkpoints.
+
+    Args:
+        folder: where they lie.
+        keep: how many stay.
+        spare: steps whose checkpoints stay besides.
+    """
+    for old in [number for number in steps(folder) if number not in spare][:-keep]:
+        shutil.rmtree(Path(folder) / f"step-{old:08d}", ignore_errors=True)
 
 
 def steps(folder: str | Path) -> list[int]:

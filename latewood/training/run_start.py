@@ -74,7 +74,7 @@ def start(session: Session, *, resume: bool, overwrite: bool) -> None:
         if step is not None:
             path = run.checkpoints / f"step-{step:08d}"
             session.restore(checkpoints.Checkpoint(path=path, step=step))
-        group.on_main(lambda: _rewind(run, session.step if step is not None else -1))
+        group.on_main(lambda: _rewind(session, session.step if step is not None else -1))
     else:
         about = environment(
             recipe,
@@ -96,7 +96,10 @@ def _last_step(run: RunFolder) -> int | None:
     return None if checkpoint is None else checkpoint.step
 
 
-def _rewind(run: RunFolder, step: int) -> None:
+def _rewind(session: Session, step: int) -> None:
+    run, keep = session.folder, session.recipe.keep_checkpoints
     run.remove_leftovers()
     checkpoints.discard_after(run.checkpoints, step)
+    # A process killed between writing the last and removing the oldest has left one too many.
+    checkpoints.discard_oldest(run.checkpoints, keep, session.kept_steps)
     run.truncate_metrics(step)

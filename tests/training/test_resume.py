@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -283,3 +284,20 @@ def test_killed_before_the_first_checkpoint_it_starts_over(home, monkeypatch):
         train(None, folder=early.path, resume=True, trust=True)
     assert rows_without_seconds(early) == rows_without_seconds(whole)
     assert early.model_path.read_bytes() == whole.model_path.read_bytes()
+
+
+def test_a_checkpoint_that_a_killed_process_had_not_removed_goes(home, monkeypatch):
+    from latewood.training.run import train
+
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = train(home / "recipe.toml", folder=home / "run").folder
+        steps = checkpoints.steps(run.checkpoints)
+        # As if it had been killed when the last was written and before the oldest was removed.
+        first = run.checkpoints / f"step-{steps[0]:08d}"
+        shutil.copytree(first, first.with_name("step-00000001"))
+        run.summary_path.unlink()
+        train(None, folder=run.path, resume=True, trust=True)
+    assert checkpoints.steps(run.checkpoints) == steps
