@@ -416,3 +416,35 @@ def test_a_reader_that_has_gone_is_no_accident() -> None:
     with os.fdopen(writing, "w") as gone:
         done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+LEAVING = """
+import atexit, sys
+from latewood.cli import main
+
+class Last:
+    def __del__(self):
+        print("ended with the interpreter", flush=True)
+
+atexit.register(print, "left")
+last = Last()
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("processes", "ends"), [("1", True), ("2", False)])
+@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["train", "no-such-recipe"], 2)])
+def test_a_launched_process_leaves_before_the_interpreter_ends(processes, ends, words, code):
+    """What gloo's threads still hold cannot be let go of while the interpreter ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"WORLD_SIZE": processes},
+    )
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()
+    assert "left" in lines
+    assert ("ended with the interpreter" in lines) == ends
+    assert (len(lines) > 2) == (code == 0)

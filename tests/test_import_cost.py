@@ -31,6 +31,7 @@ HEAVY = (
         "latewood.kernels.masked_weight",
         "latewood.kernels.optimizers",
         "latewood.optim",
+        "latewood.precision",
         "latewood.segmentation",
         "latewood.sparsity",
         "latewood.spectra",

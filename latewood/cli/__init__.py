@@ -5,11 +5,14 @@ Nothing heavy is imported before a command runs, so that help and mistakes answe
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
+from typing import NoReturn
 
 from cyclopts import CycloptsError
 
@@ -46,7 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read our output has gone; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    if _is_one_of_several():
+        _leave_at_once(code)
     raise SystemExit(code)
+
+
+def _is_one_of_several() -> bool:
+    return (os.environ.get("WORLD_SIZE") or "1") != "1"
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Ends a launched process without the end of the interpreter.
+
+    Wrapped models keep a group of processes alive after it was destroyed. A thread of its gloo
+    backend that still lets go of a tensor then asks for the interpreter's lock while that ends,
+    and torch aborts a process whose work is done and complete on disk.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _run(words: Sequence[str], debug: bool) -> int:
