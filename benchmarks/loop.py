@@ -87,7 +87,7 @@ def _ours(session: Session, steps: int) -> Callable[[], None]:
 
     def run() -> None:
         with suppress(_Enough):
-            train_steps(session, [*observers(lambda *_: None), count], lambda: False)
+            train_steps(session, [*observers(), count], lambda: False)
 
     return run
 

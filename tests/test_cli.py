@@ -135,6 +135,9 @@ def test_train_resume_and_report(
     (tmp_path / "mine" / "summary.json").unlink()
     resumed = succeeds("train", "--resume", "mine")
     assert _outcome(done.stdout) == _outcome(resumed)
+    again = succeeds("train", "--resume", "mine")
+    assert again.splitlines()[0] == "nothing was trained: mine had finished after 4 steps"
+    assert _outcome(again)[1:] == _outcome(resumed)
     assert succeeds("report", "mine", "--out", "page.html") == "report: page.html\n"
     assert (tmp_path / "page.html").stat().st_size > 1_000_000
 

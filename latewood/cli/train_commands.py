@@ -89,6 +89,7 @@ def train(
     if resume is not None and not RunFolder(resume).exists:
         raise RequestError(f"--resume: got '{resume}'; expected the folder of a run")
     source = recipe or RunFolder(folder).recipe_path
+    was_finished = resume is not None and RunFolder(folder).finished
     run = run_training(
         load_recipe(source, set, trust=trust),
         folder=folder,
@@ -96,6 +97,8 @@ def train(
         overwrite=overwrite,
     ).folder
     if os.environ.get("RANK", "0") == "0":
+        if was_finished:
+            print(f"nothing was trained: {folder} had finished after {run.summary['steps']} steps")
         columns = ("", run.name)
         print_table(summary_rows({run.name: run}), columns=columns, right=columns[1:])
         print(f"report: {write_report([run], run.report_path)}")

@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Advance", "Track", "duration", "one_line_warnings", "progress", "track"]
+__all__ = ["Advance", "Track", "duration", "one_line_warnings", "progress", "track", "unseen"]
 
 PATIENCE = 2.0
 """Seconds of silence before anything is shown."""
@@ -27,6 +27,10 @@ Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 """``track(items, title, total)``: yields the items and shows how many are done."""
 
 T = TypeVar("T")
+
+
+def unseen(steps: int = 1, note: str = "") -> None:
+    """An ``Advance`` that shows nothing."""
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def progress(
     """
     stream = stream or sys.stderr
     if show is False:
-        yield lambda steps=1, note="": None
+        yield unseen
         return
     kind = _Bar if stream.isatty() else _Lines
     view = kind(title, total, done, stream)

@@ -10,6 +10,7 @@ from torch import nn
 from latewood.core.batch_norm import recalibrate_batch_norm
 from latewood.core.modes import evaluated
 from latewood.tasks import Batch, Dataset, batches
+from latewood.terminal.progress import Advance, unseen
 from latewood.training.randomness import derive
 from latewood.training.run_context import RunContext
 
@@ -18,7 +19,11 @@ __all__ = ["Recalibration", "evaluate", "recalibrate", "recalibration_batches"]
 
 @torch.no_grad()
 def evaluate(
-    context: RunContext, model: nn.Module, dataset: Dataset | None = None
+    context: RunContext,
+    model: nn.Module,
+    dataset: Dataset | None = None,
+    *,
+    advance: Advance = unseen,
 ) -> dict[str, float]:
     """The objective's means over a data set, each process scoring its share.
 
@@ -29,6 +34,7 @@ def evaluate(
         context: of the run.
         model: what to score; its mode is left as it was.
         dataset: where; the task's validation samples if None.
+        advance: shows how far it is, as a note beside the steps of the run.
 
     Returns:
         measures by name, "loss" among them, the same on all processes.
@@ -59,6 +65,7 @@ def evaluate(
             names = names or list(scores)
             rows.append(torch.stack([scores[name].detach() for name in names]))
             sample_counts.append(weight * in_batch / processes.count)
+            advance(0, f"scoring {before + in_batch} of {len(dataset)} samples")
     # Summed in double on the CPU: not every accelerator has it.
     means_of_batches = torch.stack(rows).cpu().double()
     samples = torch.tensor(sample_counts, dtype=torch.float64)[:, None]

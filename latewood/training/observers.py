@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from latewood.core.protocols import Observation
-from latewood.terminal.progress import Advance
 from latewood.training import checkpoints
 from latewood.training.evaluation import evaluate
 from latewood.training.session import Session, TrainingMeter
@@ -23,9 +22,9 @@ CHECKPOINT_SECONDS = 30.0
 """Without ``checkpoint_every``, the ends of epochs closer together than this get no checkpoint."""
 
 
-def observers(advance: Advance) -> list[Observer]:
+def observers() -> list[Observer]:
     """The observers of a run, checkpoints last: one must cover all that its step has written."""
-    return [write_training_metrics, validate, run_probes, keep_state, _progress(advance)]
+    return [write_training_metrics, validate, run_probes, keep_state, show_progress]
 
 
 def begin(session: Session) -> None:
@@ -60,7 +59,7 @@ def validate(session: Session) -> None:
     """Scores the model on the validation samples, and on the training samples if asked."""
     if not session.due(session.recipe.evaluate_every):
         return
-    session.scores = scores = evaluate(session, session.model)
+    session.scores = scores = evaluate(session, session.model, advance=session.advance)
     broken = [name for name, value in scores.items() if not math.isfinite(value)]
     if broken and session.processes.is_main:
         # The same words at every step, so that Python shows them once.
@@ -72,7 +71,9 @@ def validate(session: Session) -> None:
         session.note += f", {headline} {scores[headline]:.4g}"
     _write(session, "validation", scores)
     if session.recipe.score_training:
-        _write(session, "training", evaluate(session, session.model, session.task.train))
+        dataset = session.task.train
+        scores = evaluate(session, session.model, dataset, advance=session.advance)
+        _write(session, "training", scores)
     _write_method_metrics(session)
 
 
@@ -107,6 +108,11 @@ def keep_state(session: Session) -> None:
         if not session.processes.on_main(lambda: not quiet):
             return
     save_checkpoint(session)
+
+
+def show_progress(session: Session) -> None:
+    """Shows that one step more is done."""
+    session.advance(1, session.note)
 
 
 def save_checkpoint(session: Session) -> None:
@@ -160,10 +166,3 @@ def _write(session: Session, kind: str, values: dict[str, float], step: int | No
             # Trackers take rising steps only, so what comes late is logged with its own beside it.
             tracked[f"{kind}/step"] = step
         session.processes.accelerator.log(tracked, step=session.step)
-
-
-def _progress(advance: Advance) -> Observer:
-    def show(session: Session) -> None:
-        advance(1, session.note)
-
-    return show

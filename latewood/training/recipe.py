@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from latewood.errors import RequestError, invalid, nearest
 from latewood.recipes import FOLDER, recipe_path
 from latewood.training import components
 from latewood.training.components import Kind, importable
+from latewood.training.setting_paths import apply_setting
 from latewood.training.toml import to_toml
 
 __all__ = [
@@ -298,7 +298,7 @@ def read_recipe(
         raise RequestError(f"{path}: is not valid TOML: {error}") from error
     recorded = document.pop(ENVIRONMENT, None)
     for override in overrides:
-        _apply(document, override)
+        apply_setting(document, override)
     # Beside the shipped recipes lie no modules of a user's own.
     folders = [] if path.parent == FOLDER else [path.resolve().parent]
     if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
@@ -431,62 +431,3 @@ def _explain(error: Any) -> str:
 
 def _expected(path: str) -> str:
     return f"the {path} to train" if path == "model" else "a name, or a table with a name"
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    """Sets one "key.path=value" in a document read from TOML."""
-    key, separator, text = override.partition("=")
-    parts = [part for part in re.split(r"[.\[\]]+", key.strip()) if part]
-    if not separator or not parts:
-        raise RequestError(f"--set: got {override!r}; expected key.path=value")
-    value = _parsed(text.strip())
-    place: Any = document
-    for depth, part in enumerate(parts[:-1]):
-        inner = _child(place, part, override, default=[] if _is_index(parts[depth + 1]) else {})
-        if isinstance(inner, str):  # a bare name gains arguments
-            inner = {"name": inner}
-            _put(place, part, inner, override)
-        elif not isinstance(inner, dict | list):
-            raise RequestError(
-                f"--set: got {override!r}; {'.'.join(parts[: depth + 1])!r} is {inner!r} and has "
-                "no keys"
-            )
-        place = inner
-    _put(place, parts[-1], value, override)
-    # The length of a run is one choice with two spellings, so the override takes the file's place.
-    if parts in (["epochs"], ["steps"]):
-        document.pop("steps" if parts == ["epochs"] else "epochs", None)
-
-
-def _child(place: Any, part: str, override: str, default: Any) -> Any:
-    if isinstance(place, list):
-        index = _index(place, part, override)
-        if index == len(place):
-            place.append(default)
-        return place[index]
-    return place.setdefault(part, default)
-
-
-def _put(place: Any, part: str, value: Any, override: str) -> None:
-    if isinstance(place, list):
-        index = _index(place, part, override)
-        place[index : index + 1] = [value]
-    else:
-        place[part] = value
-
-
-def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdigit() and len(part) < 10
-
-
-def _index(place: list[Any], part: str, override: str) -> int:
-    if not _is_index(part) or int(part) > len(place):
-        raise RequestError(f"--set: got {override!r}; expected a list index 0 to {len(place)}")
-    return int(part)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text

@@ -92,16 +92,16 @@ def train(
             # Noted from the first file on, so that no signal leaves a run without a checkpoint.
             with interrupts() as stop:
                 start(session, resume=resume, overwrite=overwrite)
-                with (
+                session.advance = stack.enter_context(
                     progress(
                         run.name,
                         session.total_steps,
                         done=session.step,
                         show=_shown(show_progress, group),
-                    ) as tick,
-                    named_exhaustion(session),
-                ):
-                    train_steps(session, observers(tick), lambda: stop.requested)
+                    )
+                )
+                with named_exhaustion(session):
+                    train_steps(session, observers(), lambda: stop.requested)
             with named_exhaustion(session):
                 model, summary = finish(session)
             return RunResult(run, summary, model)

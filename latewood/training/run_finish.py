@@ -34,13 +34,14 @@ def finish(session: Session) -> tuple[nn.Module, dict[str, Any]]:
     model = session.model
     seed_torch(derive(session.recipe.seed, "finish"), group.device)
     if session.scores is None:  # resumed after the last step
-        session.scores = evaluate(session, model)
+        session.scores = evaluate(session, model, advance=session.advance)
     evaluations = {"trained": session.scores}
     if session.methods:
         model = finalize(model, list(session.methods.values()))
-        evaluations["finalized"] = evaluate(session, model)
+        evaluations["finalized"] = evaluate(session, model, advance=session.advance)
         if recalibrate(session, model):
-            evaluations["recalibrated"] = evaluate(session, model)
+            evaluations["recalibrated"] = evaluate(session, model, advance=session.advance)
+    session.advance(0, session.note)
     model.eval()
     summary: dict[str, Any] = {
         "task": task.name,

@@ -12,6 +12,7 @@ from latewood.training.observers import begin
 from latewood.training.recipe import Recipe, environment, load_recipe, read_recipe
 from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session
+from latewood.training.setting_paths import flat_settings
 
 __all__ = ["agreed_recipe", "start"]
 
@@ -85,7 +86,7 @@ def start(session: Session, *, resume: bool, overwrite: bool) -> None:
         text = recipe.to_toml(**about)
         group.on_main(lambda: run.create(text, overwrite=overwrite))
     if recipe.trackers:
-        group.accelerator.init_trackers("latewood", config={"recipe": recipe.to_toml()})
+        group.accelerator.init_trackers("latewood", config=flat_settings(recipe.model_dump()))
     if session.step == 0 and session.saved_step < 0:
         session.begin_epoch()
         begin(session)

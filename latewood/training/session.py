@@ -17,6 +17,7 @@ from latewood.core.protocols import Method, Probe, Restructuring
 from latewood.core.schedules import Schedule
 from latewood.errors import RequestError
 from latewood.tasks import Batch
+from latewood.terminal.progress import Advance, unseen
 from latewood.training.checkpoints import Checkpoint, load_into, split_points
 from latewood.training.fit import set_rates, total_penalty, unclaimed
 from latewood.training.processes import Processes
@@ -75,7 +76,8 @@ class Session(RunContext):
         total_steps: optimizer steps of the whole run.
         step: optimizer steps done.
         meter: training metrics not yet written.
-        note: what a progress bar says.
+        advance: shows how far the run is.
+        note: what is shown beside the steps.
         scores: of the last validation in this process.
     """
 
@@ -91,6 +93,7 @@ class Session(RunContext):
     total_steps: int
     step: int = 0
     meter: TrainingMeter = field(default_factory=TrainingMeter)
+    advance: Advance = unseen
     note: str = ""
     scores: dict[str, float] | None = None
 

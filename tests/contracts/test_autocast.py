@@ -1,8 +1,17 @@
 """Under bf16 autocast a network trains: what is finite stays so, and weights stay in float32."""
 
+import pytest
 import torch
 from short_training import TOTAL_STEPS, Training
 from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def recurrent_layers_of_any_processor():
+    """Without instructions for bf16, torch's recurrent layers end in an error of oneDNN."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.backends.mkldnn.flags(enabled=supported, deterministic=False):
+        yield
 
 
 def tensors_of(node):

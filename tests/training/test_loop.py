@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -511,7 +512,7 @@ def test_weights_that_a_step_made_infinite_are_named(tmp_path):
 
 def test_a_validation_that_is_not_finite_warns_and_the_run_goes_on(tmp_path, monkeypatch):
     scores = {"loss": float("nan"), "accuracy": 0.5}
-    monkeypatch.setattr(observers, "evaluate", lambda *arguments: dict(scores))
+    monkeypatch.setattr(observers, "evaluate", lambda *arguments, **more: dict(scores))
     with pytest.warns(UserWarning, match="run: not finite in validation: loss$"):
         train(recipe(steps=2), folder=tmp_path / "run")
 
@@ -621,7 +622,7 @@ def test_a_signal_lets_the_step_finish_and_the_run_can_go_on(tmp_path, monkeypat
 
     kept = observers.observers
     with monkeypatch.context() as patch:
-        patch.setattr("latewood.training.run.observers", lambda tick: [stop_at_seven, *kept(tick)])
+        patch.setattr("latewood.training.run.observers", lambda: [stop_at_seven, *kept()])
         with pytest.raises(Interrupted, match=r"step 7 of 20; go on with --resume .*run --trust"):
             train(recipe(epochs=4), folder=tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [7]
@@ -729,6 +730,7 @@ def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
 
     def init_trackers(self, name, config=None, init_kwargs=None):
         self.trackers = [Tracker()]
+        logged.append(config)
 
     monkeypatch.setattr(
         "latewood.training.processes.get_available_trackers", lambda: ["tensorboard"]
@@ -741,9 +743,30 @@ def test_a_tracker_sees_the_rows_by_kind(tmp_path, monkeypatch):
     late = [{"name": "here:LateLook", "every": 1}]
     asked = recipe(steps=2, trackers=["tensorboard"], log_every=1, probes=late)
     train(asked, folder=tmp_path / "run")
+    settings = logged.pop(0)
+    assert settings["optimizer.lr"] == 0.1
+    assert settings["probes.0.name"] == "here:LateLook"
     assert logged[0][0] == 1
     assert "train/loss" in logged[0][1]
     seen = [(step, row) for step, row in logged[:-1] if "probe/norm" in row]
     # Trackers take rising steps only: what comes late says which step it is of.
     assert [(step, row.get("probe/step")) for step, row in seen] == [(1, 0), (2, 1), (2, None)]
     assert logged[-1] == "finished"
+
+
+def test_scoring_shows_how_far_it_is(tmp_path, monkeypatch):
+    notes = []
+
+    @contextmanager
+    def seen(title, total, **options):
+        yield lambda steps=1, note="": notes.append((steps, note))
+
+    monkeypatch.setattr("latewood.training.run.progress", seen)
+    methods = [{"name": "gradual_magnitude_pruning", "density": 0.5}]
+    train(recipe(steps=2, evaluate_every=1, methods=methods), folder=tmp_path / "run")
+    assert sum(steps for steps, _ in notes) == 2
+    scoring = [note for _, note in notes if "scoring" in note]
+    # After both steps and after finalizing, in batches of 16.
+    assert scoring[:2] == ["scoring 16 of 31 samples", "scoring 31 of 31 samples"]
+    assert len(scoring) == 3 * 2
+    assert "scoring" not in notes[-1][1]

@@ -242,7 +242,7 @@ def test_a_damaged_last_checkpoint_costs_nothing_but_time(home, monkeypatch):
 
         kept = observers.observers
         with monkeypatch.context() as patch:
-            patch.setattr("latewood.training.run.observers", lambda tick: [*kept(tick), stop])
+            patch.setattr("latewood.training.run.observers", lambda: [*kept(), stop])
             with pytest.raises(Interrupted):
                 train(home / "recipe.toml", folder=home / "torn")
         torn = RunFolder(home / "torn")
@@ -276,7 +276,7 @@ def test_killed_before_the_first_checkpoint_it_starts_over(home, monkeypatch):
         warnings.simplefilter("ignore")
         whole = train(home / "recipe.toml", folder=home / "whole").folder
         with monkeypatch.context() as patch:
-            patch.setattr("latewood.training.run.observers", lambda tick: [*kept(tick), stop])
+            patch.setattr("latewood.training.run.observers", lambda: [*kept(), stop])
             with pytest.raises(Interrupted):
                 train(home / "recipe.toml", folder=home / "early")
         early = RunFolder(home / "early")
