@@ -62,13 +62,16 @@ def headline(runs: Sequence[Run]) -> Headline:
     best = max(finished, key=lambda run: sign * (run.headline_value or 0.0))
     if len(finished) == 2 and finished[0] is runs[0]:
         base, other = finished
-        title = f"{other.name} has {_lower_first(_outcome(other))}{_against(base, other)}"
+        outcome = _lower_first(_outcome(other, base))
+        title = f"{other.name} has {outcome}{_against(base, other)}"
         return Headline(title, f"{lead} {_what(other)}", _tiles(other))
-    title = f"Best of {len(runs)} runs: {best.name} has {_lower_first(_outcome(best))}"
+    outcome = _lower_first(_outcome(best, runs[0]))
+    title = f"Best of {len(runs)} runs: {best.name} has {outcome}"
     return Headline(title, f"{lead} Of the best: {_lower_first(_what(best))}", _tiles(best))
 
 
-def _outcome(run: Run) -> str:
+def _outcome(run: Run, base: Run | None = None) -> str:
+    """What a run reached, with how much of its own weights, or of those of another network."""
     value = run.headline_value
     if value is None:
         last = max((row["step"] for row in run.rows), default=0)
@@ -77,11 +80,19 @@ def _outcome(run: Run) -> str:
     text = metric_text(run.headline, value)
     shown = f"{text} {name}" if is_share(run.headline) else f"{name} {text}"
     density = run.size.get("density")
+    if base is not None and _is_smaller(run, base):
+        part = run.size["nonzero"] / base.size["nonzero"]
+        return _upper_first(f"{shown} with {percent(part)} of the parameters of {base.name}")
     if density is None:
         return _upper_first(shown)
     if density >= 0.9995:
         return _upper_first(f"{shown} with every weight in place")
     return _upper_first(f"{shown} with {percent(density)} of the weights")
+
+
+def _is_smaller(run: Run, base: Run) -> bool:
+    known = "nonzero" in run.size and base.size.get("nonzero", 0) > 0
+    return known and run.size.get("parameters", 0) < base.size.get("parameters", 0)
 
 
 def _against(base: Run, other: Run) -> str:

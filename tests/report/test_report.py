@@ -113,6 +113,17 @@ def test_two_runs_put_the_change_into_the_headline(make_run, read):
     )
 
 
+def test_a_smaller_network_is_compared_with_the_first(make_run, read):
+    dense, slim = make_run("dense", sparse=False), make_run("slim")
+    summary = dict(slim.summary)
+    summary["size"] = summary["size"] | {"parameters": 13194, "nonzero": 13194, "density": 1.0}
+    slim.summary_path.write_text(json.dumps(summary))
+    headline = spaced(read(dense, slim).headings[0])
+    assert headline == (
+        "slim has 97.8 % accuracy with 17 % of the parameters of dense, -0.3 points against dense"
+    )
+
+
 def test_figures_hold_the_metrics(make_run, read):
     run = make_run()
     page = read(run)

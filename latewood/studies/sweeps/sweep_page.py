@@ -67,19 +67,27 @@ def write_sweep_page(
 
 
 def heat_map(rows: Sequence[Row], keys: Sequence[str], headline: str) -> Figure | None:
-    """The headline over two swept keys; None if there are not exactly two.
+    """The headline over two swept keys; None if there are not exactly two beside seeds.
 
-    Where several runs share both values, the first row counts, which is the best.
+    Seeds are averaged. Where other runs share both values, the first row counts, which is the best.
     """
-    if len(keys) != 2:
+    axes = [key for key in keys if key not in _SEEDS]
+    if len(axes) != 2:
         return None
-    down, across = ([*dict.fromkeys(_setting(row.get(key)) for row in rows)] for key in keys)
+    seeded = len(axes) < len(keys)
+    down, across = ([*dict.fromkeys(_setting(row.get(key)) for row in rows)] for key in axes)
     down, across = sorted(down, key=_order), sorted(across, key=_order)
-    best: dict[tuple[object, object], object] = {}
+    cells: dict[tuple[object, object], list[Row]] = {}
     for row in rows:
-        down_at, across_at = (_setting(row.get(key)) for key in keys)
-        best.setdefault((down_at, across_at), row.get(headline))
-    values = [[best.get((one, other)) for other in across] for one in down]
+        down_at, across_at = (_setting(row.get(key)) for key in axes)
+        cells.setdefault((down_at, across_at), []).append(row)
+
+    def shown(down_at: object, across_at: object) -> object:
+        inside = cells.get((down_at, across_at), [{}])
+        numbers = _numbers(inside, headline)
+        return sum(numbers) / len(numbers) if seeded and numbers else inside[0].get(headline)
+
+    values = [[shown(one, other) for other in across] for one in down]
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": [plot_text(str(value)) for value in across],
@@ -93,11 +101,12 @@ def heat_map(rows: Sequence[Row], keys: Sequence[str], headline: str) -> Figure 
     }
     # Settings are labels, not positions on a scale.
     layout = {
-        "xaxis": {"type": "category", "title": {"text": plot_text(keys[1])}},
-        "yaxis": {"type": "category", "title": {"text": plot_text(keys[0])}},
+        "xaxis": {"type": "category", "title": {"text": plot_text(axes[1])}},
+        "yaxis": {"type": "category", "title": {"text": plot_text(axes[0])}},
     }
     return Figure(
-        title=f"{label(headline).capitalize()} over {keys[0]} and {keys[1]}",
+        title=f"{label(headline).capitalize()} over {axes[0]} and {axes[1]}"
+        + (", mean over seeds" if seeded else ""),
         data=[trace],
         layout=layout,
         height=120 + 48 * len(down),

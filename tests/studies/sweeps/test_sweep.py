@@ -238,6 +238,19 @@ def test_heat_map_has_its_values_in_place() -> None:
     assert figure.data[0]["z"] == [[0.8, None], [None, 0.9]]
 
 
+def test_seeds_are_no_axis_of_the_heat_map() -> None:
+    rows = [
+        {"lr": lr, "width": width, "seed": seed, "accuracy": accuracy + 0.02 * seed}
+        for lr, width, accuracy in [(0.1, 4, 0.5), (0.1, 8, 0.6), (0.2, 4, 0.7)]
+        for seed in (0, 1)
+    ]
+    assert heat_map(rows, ["lr", "seed"], "accuracy") is None
+    figure = heat_map(rows, ["lr", "seed", "width"], "accuracy")
+    assert figure is not None
+    assert figure.data[0]["z"] == [pytest.approx([0.51, 0.61]), [pytest.approx(0.71), None]]
+    assert "mean over seeds" in figure.title
+
+
 def test_a_sweep_over_ways_to_prune_draws_quality_over_density(
     recipe: Path, tmp_path: Path
 ) -> None:
