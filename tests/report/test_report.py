@@ -120,7 +120,7 @@ def test_a_smaller_network_is_compared_with_the_first(make_run, read):
     slim.summary_path.write_text(json.dumps(summary))
     headline = spaced(read(dense, slim).headings[0])
     assert headline == (
-        "slim has 97.8 % accuracy with 17 % of the parameters of dense, -0.3 points against dense"
+        "slim has 97.8 % accuracy with 17.0 % of the parameters of dense, -0.3 points against dense"
     )
 
 
