@@ -55,7 +55,9 @@ def train(
     overwrite: Annotated[bool, Flag] = False,
     trust: Annotated[bool, Trust] = False,
 ) -> None:
-    """Train what a recipe describes, or go on with a run that was stopped.
+    """Train what a recipe describes, go on with a run that was stopped, or make a run longer.
+
+    Longer: --resume RUN --out NEW --set epochs=N, which leaves RUN as it is.
 
     Several processes: accelerate launch -m latewood train RECIPE, or torchrun.
 
@@ -69,18 +71,21 @@ def train(
     resume
         The folder of the run to go on with.
     out
-        Folder of the new run; runs/RECIPE if not given.
+        Folder of the new run; runs/RECIPE if not given. With --resume, of the longer run.
     overwrite
         Replace the run that is already there.
     """
-    if resume is not None and (out is not None or overwrite):
-        raise RequestError("--resume: goes on in the run's own folder; drop --out and --overwrite")
+    if resume is not None and overwrite:
+        raise RequestError("--resume: replaces no run; drop --overwrite")
+    if resume is not None and out is not None and recipe is not None:
+        raise RequestError("RECIPE: a run that is made longer keeps its own; drop it")
     if recipe is None and resume is None:
         raise RequestError("RECIPE: missing; expected a recipe, or --resume with a run's folder")
 
     from latewood.report import write_report
     from latewood.report.summary_table import summary_rows
     from latewood.terminal.tables import print_table
+    from latewood.training.longer_run import train_longer
     from latewood.training.recipe import load_recipe
     from latewood.training.run import train as run_training
     from latewood.training.run_folder import RunFolder
@@ -89,13 +94,16 @@ def train(
     if resume is not None and not RunFolder(resume).exists:
         raise RequestError(f"--resume: got '{resume}'; expected the folder of a run")
     source = recipe or RunFolder(folder).recipe_path
-    was_finished = resume is not None and RunFolder(folder).finished
-    run = run_training(
-        load_recipe(source, set, trust=trust),
-        folder=folder,
-        resume=resume is not None,
-        overwrite=overwrite,
-    ).folder
+    was_finished = resume is not None and out is None and RunFolder(folder).finished
+    if resume is not None and out is not None:
+        run = train_longer(resume, set, folder=out, trust=trust).folder
+    else:
+        run = run_training(
+            load_recipe(source, set, trust=trust),
+            folder=folder,
+            resume=resume is not None,
+            overwrite=overwrite,
+        ).folder
     if os.environ.get("RANK", "0") == "0":
         if was_finished:
             print(f"nothing was trained: {folder} had finished after {run.summary['steps']} steps")
