@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import pkgutil
@@ -144,6 +145,20 @@ class Workspace:
         """The folder, which exists from now on."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
+
+    def spent(self, seconds: float) -> float:
+        """Seconds that all parts of the experiment took, this one included.
+
+        What an experiment that was stopped has left in its folder, it goes on with: those parts
+        belong to its cost. Noted in the folder, if there is one.
+        """
+        note = self._folder / ".seconds"
+        with contextlib.suppress(OSError, ValueError):
+            seconds += float(note.read_text())
+        with contextlib.suppress(OSError):
+            if self._folder.exists():
+                note.write_text(f"{seconds}\n")
+        return seconds
 
     def track(self, items: Iterable[T], title: str) -> Iterator[T]:
         """Yields the items of a finite iterable, telling the user how far it is."""

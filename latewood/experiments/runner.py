@@ -34,8 +34,8 @@ class Record:
         error: why it failed; "" if it did not.
         command: the command that measures it again.
         date: day of the run, ISO 8601.
-        seconds: wall-clock duration.
-        environment: versions and machine.
+        seconds: wall-clock duration, that of earlier parts whose files it goes on with included.
+        environment: versions, machine and threads.
     """
 
     experiment: str
@@ -50,11 +50,15 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Writes ``folder/EXPERIMENT.SCALE.json``, replacing an earlier run's file.
 
+        A run that failed does not replace one that did not: its record is ``.failed`` beside it.
+
         Raises:
             WorkError: the folder cannot be written to.
         """
         path = folder / f"{self.experiment}.{self.scale}.json"
-        temporary = path.with_suffix(".json.tmp")
+        if self.error and _has_results(path):
+            path = path.with_suffix(".failed")
+        temporary = path.with_name(f"{path.name}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -131,8 +135,12 @@ def run_experiment(
     workspace = Workspace(folder / "work" / f"{experiment.name}.{scale}", track)
     start = time.monotonic()
     results, problem = None, ""
+    seconds = 0.0
     try:
-        results = experiment.run(scale, workspace)
+        try:
+            results = experiment.run(scale, workspace)
+        finally:
+            seconds = workspace.spent(time.monotonic() - start)
     except RequestError:
         raise
     except (LatewoodError, ArithmeticError, OSError, RuntimeError) as error:
@@ -144,7 +152,7 @@ def run_experiment(
         error=problem,
         command=shlex.join(["latewood", "reproduce", experiment.name, "--scale", scale]),
         date=datetime.date.today().isoformat(),
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(seconds, 1),
         environment=environment(),
     )
 
@@ -203,7 +211,15 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": machine,
+        "threads": str(torch.get_num_threads()),
     }
+
+
+def _has_results(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["results"] is not None
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _processor() -> str:

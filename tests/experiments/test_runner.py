@@ -61,6 +61,32 @@ def test_failed_work_is_recorded(tmp_path: Path) -> None:
     assert [verdict.judgement for verdict in verdicts(EXPERIMENT, record)] == [None]
 
 
+def test_a_failure_leaves_the_results_there_were(tmp_path: Path) -> None:
+    good = run_experiment(EXPERIMENT, "quick", tmp_path)
+    path = good.save(tmp_path)
+    failed = run_experiment(replace(EXPERIMENT, run=_fail), "quick", tmp_path)
+    beside = failed.save(tmp_path)
+    assert beside == path.with_suffix(".failed")
+    assert json.loads(beside.read_text())["error"] == "WorkError: the disk is full"
+    assert load_records(tmp_path) == [good]
+    assert run_experiment(EXPERIMENT, "quick", tmp_path).save(tmp_path) == path
+
+
+def test_an_interrupted_experiment_costs_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 40.0, 100.0, 102.0])
+    monkeypatch.setattr("latewood.experiments.runner.time.monotonic", lambda: next(now))
+
+    def stop(scale: str, workspace: Workspace) -> Results:
+        _measure(scale, workspace)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(replace(EXPERIMENT, run=stop), "quick", tmp_path)
+    assert run_experiment(EXPERIMENT, "quick", tmp_path).seconds == 42.0
+
+
 def test_a_scale_it_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="quick, cpu"):
         run_experiment(EXPERIMENT, "full", tmp_path)
