@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latewood.errors import listed
 from latewood.report.formatting import (
     MINUS,
     SPACE,
@@ -54,8 +55,7 @@ def headline(runs: Sequence[Run]) -> Headline:
     if len(runs) == 1:
         return Headline(_outcome(runs[0]), _what(runs[0]), _tiles(runs[0]))
     finished = [run for run in runs if run.headline_value is not None]
-    names = ", ".join(run.name for run in runs)
-    lead = f"{len(runs)} runs: {names}."
+    lead = f"{len(runs)} runs: {listed((run.name for run in runs), most=12)}."
     if not finished:
         return Headline(f"{len(runs)} runs, none of them finished", lead, ())
     sign = 1 if finished[0].higher_is_better else -1
@@ -74,8 +74,7 @@ def _outcome(run: Run, base: Run | None = None) -> str:
     """What a run reached, with how much of its own weights, or of those of another network."""
     value = run.headline_value
     if value is None:
-        last = max((row["step"] for row in run.rows), default=0)
-        return f"{run.name}: no result yet, {last:,} steps done"
+        return f"{run.name}: no result yet, {run.scalars.last_step:,} steps done"
     name = label(run.headline)
     text = metric_text(run.headline, value)
     shown = f"{text} {name}" if is_share(run.headline) else f"{name} {text}"

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from markupsafe import Markup
 import latewood
 from latewood.errors import WorkError, invalid
 from latewood.report.headline import Headline, headline
-from latewood.report.run_data import Run, load_runs
+from latewood.report.many_runs import chosen, run_table
+from latewood.report.run_data import Run, read_runs, with_metrics, with_spectra
 from latewood.report.sampling import DETAILS
 from latewood.report.section import Figure, Section, SectionBuilder
 from latewood.report.sections import SECTIONS
@@ -40,7 +42,8 @@ def write_report(
     """Writes the report of one run, or a comparison of several with the first one.
 
     What a run lacks is said in its place. Long runs are drawn with fewer points, so that the file
-    stays under ``LIMIT``.
+    stays under ``LIMIT``; of more runs than ``MOST_DRAWN`` the first and the best are drawn, and
+    all are listed.
 
     Args:
         runs: the run folders.
@@ -54,26 +57,40 @@ def write_report(
         RequestError: no runs, a folder that holds no run, or more runs than fit into one page.
         WorkError: the file cannot be written.
     """
+    everything = read_runs(runs)
+    drawn = [(with_metrics(everything[i], runs[i]), runs[i]) for i in chosen(everything)]
     for detail in DETAILS:
-        page = render(load_runs(runs, detail), sections=sections).encode(errors="replace")
+        shown = [
+            with_spectra(run, folder, detail) if i < detail.runs else replace(run, detail=detail)
+            for i, (run, folder) in enumerate(drawn)
+        ]
+        page = render(shown, sections=sections, everything=everything).encode(errors="replace")
         if len(page) < LIMIT:
             _write(path, page)
             return path
     raise invalid("runs", f"{len(runs)} runs", f"fewer, since one page is kept under {LIMIT} bytes")
 
 
-def render(runs: Sequence[Run], *, sections: Sequence[SectionBuilder] = SECTIONS) -> str:
+def render(
+    runs: Sequence[Run],
+    *,
+    sections: Sequence[SectionBuilder] = SECTIONS,
+    everything: Sequence[Run] = (),
+) -> str:
     """The report as HTML.
 
     Args:
-        runs: one or several runs.
+        runs: one or several runs, which are drawn.
         sections: what the report contains, in order.
+        everything: these and the runs that are listed only, if there are such.
     """
     several = len(runs) > 1
     problems = [
         f"{run.name}: {problem}" if several else problem for run in runs for problem in run.problems
     ]
     shown = [section for build in sections if (section := build(runs)) is not None]
+    if len(everything) > len(runs):
+        return _html(headline(everything), [run_table(everything), *shown], problems)
     return _html(headline(runs), shown, problems)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latewood.errors import WorkError, invalid
-from latewood.report.sampling import Detail, evenly
+from latewood.report.sampling import DETAILS, Detail, evenly
 from latewood.spectra import (
     PairAlignment,
     Spectrum,
@@ -26,7 +26,18 @@ from latewood.spectra import (
 )
 from latewood.training.run_folder import RunFolder
 
-__all__ = ["AlignedPair", "Layer", "Run", "STAGES", "Series", "load_runs"]
+__all__ = [
+    "STAGES",
+    "AlignedPair",
+    "Layer",
+    "Run",
+    "Scalars",
+    "Series",
+    "load_runs",
+    "read_runs",
+    "with_metrics",
+    "with_spectra",
+]
 
 _BOOKKEEPING = ("step", "epoch", "kind", "lag", "dropped")
 STAGES = {
@@ -48,6 +59,35 @@ class Series:
 
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
+
+
+class Scalars:
+    """The scalars of a run over its steps, by kind and name.
+
+    Args:
+        rows: of its metrics, in order.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.last_step = 0
+        self._columns: dict[str, dict[str, tuple[array[float], array[float]]]] = {}
+        for row in rows:
+            self.last_step = max(self.last_step, row["step"])
+            named = self._columns.setdefault(str(row.get("kind", "")), {})
+            for name, value in row.items():
+                if name not in _BOOKKEEPING and isinstance(value, int | float):
+                    steps, values = named.setdefault(name, (array("d"), array("d")))
+                    steps.append(float(row["step"]))
+                    values.append(float(value))
+
+    def names(self, kind: str) -> list[str]:
+        """The scalars of a kind, by first appearance."""
+        return list(self._columns.get(kind, {}))
+
+    def series(self, kind: str, name: str) -> Series | None:
+        """One scalar over time; None if there is none of that name."""
+        columns = self._columns.get(kind, {}).get(name)
+        return None if columns is None else Series(np.array(columns[0]), np.array(columns[1]))
 
 
 @dataclass(frozen=True)
@@ -97,45 +137,32 @@ class Run:
         recipe_text: ``recipe.toml`` as it stands.
         recipe: the same as a mapping, without the environment.
         environment: where it was made.
-        rows: all rows of its metrics.
         summary: its outcome; {} if it has not finished.
+        problems: what could not be read, in sentences.
+        scalars: its metrics.
         layers: its spectra in the order of the model; () if no probe kept any.
         aligned: its pairs of consecutive layers; () if no probe measured any.
         detail: how much of it the report shows.
-        problems: what could not be read, in sentences.
     """
 
     name: str
     recipe_text: str
     recipe: dict[str, Any]
     environment: dict[str, Any]
-    rows: Sequence[dict[str, Any]]
     summary: dict[str, Any]
-    layers: tuple[Layer, ...]
-    aligned: tuple[AlignedPair, ...]
-    detail: Detail
     problems: tuple[str, ...]
-
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        columns: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        for row in self.rows:
-            named = columns.setdefault(str(row.get("kind", "")), {})
-            for name, value in row.items():
-                if name not in _BOOKKEEPING and isinstance(value, int | float):
-                    steps, values = named.setdefault(name, ([], []))
-                    steps.append(float(row["step"]))
-                    values.append(float(value))
-        return columns
+    scalars: Scalars = field(default_factory=Scalars)
+    layers: tuple[Layer, ...] = ()
+    aligned: tuple[AlignedPair, ...] = ()
+    detail: Detail = DETAILS[0]
 
     def names(self, kind: str) -> list[str]:
         """The scalars of a kind ("train", "validation", "probe", ...), by first appearance."""
-        return list(self._columns.get(kind, {}))
+        return self.scalars.names(kind)
 
     def series(self, kind: str, name: str) -> Series | None:
         """One scalar over time; None if the run has none of that name."""
-        columns = self._columns.get(kind, {}).get(name)
-        return None if columns is None else Series(np.array(columns[0]), np.array(columns[1]))
+        return self.scalars.series(kind, name)
 
     def by_layer(self, kind: str, quantity: str) -> dict[str, Series]:
         """The scalars called "quantity/layer", also under a method's name, by layer."""
@@ -206,12 +233,48 @@ def load_runs(folders: Sequence[RunFolder], detail: Detail) -> list[Run]:
     Raises:
         RequestError: no folders, or one that holds nothing of a run.
     """
+    runs = map(with_metrics, read_runs(folders), folders)
+    return [
+        with_spectra(run, folder, detail) if position < detail.runs else replace(run, detail=detail)
+        for position, (run, folder) in enumerate(zip(runs, folders, strict=True))
+    ]
+
+
+def read_runs(folders: Sequence[RunFolder]) -> list[Run]:
+    """The recipes and outcomes of runs, without their metrics and spectra.
+
+    Args:
+        folders: the run folders, in order.
+
+    Raises:
+        RequestError: no folders, or one that holds nothing of a run.
+    """
     if not folders:
         raise invalid("runs", [], "at least one run folder")
-    return [
-        _load(folder, name, detail, spectra=position < detail.runs)
-        for position, (folder, name) in enumerate(zip(folders, _names(folders), strict=True))
-    ]
+    return [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def with_metrics(run: Run, folder: RunFolder) -> Run:
+    """A run with the scalars of its folder; damaged files are among its problems."""
+    problems = list(run.problems)
+    try:
+        scalars = Scalars(folder.read_metrics(problems))
+    except WorkError as error:
+        problems.append(f"The metrics could not be read: {error}.")
+        scalars = Scalars()
+    return replace(run, scalars=scalars, problems=tuple(problems))
+
+
+def with_spectra(run: Run, folder: RunFolder, detail: Detail) -> Run:
+    """A run with as much of its spectra as a detail asks for; damaged files are problems."""
+    problems = list(run.problems)
+    return replace(
+        run,
+        layers=_layers(folder, detail, problems),
+        aligned=_aligned(folder, detail),
+        detail=detail,
+        problems=tuple(problems),
+    )
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
@@ -229,36 +292,25 @@ def _names(folders: Sequence[RunFolder]) -> list[str]:
     ]
 
 
-def _load(folder: RunFolder, name: str, detail: Detail, *, spectra: bool) -> Run:
+def _read(folder: RunFolder, name: str) -> Run:
     problems: list[str] = []
     text, recipe = _recipe(folder, problems)
-    rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    try:
-        rows = folder.read_metrics(problems)
-    except WorkError as error:
-        problems.append(f"The metrics could not be read: {error}.")
     try:
         summary = folder.summary
     except WorkError as error:
         problems.append(f"The summary could not be read: {error}.")
-    if not text and not rows and not summary:
+    if not text and not summary and not folder.metrics_path.exists():
         raise invalid("runs", str(folder.path), "a folder with the files of a run")
     if not summary and not any("summary" in problem for problem in problems):
         problems.append("The run has no summary: it has not finished, or it was stopped.")
-    layers = _layers(folder, detail, problems) if spectra else ()
-    aligned = _aligned(folder, detail) if spectra else ()
     environment = recipe.pop("environment", {})
     return Run(
         name=name,
         recipe_text=text,
         recipe=recipe,
         environment=environment if isinstance(environment, dict) else {},
-        rows=rows,
         summary=summary if isinstance(summary, dict) else {},
-        layers=layers,
-        aligned=aligned,
-        detail=detail,
         problems=tuple(problems),
     )
 
