@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from latewood.cli.app import Flag, Trust, app, require_table
-from latewood.errors import RequestError, WorkError
+from latewood.errors import RequestError, WorkError, listed
 
 
 @app.command
@@ -190,6 +190,7 @@ def segment(
     preset: Literal["paper", "robust", "fast"] = "robust",
     size: int | None = None,
     network: Path | None = None,
+    recursive: Annotated[bool, Flag] = False,
     trust: Annotated[bool, Trust] = False,
 ) -> None:
     """Split images into foreground and background, without labels or weights.
@@ -213,6 +214,8 @@ def segment(
         back to full size along the edges; 128 if not given, 64 for fast.
     network
         Instead of searching, ask the network that a run on the task foreground has trained.
+    recursive
+        Also take the images in folders inside the folders.
     """
     from latewood.segmentation import PRESETS, segment
     from latewood.segmentation.contact_sheet import write_sheet
@@ -226,7 +229,17 @@ def segment(
     settings = settings_of(preset, {"size": size or PRESETS[preset].size or 128})
     search = partial(segment, preset=settings)
     segmenter = search if network is None else trained_segmenter(RunFolder(network), trust=trust)
-    done = segment_files(images, out, segmenter, overlays=overlay, truth=evaluate, track=track)
+    passed_over: list[Path] = []
+    done = segment_files(
+        images,
+        out,
+        segmenter,
+        overlays=overlay,
+        truth=evaluate,
+        recursive=recursive,
+        passed_over=passed_over,
+        track=track,
+    )
     scores = means(done)
     if scores:
         rows = [
@@ -236,7 +249,11 @@ def segment(
         print_table([*rows, {"measure": "empty masks", "as it is": scores["empty"]}])
     failed = [one for one in done if one.error]
     print(f"masks: {len(done) - len(failed)} in {out}")
-    print(f"page: {write_sheet(done, out / 'index.html')}")
+    print(f"page: {write_sheet(done, out / 'index.html', passed_over)}")
+    if passed_over:
+        folders = any(path.is_dir() for path in passed_over) and not recursive
+        hint = " (--recursive enters folders)" if folders else ""
+        print(f"passed over: {listed(map(str, passed_over))}{hint}")
     if failed:
         # One line says it all; the page and segmentation.json hold the reasons of the rest.
         shown = "; ".join(one.error for one in failed[:5])

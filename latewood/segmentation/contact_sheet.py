@@ -40,6 +40,10 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-
 <h2 class="failed">{{ failures | length }} failed</h2>
 <ul class="failed">{% for error in failures %}<li>{{ error }}</li>{% endfor %}</ul>
 {% endif %}
+{% if passed_over %}
+<details><summary>{{ passed_over | length }} passed over, which are no images</summary>
+<ul>{% for path in passed_over %}<li>{{ path }}</li>{% endfor %}</ul></details>
+{% endif %}
 {% if scores %}
 <h2>Agreement with the true masks</h2>
 <table>
@@ -66,20 +70,25 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-
 """
 
 
-def write_sheet(done: Sequence[Done], path: Path) -> Path:
+def write_sheet(done: Sequence[Done], path: Path, passed_over: Sequence[Path] = ()) -> Path:
     """Writes the contact sheet.
+
+    Args:
+        done: what became of the images.
+        path: the HTML file.
+        passed_over: files and folders that were not treated, which it names.
 
     Raises:
         WorkError: it cannot be written.
     """
     try:
-        path.write_text(render_sheet(done), encoding="utf-8")
+        path.write_text(render_sheet(done, passed_over), encoding="utf-8")
     except OSError as error:
         raise WorkError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 
-def render_sheet(done: Sequence[Done]) -> str:
+def render_sheet(done: Sequence[Done], passed_over: Sequence[Path] = ()) -> str:
     """The contact sheet as HTML: failures first, then scores, then a preview of each image."""
     good = [one for one in done if one.record]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -87,6 +96,7 @@ def render_sheet(done: Sequence[Done]) -> str:
         count=len(done),
         shown=len(good),
         failures=[one.error for one in done if one.error],
+        passed_over=passed_over,
         scores=means(done),
         left_out=max(0, len(good) - LARGEST),
         items=[_item(one) for one in good[:LARGEST]],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from latewood.errors import RequestError, WorkError
+from latewood.errors import RequestError, WorkError, listed
 
 __all__ = ["LARGEST", "find_images", "image_array", "read_image", "read_mask"]
 
@@ -23,8 +23,18 @@ ENDINGS = (
 )
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(
+    paths: Sequence[Path], *, recursive: bool = False, passed_over: list[Path] | None = None
+) -> list[Path]:
     """The files that are named, and the images in the folders that are, in order of their names.
+
+    In folders, files are images by their ending, or without an ending by their first bytes.
+
+    Args:
+        paths: files and folders.
+        recursive: folders inside folders too.
+        passed_over: gets what lies in the folders and is not taken: other files, and folders
+            unless ``recursive``.
 
     Raises:
         RequestError: a path that does not exist, or no image at all.
@@ -32,12 +42,16 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()
-            )
+            inside, others = _images_in(path, recursive)
             if not inside:
-                raise RequestError(f"'{path}': holds no images; expected files like NAME.png")
+                there = f" beside {listed(p.name for p in others)}" if others else ""
+                raise RequestError(
+                    f"'{path}': holds no images{there}; expected files like NAME.png"
+                    + ("" if recursive else ", or folders of them with --recursive")
+                )
             found += inside
+            if passed_over is not None:
+                passed_over += others
         elif path.exists():
             found.append(path)
         else:
@@ -45,6 +59,33 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     if not found:
         raise RequestError("IMAGES: none given; expected image files or folders")
     return list(dict.fromkeys(found))
+
+
+def _images_in(folder: Path, recursive: bool) -> tuple[list[Path], list[Path]]:
+    """The images in a folder and what else lies there, by name; hidden files are neither."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            inner = _images_in(path, recursive) if recursive else ([], [path])
+            images, others = images + inner[0], others + inner[1]
+        elif path.suffix.lower() in ENDINGS or (not path.suffix and _is_image(path)):
+            images.append(path)
+        else:
+            others.append(path)
+    return images, others
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path).close()
+    except Exception:  # whatever the decoders raise, it is none
+        return False
+    return True
 
 
 def read_image(path: Path) -> np.ndarray[Any, Any]:

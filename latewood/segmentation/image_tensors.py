@@ -43,13 +43,15 @@ def pictures(images: Any, dtype: torch.dtype) -> tuple[list[Tensor], bool]:
         images = read_image(Path(images))
     elif not isinstance(images, Tensor | np.ndarray):
         images = image_array(images)
+    given = tuple(images.shape)
     values = images if isinstance(images, Tensor) else _channels_first(images)
+    del images  # one copy of a large image is enough
     if values.dim() == 2:
         values = values[None]
     if values.dim() not in (3, 4) or values.shape[-3] not in (1, 2, 3, 4) or values.numel() == 0:
         raise invalid(
             "images",
-            tuple(images.shape),
+            given,
             "(height, width), with 1 to 4 channels first in a tensor and last in an array, "
             "and a batch before that",
         )
@@ -60,15 +62,15 @@ def pictures(images: Any, dtype: torch.dtype) -> tuple[list[Tensor], bool]:
 def _channels_first(array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype.kind not in "buf" or array.dtype.itemsize > 8:
         raise invalid("images", str(array.dtype), "bool, uint8, uint16 or floats")
-    if array.dtype.byteorder == ">" or any(stride < 0 for stride in array.strides):
-        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
-    values = torch.from_numpy(np.array(array, copy=not array.flags.writeable, order="K"))
-    return values.movedim(-1, -3) if values.dim() > 2 else values
+    planes = np.moveaxis(array, -1, -3) if array.ndim > 2 else array
+    return torch.from_numpy(planes.astype(array.dtype.newbyteorder("="), order="C", copy=True))
 
 
 def _picture(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if _is_grey(values):
+        values = values[:1]
     if values.dtype in _FULL:
-        picture = values.to(dtype) / _FULL[values.dtype]
+        picture = values.contiguous().to(dtype).div_(_FULL[values.dtype])
     elif values.is_floating_point():
         picture = values.detach().to(dtype)
         low, high = (bound.item() for bound in picture.aminmax())
@@ -79,6 +81,13 @@ def _picture(values: Tensor, dtype: torch.dtype) -> Tensor:
     if len(picture) in (2, 4):
         picture, alpha = picture[:-1], picture[-1:]
         picture = picture * alpha + (1 - alpha)
-    if len(picture) == 3 and bool((picture == picture[:1]).all()):
+    if _is_grey(picture):
         picture = picture[:1]
     return picture.contiguous()
+
+
+def _is_grey(values: Tensor) -> bool:
+    """Whether three channels are equal; most images of three show in the first rows that not."""
+    if len(values) != 3:
+        return False
+    return all(bool((rows == rows[:1]).all()) for rows in (values[:, :64], values))

@@ -97,7 +97,7 @@ def segment(
     for group in _groups(small):
         some = torch.stack([small[i] for i in group])
         for i, result in zip(group, _segment(some, settings, start), strict=True):
-            mask = guided_upsample(result.mask, given[i])
+            mask = guided_upsample(result.mask, given[i], small=small[i])
             found[i] = replace(result, mask=mask)
     return found[0] if single else found
 

@@ -21,9 +21,13 @@ from latewood.segmentation.image_files import ENDINGS, find_images, read_image, 
 from latewood.segmentation.image_tensors import pictures
 from latewood.segmentation.metrics import mask_scores
 from latewood.segmentation.segment import Segmentation
+from latewood.segmentation.upsampling import downsample
 from latewood.terminal.progress import Track
 
 __all__ = ["Done", "means", "overlay", "segment_files"]
+
+PREVIEW = 256
+"""Pixels of the longer side of a preview."""
 
 _NO_MEMORY = re.compile("allocate memory|out of memory")
 
@@ -58,6 +62,8 @@ def segment_files(
     *,
     overlays: bool = False,
     truth: Path | None = None,
+    recursive: bool = False,
+    passed_over: list[Path] | None = None,
     track: Track | None = None,
 ) -> list[Done]:
     """Segments files and folders of images.
@@ -72,6 +78,8 @@ def segment_files(
         segmenter: from an image (1 or 3, height, width) in [0, 1] to its segmentation.
         overlays: also write images with the background darkened and the outline drawn.
         truth: folder of true masks, called NAME or NAME_mask, brighter than half in foreground.
+        recursive: folders inside folders too; ``out`` itself is left out.
+        passed_over: gets the files and folders that are not treated, see ``find_images``.
         track: ``track(items, title, total)`` yields the items and shows progress.
 
     Returns:
@@ -82,7 +90,12 @@ def segment_files(
             or true masks.
         WorkError: the results cannot be written.
     """
-    files = find_images(paths)
+    others: list[Path] = []
+    files = find_images(paths, recursive=recursive, passed_over=others)
+    if recursive:
+        files = [path for path in files if out.resolve() not in path.resolve().parents]
+    if passed_over is not None:
+        passed_over += [path for path in others if path.resolve() != out.resolve()]
     stems = {path.with_suffix("") for path in files}
     files = [path for path in files if not _is_mask(path, stems)]
     if truth is not None and not truth.is_dir():
@@ -122,14 +135,32 @@ def overlay(image: Tensor, mask: Tensor) -> np.ndarray[Any, Any]:
     shown = image.expand(3, -1, -1) * torch.where(mask, 1.0, 0.35)
     # As thick as people see it at any size.
     width = max(1, round(min(mask.shape) / 200))
-    grown = torch.nn.functional.max_pool2d(
-        torch.stack((mask, ~mask)).float(), 2 * width + 1, 1, width
-    )
-    outline = (grown[0] > 0) & (grown[1] > 0) & mask
+    outline = mask & _grown(~mask, width)
     yellow = torch.tensor([1.0, 0.85, 0.1]).view(3, 1, 1).to(image)
     shown = torch.where(outline, yellow, shown)
     pixels: np.ndarray[Any, Any] = (shown * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     return pixels
+
+
+def _grown(mask: Tensor, width: int) -> Tensor:
+    """A mask with all pixels added that are at most so many rows and columns away."""
+    planes = mask[None, None].to(torch.float32)
+    # Along the columns and then along the rows: as a square, for far less work.
+    for kernel, padding in (((2 * width + 1, 1), (width, 0)), ((1, 2 * width + 1), (0, width))):
+        planes = torch.nn.functional.max_pool2d(planes, kernel, 1, padding)
+    return planes[0, 0] > 0
+
+
+def _small(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and its mask with at most ``PREVIEW`` pixels a side."""
+    factor = max(mask.shape) / PREVIEW
+    if factor <= 1:
+        return image, mask
+    shorter = max(1, round(min(mask.shape) / factor))
+    small = downsample(image, shorter)
+    size = tuple(small.shape[-2:])
+    inside = torch.nn.functional.interpolate(mask[None, None].to(torch.uint8), size=size)
+    return small, inside[0, 0] > 0
 
 
 def _segment_file(
@@ -159,13 +190,11 @@ def _segment_file(
         one.scores = {name: value.item() for name, value in scores.items()}
     one.record = _record(one, found)
     Image.fromarray(found.mask.to(torch.uint8).numpy() * 255).save(out / f"{one.name}.png")
-    shown = overlay(image, found.mask)
     if overlays:
+        shown = overlay(image, found.mask)
         Image.fromarray(shown).save(out / f"{one.name}-overlay.jpg", quality=92)
-    preview = Image.fromarray(shown)
-    preview.thumbnail((256, 256))
     buffer = io.BytesIO()
-    preview.save(buffer, "JPEG", quality=82)
+    Image.fromarray(overlay(*_small(image, found.mask))).save(buffer, "JPEG", quality=82)
     one.preview = buffer.getvalue()
 
 
@@ -199,7 +228,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _record(one: Done, found: Segmentation) -> dict[str, Any]:
     return {
         "mask": f"{one.name}.png",
-        "foreground": found.mask.double().mean().item(),
+        "foreground": int(found.mask.count_nonzero()) / found.mask.numel(),
         "score": found.score,
         "diversity": found.diversity,
         "contrast": found.contrast,

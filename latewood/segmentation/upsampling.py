@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,9 @@ from torch import Tensor
 from latewood.errors import invalid
 
 __all__ = ["downsample", "guided_upsample"]
+
+STRIP = 4_000_000
+"""Pixels of a large image that are worked on at a time."""
 
 
 def downsample(image: Tensor, size: int) -> Tensor:
@@ -34,7 +39,12 @@ def downsample(image: Tensor, size: int) -> Tensor:
 
 
 def guided_upsample(
-    mask: Tensor, image: Tensor, *, radius: int = 4, smoothness: float = 1e-3
+    mask: Tensor,
+    image: Tensor,
+    *,
+    small: Tensor | None = None,
+    radius: int = 4,
+    smoothness: float = 1e-3,
 ) -> Tensor:
     """Brings a mask to the size of an image, so that its outline follows the image's edges.
 
@@ -45,6 +55,7 @@ def guided_upsample(
     Args:
         mask: bool, (height, width).
         image: (channels, large height, large width) in [0, 1].
+        small: the image at the size of the mask, if the caller has it.
         radius: half the side of the fitted windows, in pixels of the mask.
         smoothness: squared colour distance below which edges are not followed.
 
@@ -64,9 +75,11 @@ def guided_upsample(
     if tuple(shape) == tuple(image.shape[-2:]):
         return mask
     channels = len(image)
-    small = F.interpolate(
-        image[None], size=shape, mode="bilinear", antialias=True, align_corners=False
-    )[0].double()
+    if small is None:
+        small = F.interpolate(
+            image[None], size=shape, mode="bilinear", antialias=True, align_corners=False
+        )[0]
+    small = small.double()
     target = mask.to(torch.float64)[None]
 
     def mean(planes: Tensor) -> Tensor:
@@ -82,10 +95,33 @@ def guided_upsample(
     slope = torch.linalg.solve(spread.movedim((0, 1), (-2, -1)), shared.movedim(0, -1))
     slope = slope.movedim(-1, 0)
     offset = level - (slope * colour).sum(0, keepdim=True)
-    functions = F.interpolate(
-        mean(torch.cat((slope, offset)))[None].to(image.dtype),
-        size=image.shape[-2:],
-        mode="bilinear",
-        align_corners=False,
-    )[0]
-    return (functions[:-1] * image).sum(0) + functions[-1] > 0.5
+    functions = mean(torch.cat((slope, offset))).to(image.dtype)
+    enlarged = torch.empty(image.shape[-2:], dtype=torch.bool, device=image.device)
+    rows = max(1, STRIP // image.shape[-1])
+    for top in range(0, len(enlarged), rows):
+        strip = image[:, top : top + rows]
+        applied = _enlarged_rows(functions, top, strip.shape[-2:], len(enlarged))
+        enlarged[top : top + rows] = (applied[:-1] * strip).sum(0) + applied[-1] > 0.5
+    return enlarged
+
+
+def _enlarged_rows(planes: Tensor, top: int, shape: Sequence[int], height: int) -> Tensor:
+    """Rows of planes that are enlarged by bilinear interpolation, without the other rows.
+
+    Args:
+        planes: (n, small height, small width).
+        top: the first row.
+        shape: (rows, width) of what is wanted.
+        height: of all enlarged rows.
+
+    Returns:
+        (n, rows, width).
+    """
+    rows = torch.arange(top, top + shape[0], device=planes.device, dtype=torch.float64)
+    position = ((rows + 0.5) * planes.shape[1] / height - 0.5).clamp(min=0)
+    above = position.long().clamp(max=planes.shape[1] - 1)
+    below = (above + 1).clamp(max=planes.shape[1] - 1)
+    weight = (position - above).to(planes.dtype)[:, None]
+    between = torch.lerp(planes[:, above], planes[:, below], weight)
+    size = (between.shape[1], shape[1])
+    return F.interpolate(between[None], size=size, mode="bilinear", align_corners=False)[0]

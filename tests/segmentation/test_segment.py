@@ -23,6 +23,7 @@ from latewood.segmentation import (
     mask_scores,
     segment,
 )
+from latewood.segmentation.upsampling import _enlarged_rows, downsample, guided_upsample
 
 Blob = Callable[..., tuple[Tensor, Tensor]]
 
@@ -287,3 +288,24 @@ def test_reference_scores_on_the_shared_set() -> None:
         assert sum(one.iterations for one in found) / len(found) == pytest.approx(iterations, abs=1)
         robust = evaluate_masks([one.mask for one in segment(images, preset="robust")], truth)
         assert robust["iou_fixed"] > fixed
+
+
+@pytest.mark.parametrize("strip", [1, 100, 10_000])
+def test_large_images_are_worked_on_in_strips(
+    blob: Blob, monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    image, mask = blob(150, 131)
+    small = downsample(mask[None].float(), 40)[0] > 0.5
+    whole = guided_upsample(small, image)
+    monkeypatch.setattr("latewood.segmentation.upsampling.STRIP", strip)
+    assert torch.equal(guided_upsample(small, image), whole)
+
+
+def test_enlarged_rows_are_those_of_the_whole() -> None:
+    planes = torch.randn(3, 9, 7, generator=torch.Generator().manual_seed(0))
+    whole = torch.nn.functional.interpolate(
+        planes[None], size=(50, 31), mode="bilinear", align_corners=False
+    )[0]
+    for top, rows in ((0, 50), (0, 3), (20, 17), (49, 1)):
+        some = _enlarged_rows(planes, top, (rows, 31), 50)
+        torch.testing.assert_close(some, whole[:, top : top + rows], atol=1e-5, rtol=0)

@@ -18,7 +18,7 @@ from latewood.segmentation import Segmentation, segment
 from latewood.segmentation import image_files as files_module
 from latewood.segmentation.contact_sheet import render_sheet
 from latewood.segmentation.image_files import find_images, read_image, read_mask
-from latewood.segmentation.segment_files import Done, overlay, segment_files
+from latewood.segmentation.segment_files import Done, _grown, overlay, segment_files
 
 Blob = Callable[..., tuple[Tensor, Tensor]]
 
@@ -149,6 +149,39 @@ def test_finding_images(tmp_path: Path) -> None:
         find_images([tmp_path / "inner.png"])
     with pytest.raises(RequestError, match="none given"):
         find_images([])
+
+
+def test_what_is_passed_over_is_named(
+    array: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "images" / "out"
+    (images / "inner").mkdir(parents=True)
+    Image.fromarray(array).save(images / "one.png")
+    Image.fromarray(array).save(images / "noending", format="png")
+    Image.fromarray(array).save(images / "inner" / "one.jpg")
+    for name in ("photo.heic", "notes", ".hidden"):
+        (images / name).write_bytes(b"nothing of an image")
+    assert run(images, "--out", out, "--preset", "fast") == 0
+    shown = capsys.readouterr().out
+    assert "masks: 2" in shown
+    names = [images / "inner", images / "notes", images / "photo.heic"]
+    line = ", ".join(map(str, names))
+    assert f"passed over: {line} (--recursive enters folders)" in shown
+    assert "3 passed over" in (out / "index.html").read_text()
+    # A second time the results lie in a folder inside: they are no images of anybody's.
+    assert run(images, "--out", out, "--preset", "fast", "--recursive") == 0
+    shown = capsys.readouterr().out
+    assert "masks: 3" in shown and f"passed over: {names[1]}, {names[2]}" in shown
+    with pytest.raises(RequestError, match=r"beside inner; .*--recursive"):
+        only = tmp_path / "only"
+        (only / "inner").mkdir(parents=True)
+        find_images([only])
+
+
+def test_the_outline_is_as_wide_as_a_square_window_makes_it() -> None:
+    mask = torch.rand(60, 47, generator=torch.Generator().manual_seed(0)) > 0.97
+    window = torch.nn.functional.max_pool2d(mask[None].float(), 7, 1, 3)[0] > 0
+    assert torch.equal(_grown(mask, 3), window)
 
 
 def test_a_folder_with_defects(
