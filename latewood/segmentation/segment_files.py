@@ -92,10 +92,12 @@ def segment_files(
     """
     others: list[Path] = []
     files = find_images(paths, recursive=recursive, passed_over=others)
+    results = out.resolve()
     if recursive:
-        files = [path for path in files if out.resolve() not in path.resolve().parents]
+        files = [path for path in files if results not in path.resolve().parents]
     if passed_over is not None:
-        passed_over += [path for path in others if path.resolve() != out.resolve()]
+        foreign = ((path, path.resolve()) for path in others)
+        passed_over += [p for p, place in foreign if results not in (place, *place.parents)]
     stems = {path.with_suffix("") for path in files}
     files = [path for path in files if not _is_mask(path, stems)]
     if truth is not None and not truth.is_dir():
