@@ -170,7 +170,7 @@ def fit_channels(
 
     Args:
         bits: of each input channel: 1, 2, 3 or 4, or 0 for a channel that has left the layer. Three
-            bits need a 4-bit slot.
+            bits become 4, for which alone there are slots; this does not count as promotion.
         patterns: as in ``pattern_set``.
         taps: elements of the dot product in one channel: kernel height times width, 1 for linear
             layers.
@@ -178,8 +178,7 @@ def fit_channels(
             important ones are promoted. Without it the last ones are.
 
     Returns:
-        The fit; its ``bits`` say for each channel the width of its slot (0 stays 0, and 3 stays 3
-        in a slot of 4).
+        The fit; its ``bits`` say for each channel the width of its slot (0 stays 0).
 
     Raises:
         RequestError: other bits, taps or patterns, or an importance of another length or with NaN.
@@ -196,6 +195,7 @@ def fit_channels(
         width = channel_bits[channel]
         if width:
             channels[_WIDTHS[width]].append(channel)
+            channel_bits[channel] = 4 if width == 3 else width
     n4, n2, n1 = (len(members) for members in channels)
     fit = _fit((n4, n2, n1), pattern_set(patterns), tap_count)
     from2_to4, from1_to4, from1_to2 = _promotions((n4, n2, n1), fit.slots, tap_count)

@@ -127,10 +127,10 @@ def test_channels_fit_as_a_whole(bits, indices, taps):
         old <= new and (old == 0) == (new == 0) for old, new in zip(bits, fitted, strict=True)
     )
     assert taps * sum(old != new for old, new in zip(bits, fitted, strict=True)) == fit.promoted
-    widths = [sum(taps for width in fitted if width in group) for group in ((3, 4), (2,), (1,))]
+    widths = [sum(taps for width in fitted if width in group) for group in ((4,), (2,), (1,))]
     assert tuple(widths) == fit.occupied
     assert all(room >= 0 for room in fit.padding)
-    counts = [taps * sum(width in group for width in bits) for group in ((3, 4), (2,), (1,))]
+    counts = [taps * sum(width in group for width in bits) for group in ((4,), (2,), (1,))]
     assert fit.vectors >= vectors_needed(counts, indices | {19})
     if taps == 1:
         assert fit.vectors == vectors_needed(counts, indices | {19})
