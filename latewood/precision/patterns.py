@@ -140,7 +140,9 @@ def vectors_needed(counts: Sequence[int], patterns: int | Iterable[int | Pattern
     return fit_counts(counts, patterns).vectors
 
 
-def fit_counts(counts: Sequence[int], patterns: int | Iterable[int | Pattern]) -> PatternFit:
+def fit_counts(
+    counts: Sequence[int], patterns: int | Iterable[int | Pattern], *, promote: bool = True
+) -> PatternFit:
     """The registers of ``vectors_needed``: fewest, then fewest promoted, then lowest indices.
 
     Of several choices of patterns with as many registers and promoted elements, the one whose
@@ -149,11 +151,12 @@ def fit_counts(counts: Sequence[int], patterns: int | Iterable[int | Pattern]) -
     Args:
         counts: elements (n4, n2, n1) of 4, 2 and 1 bits.
         patterns: as in ``pattern_set``.
+        promote: whether elements may lie in wider slots than they need.
 
     Raises:
         RequestError: other counts, no such patterns, or none with slots wide enough.
     """
-    return _fit(_checked_counts(counts), pattern_set(patterns), 1)
+    return _fit(_checked_counts(counts), pattern_set(patterns), 1, promote)
 
 
 def fit_channels(
@@ -162,6 +165,7 @@ def fit_channels(
     *,
     taps: int = 1,
     importance: Tensor | Sequence[float] | None = None,
+    promote: bool = True,
 ) -> PatternFit:
     """Fits whole input channels to patterns, and says which of them are promoted.
 
@@ -176,6 +180,8 @@ def fit_channels(
             layers.
         importance: of each channel, such as its learned bits before they were rounded: the most
             important ones are promoted. Without it the last ones are.
+        promote: whether channels may lie in wider slots than they need; codes that are final
+            already cannot.
 
     Returns:
         The fit; its ``bits`` say for each channel the width of its slot (0 stays 0).
@@ -197,7 +203,7 @@ def fit_channels(
             channels[_WIDTHS[width]].append(channel)
             channel_bits[channel] = 4 if width == 3 else width
     n4, n2, n1 = (len(members) for members in channels)
-    fit = _fit((n4, n2, n1), pattern_set(patterns), tap_count)
+    fit = _fit((n4, n2, n1), pattern_set(patterns), tap_count, promote)
     from2_to4, from1_to4, from1_to2 = _promotions((n4, n2, n1), fit.slots, tap_count)
     for channel in channels[1][:from2_to4]:
         channel_bits[channel] = 4
@@ -215,12 +221,12 @@ def fit_channels(
     )
 
 
-def _fit(channels: Pattern, indices: tuple[int, ...], taps: int) -> PatternFit:
+def _fit(channels: Pattern, indices: tuple[int, ...], taps: int, promote: bool) -> PatternFit:
     n4, n2, n1 = channels
-    _require_wide_enough(channels, indices)
+    _require_slots(channels, indices, promote)
     if taps * (n4 + n2 + n1) > MOST_ELEMENTS:
         raise invalid("counts", taps * (n4 + n2 + n1), f"at most {MOST_ELEMENTS:,} elements")
-    chosen = fill_registers(channels, [PATTERNS[index] for index in indices], taps)
+    chosen = fill_registers(channels, [PATTERNS[index] for index in indices], taps, promote=promote)
     uses = tuple((index, times) for index, times in zip(indices, chosen, strict=True) if times > 0)
     g4, g2, g1 = (
         sum(PATTERNS[index][place] * times for index, times in uses) for place in range(3)
@@ -248,14 +254,18 @@ def _promotions(channels: Pattern, slots: tuple[int, int, int], taps: int) -> Pa
     return from2, from1 - from1_to2, from1_to2
 
 
-def _require_wide_enough(counts: Pattern, indices: tuple[int, ...]) -> None:
-    widest = max(4 if PATTERNS[index][0] else 2 if PATTERNS[index][1] else 1 for index in indices)
+def _require_slots(counts: Pattern, indices: tuple[int, ...], promote: bool) -> None:
+    there = {
+        bits
+        for index in indices
+        for bits, granules in zip((4, 2, 1), PATTERNS[index], strict=True)
+        if granules
+    }
     for bits, count in zip((4, 2, 1), counts, strict=True):
-        if count and bits > widest:
+        wide_enough = max(there) >= bits if promote else bits in there
+        if count and not wide_enough:
             shown = [PATTERNS[index] for index in indices]
-            raise invalid(
-                "patterns", shown, f"one with slots for the {count} elements of {bits} bits"
-            )
+            raise invalid("patterns", shown, f"one with slots for {count} times {bits} bits")
 
 
 def _index_of(pattern: int | Pattern) -> int:

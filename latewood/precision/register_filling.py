@@ -21,7 +21,9 @@ _ROW: Final = 2048
 """Bits of a row of reachable granules: 2-bit granules of at most 255 registers."""
 
 
-def fill_registers(channels: _Counts, patterns: Sequence[_Counts], taps: int = 1) -> list[int]:
+def fill_registers(
+    channels: _Counts, patterns: Sequence[_Counts], taps: int = 1, *, promote: bool = True
+) -> list[int]:
     """How many registers of each pattern: fewest in all, then fewest promoted, then lowest first.
 
     A channel has ``taps`` elements in slots of one width, which may be wider than it needs.
@@ -31,6 +33,7 @@ def fill_registers(channels: _Counts, patterns: Sequence[_Counts], taps: int = 1
         patterns: (g4, g2, g1) granules, in the order that decides ties; some as wide as the widest
             channel.
         taps: elements of a channel.
+        promote: whether channels may lie in wider slots; otherwise each width needs its own.
 
     Returns:
         A number of registers for each pattern.
@@ -40,10 +43,10 @@ def fill_registers(channels: _Counts, patterns: Sequence[_Counts], taps: int = 1
     # Up to here a search through everything that can be reached takes a fraction of a second.
     limit = 255 if len(patterns) <= 8 else 64
     if _lower_bound(channels, patterns, taps) <= limit:
-        chosen = _by_reachable_sums(channels, patterns, taps, limit)
+        chosen = _by_reachable_sums(channels, patterns, taps, limit, promote)
         if chosen is not None:
             return chosen
-    return _by_integer_program(channels, patterns, taps)
+    return _by_integer_program(channels, patterns, taps, promote)
 
 
 def _lower_bound(channels: _Counts, patterns: Sequence[_Counts], taps: int) -> int:
@@ -58,7 +61,7 @@ def _lower_bound(channels: _Counts, patterns: Sequence[_Counts], taps: int) -> i
 
 
 def _by_reachable_sums(
-    channels: _Counts, patterns: Sequence[_Counts], taps: int, limit: int
+    channels: _Counts, patterns: Sequence[_Counts], taps: int, limit: int, promote: bool
 ) -> list[int] | None:
     """Follows all sums of granules that 0, 1, 2, ... registers reach; None beyond ``limit``.
 
@@ -74,13 +77,13 @@ def _by_reachable_sums(
             sums |= reachable[-1] << shift
         reachable.append(sums)
         if vectors >= least:
-            targets = _best_sums(channels, taps, vectors, sums)
+            targets = _best_sums(channels, taps, vectors, sums, promote)
             if targets:
                 return _first_way(targets, reachable, shifts)
     return None
 
 
-def _best_sums(channels: _Counts, taps: int, vectors: int, sums: int) -> int:
+def _best_sums(channels: _Counts, taps: int, vectors: int, sums: int, promote: bool) -> int:
     """Those of the reachable sums that hold all channels with the fewest promotions."""
     rows = 8 * vectors + 1
     packed = np.frombuffer(sums.to_bytes(rows * _ROW // 8, "little"), dtype=np.uint8)
@@ -89,9 +92,11 @@ def _best_sums(channels: _Counts, taps: int, vectors: int, sums: int) -> int:
     room4, room2 = 4 * g4 // taps, 8 * g2 // taps
     room1 = 16 * (rows - 1 - g4 - g2) // taps
     fits = (room4 >= c4) & (room4 + room2 >= c4 + c2) & (room4 + room2 + room1 >= c4 + c2 + c1)
+    promoted = np.maximum(0, c2 - room2) + np.maximum(0, c1 - room1)
+    if not promote:
+        fits &= promoted == 0
     if not fits.any():
         return 0
-    promoted = np.maximum(0, c2 - room2) + np.maximum(0, c1 - room1)
     best = np.flatnonzero(fits & (promoted == promoted[fits].min()))
     return sum(1 << (_ROW * int(g4[place]) + int(g2[place])) for place in best)
 
@@ -109,7 +114,9 @@ def _first_way(targets: int, reachable: list[int], shifts: list[int]) -> list[in
     return chosen
 
 
-def _by_integer_program(channels: _Counts, patterns: Sequence[_Counts], taps: int) -> list[int]:
+def _by_integer_program(
+    channels: _Counts, patterns: Sequence[_Counts], taps: int, promote: bool = True
+) -> list[int]:
     """The same for layers of many registers, one integer program for each criterion.
 
     Unknowns are the registers of each pattern and the channels moved from 2 to 4, 1 to 4 and 1 to 2
@@ -127,7 +134,7 @@ def _by_integer_program(channels: _Counts, patterns: Sequence[_Counts], taps: in
     ]
     least = [taps * c4, taps * c2, taps * c1, -c1]
     most = np.full(number + 3, np.inf)
-    most[number:] = c2, c1, c1
+    most[number:] = (c2, c1, c1) if promote else 0
     vectors = np.concatenate([np.ones(number), np.zeros(3)])
     moved = np.concatenate([np.zeros(number), np.ones(3)])
     criteria = [vectors, moved]

@@ -123,6 +123,7 @@ def test_bounds_and_larger_sets(counts, indices, more):
 def test_channels_fit_as_a_whole(bits, indices, taps):
     fit = fit_channels(bits, indices | {19}, taps=taps)
     fitted = fit.bits.tolist()
+    bits = [4 if width == 3 else width for width in bits]
     assert all(
         old <= new and (old == 0) == (new == 0) for old, new in zip(bits, fitted, strict=True)
     )
@@ -137,6 +138,20 @@ def test_channels_fit_as_a_whole(bits, indices, taps):
     # What was fitted fits: nothing is promoted again.
     again = fit_channels(fitted, indices | {19}, taps=taps)
     assert (again.vectors, again.promoted) == (fit.vectors, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(COUNTS, SETS)
+def test_without_promotion_every_width_has_its_own_slots(counts, indices):
+    fit = fit_counts(counts, indices | {19}, promote=False)
+    assert (fit.promoted, fit.occupied) == (0, counts)
+    assert all(room >= 0 for room in fit.padding)
+    assert fit.vectors >= vectors_needed(counts, indices | {19})
+    if fit_counts(counts, indices | {19}).promoted == 0:
+        assert fit == fit_counts(counts, indices | {19})
+    patterns = [PATTERNS[index] for index in sorted(indices | {19})]
+    if sum(counts) % 7 == 0 and any(counts):
+        assert sum(_by_integer_program(counts, patterns, 1, False)) == fit.vectors
 
 
 def test_the_most_important_channels_are_promoted():
@@ -169,8 +184,9 @@ def test_nothing_and_very_much():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: vectors_needed((1, 0, 0), [(0, 8, 0)]), "1 elements of 4 bits"),
-        (lambda: vectors_needed((0, 3, 0), [0]), "3 elements of 2 bits"),
+        (lambda: vectors_needed((1, 0, 0), [(0, 8, 0)]), "1 times 4 bits"),
+        (lambda: vectors_needed((0, 3, 0), [0]), "3 times 2 bits"),
+        (lambda: fit_channels([2], [(8, 0, 0)], promote=False), "1 times 2 bits"),
         (lambda: vectors_needed((1, -1, 0), 4), r"counts: got \(1, -1, 0\)"),
         (lambda: vectors_needed((1, 2), 4), "counts"),
         (lambda: vectors_needed((1.0, 2, 3), 4), "counts"),

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from latewood.precision.simd.layer_program import LayerRun, run_layer
 from latewood.precision.simd.machine import Machine
+from latewood.precision.simd.machine_layer import MachineLayer, lay_out, reference_accumulators
 from latewood.precision.simd.register_format import pack_registers, unpack_registers
+from latewood.precision.simd.trace import TraceWriter, read_trace, replay
 
-__all__ = ["Machine", "pack_registers", "unpack_registers"]
+__all__ = [
+    "LayerRun",
+    "Machine",
+    "MachineLayer",
+    "TraceWriter",
+    "lay_out",
+    "pack_registers",
+    "read_trace",
+    "reference_accumulators",
+    "replay",
+    "run_layer",
+    "unpack_registers",
+]
