@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+from latewood.precision.formats import (
+    InputFormat,
+    WeightFormat,
+    input_format,
+    quantized_layers,
+    remove_formats,
+    restore_formats,
+    weight_format,
+)
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
 
-__all__ = ["bits_of", "code", "quantize", "s_of", "value"]
+__all__ = [
+    "InputFormat",
+    "WeightFormat",
+    "bits_of",
+    "code",
+    "input_format",
+    "quantize",
+    "quantized_layers",
+    "remove_formats",
+    "restore_formats",
+    "s_of",
+    "value",
+    "weight_format",
+]
