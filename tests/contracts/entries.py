@@ -41,7 +41,7 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
                 "activations": True,
                 "patterns": 4,
                 "palette": "three_levels",
-                "noise": {"lr": 0.5, "initial_bits": 6.0, "scale": "fan_in"},
+                "noise": {"lr": 1.0, "initial_bits": 6.0, "scale": "fan_in"},
             },
         ],
         "structured_sparsification": [
