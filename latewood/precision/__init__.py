@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from latewood.precision.formats import (
+    InputFormat,
+    WeightFormat,
+    input_format,
+    quantized_layers,
+    remove_formats,
+    restore_formats,
+    weight_format,
+)
+from latewood.precision.learned_precision import LearnedPrecision
+from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
 from latewood.precision.patterns import (
     PATTERN_SETS,
@@ -17,15 +28,24 @@ from latewood.precision.patterns import (
 __all__ = [
     "PATTERNS",
     "PATTERN_SETS",
+    "InputFormat",
+    "LearnedPrecision",
+    "NoiseSettings",
     "PatternFit",
+    "WeightFormat",
     "bits_of",
     "code",
     "fit_channels",
     "fit_counts",
+    "input_format",
     "pattern_index",
     "pattern_set",
     "quantize",
+    "quantized_layers",
+    "remove_formats",
+    "restore_formats",
     "s_of",
     "value",
     "vectors_needed",
+    "weight_format",
 ]
