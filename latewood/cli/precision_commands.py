@@ -83,9 +83,9 @@ def explore(
         track=lambda layers: track(layers, "layers", len(layers)),
     )
     rows = done.table(most)
-    front = len(done.pareto)
-    tried = "all" if done.exhaustive else "the best-looking"
-    title = f"{front:,} of {tried} {len(done.sets):,} sets of {size} that no other one beats"
+    tried = f"{len(done.sets) + done.unfit:,} sets of {size} tried"
+    unfit = f", {done.unfit:,} of them without slots wide enough" if done.unfit else ""
+    title = f"{tried}{unfit}; {len(done.pareto):,} that no other one beats"
     print_table(rows, title=title)
     print_table(done.baselines(), title="Other machines")
     if counted.left_out:

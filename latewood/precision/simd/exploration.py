@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from latewood.precision.simd.machine_costs import (
     baseline_cost,
 )
 from latewood.precision.simd.pareto import pareto_front
-from latewood.precision.simd.set_search import UNFIT, SetSearch, pattern_sets
+from latewood.precision.simd.set_search import UNFIT, SetSearch, fit_sets, pattern_sets
 from latewood.precision.simd.set_totals import SetTotals
 
 __all__ = ["Exploration", "PatternChoice", "explore"]
@@ -311,13 +311,15 @@ def _evaluated(
     *,
     exhaustive: bool = True,
 ) -> Exploration:
-    search = SetSearch(sets)
+    # Sets of five and more are few, and have very many smaller ones.
+    one_by_one = sets.shape[1] > LARGEST_EXHAUSTIVE
+    fit = partial(fit_sets, sets) if one_by_one else SetSearch(sets).fit
     granules = np.array(PATTERNS, dtype=np.int64)[sets]
     fits = np.ones(len(sets), dtype=np.bool_)
     total = SetTotals(len(sets), constants)
     shown = layers if track is None else track(layers)
     for layer, curvature in zip(shown, curvatures, strict=True):
-        done = search.fit(layer.counts)
+        done = fit(layer.counts)
         fits &= done.vectors != UNFIT
         vectors = np.where(done.vectors == UNFIT, 0, done.vectors)
         g4, g2 = ((done.uses * granules[..., place]).sum(axis=1) for place in range(2))

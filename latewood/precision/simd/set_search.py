@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from latewood.errors import invalid
-from latewood.precision.patterns import PATTERNS
+from latewood.errors import RequestError, invalid
+from latewood.precision.patterns import PATTERNS, fit_counts
 from latewood.precision.simd.choice_search import ChoiceSearch, choices
 
-__all__ = ["UNFIT", "SetFits", "SetSearch", "pattern_sets"]
+__all__ = ["UNFIT", "SetFits", "SetSearch", "fit_sets", "pattern_sets"]
 
 EXHAUSTIVE_VECTORS: Final = 24
 """Up to so many registers every choice of patterns is tried; beyond, those near the relaxation."""
@@ -56,6 +56,29 @@ def pattern_sets(size: int, candidates: Sequence[int] = range(45)) -> NDArray[np
     return np.fromiter(chosen, dtype=np.int64).reshape(-1, size)
 
 
+def fit_sets(sets: NDArray[np.integer], counts: tuple[int, int, int]) -> SetFits:
+    """Fits a layer to sets of any size, one after the other, by ``fit_counts``.
+
+    Args:
+        sets: (n, size) indices of patterns.
+        counts: (n4, n2, n1) elements.
+    """
+    fits = SetFits(
+        np.full(len(sets), UNFIT, dtype=np.int64),
+        np.zeros(len(sets), dtype=np.int64),
+        np.zeros(sets.shape, dtype=np.int64),
+    )
+    for place, members in enumerate(sets.tolist()):
+        try:
+            fit = fit_counts(counts, members)
+        except RequestError:
+            continue
+        uses = dict(fit.uses)
+        fits.vectors[place], fits.promoted[place] = fit.vectors, fit.promoted
+        fits.uses[place] = [uses.get(index, 0) for index in members]
+    return fits
+
+
 class SetSearch:
     """Fits layers to n pattern sets of one size.
 
@@ -67,12 +90,12 @@ class SetSearch:
     nearly always the best.
 
     Args:
-        sets: (n, size) indices of patterns, each row ascending.
+        sets: (n, size) indices of up to four patterns, each row ascending.
     """
 
     def __init__(self, sets: NDArray[np.integer]) -> None:
-        if sets.ndim != 2 or sets.shape[1] < 1:
-            raise invalid("sets", sets.shape, "a shape of (number of sets, patterns of a set)")
+        if sets.ndim != 2 or not 1 <= sets.shape[1] <= 4:
+            raise invalid("sets", sets.shape, "a shape of (number of sets, 1 to 4 patterns)")
         self.sets = sets.astype(np.int64)
         granules = np.array(PATTERNS, dtype=np.int64)
         self._g4, self._g2 = granules[self.sets, 0], granules[self.sets, 1]
@@ -81,7 +104,7 @@ class SetSearch:
         self._known: dict[tuple[int, int, int], SetFits] = {}
         self._without: list[tuple[int, NDArray[np.int64]]] = []
         if size > 1:
-            parts = _Subsets(self.sets, size - 1) if size > 4 else self._subsets[size - 2]
+            parts = self._subsets[size - 2]
             self._smaller = SetSearch(parts.unique)
             # The smaller sets leave out the last pattern first.
             self._without = [(size - 1 - i, parts.of_set[:, i]) for i in range(size)]
