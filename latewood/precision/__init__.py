@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latewood.precision.allocation import Allocation, allocate, curvature_of
 from latewood.precision.formats import (
     InputFormat,
     WeightFormat,
@@ -28,13 +29,16 @@ from latewood.precision.patterns import (
 __all__ = [
     "PATTERNS",
     "PATTERN_SETS",
+    "Allocation",
     "InputFormat",
     "LearnedPrecision",
     "NoiseSettings",
     "PatternFit",
     "WeightFormat",
+    "allocate",
     "bits_of",
     "code",
+    "curvature_of",
     "fit_channels",
     "fit_counts",
     "input_format",
