@@ -32,6 +32,8 @@ Objective = Literal["energy_delay", "vectors", "cycles", "energy", "promoted"]
 
 LARGEST_EXHAUSTIVE: Final = 4
 LARGEST_SET: Final = 8
+MOST_MACS: Final = 1 << 56
+"""More than that would overflow counts of 64 bits."""
 
 _UJ: Final = 1e-6
 
@@ -248,10 +250,13 @@ def explore(
         track: shows progress; yields the layers that it is given.
 
     Raises:
-        RequestError: no layers, layers that are none, a size out of range, or candidates without
-            slots that are wide enough.
+        RequestError: no layers, layers that are none or too large, a size out of range, or
+            candidates without slots that are wide enough.
     """
     layers = as_layers(network, example_inputs, bits)
+    macs = sum(layer.macs + layer.elements * layer.outputs for layer in layers)
+    if macs > MOST_MACS:
+        raise invalid("network", f"{macs:,} multiply-accumulates", f"at most {MOST_MACS:,}")
     indices = pattern_set(candidates)
     size = _checked_size(size, len(indices))
     if isinstance(curvature, int | float):

@@ -116,6 +116,8 @@ def as_layers(
             reasons = listed([f"{name}: {why}" for name, why in counted.left_out.items()])
             raise invalid("network", type(network).__name__, f"layers of 1, 2 or 4 bits; {reasons}")
         return counted.layers
+    if not isinstance(network, Iterable):
+        raise invalid("network", network, "a module, or a list of layers")
     layers = tuple(_record(entry, place) for place, entry in enumerate(network))
     if not layers:
         raise invalid("network", "no layers", "at least one layer")

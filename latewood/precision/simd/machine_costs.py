@@ -66,7 +66,7 @@ class MachineConstants:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value >= 0:
+            if not isinstance(value, int | float | np.number) or not value >= 0:
                 raise invalid(name, value, "a number, 0 or more")
         for name in ("mac_rate", "load_rate", "bandwidth", "tile_positions", "tile_outputs"):
             if not getattr(self, name) > 0:

@@ -248,6 +248,11 @@ def test_empty_and_one_pattern():
     [
         (lambda: explore([]), "at least one layer"),
         (lambda: explore([3]), "layer 0: got 3"),
+        (lambda: explore(None), "network: got None"),
+        (
+            lambda: explore([LayerCounts("huge", (10**6, 0, 0), 10**9, 10**9)], size=1),
+            "network: got '1,000,000,001,000,000,000,000,000 multiply",
+        ),
         (lambda: explore(LAYERS, size=9), "size: got 9"),
         (lambda: explore(LAYERS, size=0), "size: got 0"),
         (lambda: explore(LAYERS, size=2.0), "size: got 2.0"),

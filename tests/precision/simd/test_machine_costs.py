@@ -129,6 +129,7 @@ def test_numbers_of_numpy_and_very_large_ones():
         (lambda: energy(45), "patterns: got 45"),
         (lambda: energy(0, per="bit"), "per: got 'bit'"),
         (lambda: MachineConstants(mac_rate=0), "mac_rate: got 0"),
+        (lambda: MachineConstants(add8="x"), "add8: got 'x'"),
         (lambda: MachineConstants(add8=-1.0), "add8: got -1.0"),
         (lambda: MachineConstants(dram=float("nan")), "dram: got nan"),
         (lambda: LayerCounts("conv", (1, 2), 3), "conv: got"),
