@@ -86,8 +86,8 @@ class SetSearch:
     patterns. Those choices are tried for all sets together, from the number of registers that the
     linear relaxation needs to that of the smaller sets, in the order of their indices, so that ties
     are broken as in ``fit_counts``. Where more than ``EXHAUSTIVE_VECTORS`` are needed, all but a
-    dozen registers or so follow the relaxation's solution; then the result is one that fits, and
-    nearly always the best.
+    dozen registers or so follow the relaxation's solution; then the result is one that fits, though
+    in about one case of twenty not the best.
 
     Args:
         sets: (n, size) indices of up to four patterns, each row ascending.
