@@ -11,10 +11,14 @@ from latewood.precision.formats import (
     restore_formats,
     weight_format,
 )
+from latewood.precision.learned_precision import LearnedPrecision
+from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
 
 __all__ = [
     "InputFormat",
+    "LearnedPrecision",
+    "NoiseSettings",
     "WeightFormat",
     "bits_of",
     "code",
