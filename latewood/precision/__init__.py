@@ -14,20 +14,38 @@ from latewood.precision.formats import (
 from latewood.precision.learned_precision import LearnedPrecision
 from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
+from latewood.precision.patterns import (
+    PATTERN_SETS,
+    PATTERNS,
+    PatternFit,
+    fit_channels,
+    fit_counts,
+    pattern_index,
+    pattern_set,
+    vectors_needed,
+)
 
 __all__ = [
     "InputFormat",
     "LearnedPrecision",
     "NoiseSettings",
+    "PATTERNS",
+    "PATTERN_SETS",
+    "PatternFit",
     "WeightFormat",
     "bits_of",
     "code",
+    "fit_channels",
+    "fit_counts",
     "input_format",
+    "pattern_index",
+    "pattern_set",
     "quantize",
     "quantized_layers",
     "remove_formats",
     "restore_formats",
     "s_of",
     "value",
+    "vectors_needed",
     "weight_format",
 ]
