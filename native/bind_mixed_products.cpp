@@ -151,7 +151,9 @@ std::unique_ptr<MixedProduct> prepare(nb::handle codes, nb::handle mask, nb::han
   std::vector<bool> on_grid(channels), by_table[3];
   for (std::int64_t c = 0; c < channels; ++c) {
     const int bits = weights.bits[c];
-    require(width[c] >= 1 && width[c] <= 8 && bits >= 1 && bits <= 8, "bits are out of range");
+    require(width[c] <= 8 && bits <= 8 && !width[c] == !bits, "bits are out of range");
+    // Channels of 0 bits have left: their inputs are not read.
+    product->beyond.push_back(bits ? std::uint8_t(~((1 << width[c]) - 1)) : 0);
     widest_weight = std::max(widest_weight, bits);
     widest = std::max<int>(widest, width[c]);
     product->scale.push_back(float(1 << width[c]) / 4);
@@ -160,11 +162,12 @@ std::unique_ptr<MixedProduct> prepare(nb::handle codes, nb::handle mask, nb::han
   for (std::int64_t n = 0; n < outputs; ++n)
     for (std::int64_t c = 0; c < channels; ++c)
       for (std::int64_t t = 0; t < taps; ++t)
-        require(weights.codes[weights.at(n, c, t)] >> weights.bits[c] == 0,
+        require(!weights.bits[c] || weights.codes[weights.at(n, c, t)] >> weights.bits[c] == 0,
                 "a code is out of range");
   for (int w = 1; w <= 2; ++w) by_table[w].assign(channels, false);
   for (std::int64_t c = 0; c < channels; ++c) {
     const int w = width[c];
+    if (w == 0) continue;
     // The two signs of a pruned weight take the place of a second plane.
     const bool table = w == weights.bits[c] && (w == 1 || (w == 2 && !weights.mask)) &&
                        std::count(widths_by_table.begin(), widths_by_table.end(), w) > 0;
@@ -212,7 +215,7 @@ std::unique_ptr<MixedProduct> prepare(nb::handle codes, nb::handle mask, nb::han
       for (std::int64_t c = 0; c < channels; ++c)
         for (std::int64_t t = 0; t < taps; ++t) {
           const std::int64_t i = weights.at(n, c, t);
-          if (!weights.present(i)) continue;
+          if (!weights.present(i) || !weights.bits[c]) continue;
           const std::uint32_t sum =
               std::uint32_t(weights.odd(i, c) * (1 << (widest_weight - weights.bits[c] + widest)));
           product->tap_sums[t * outputs + n] += sum;
@@ -264,7 +267,7 @@ bool run(const MixedProduct &product, nb::handle source, nb::handle target, nb::
   // A band's operands stay in the cache, and there are bands enough for the threads.
   const std::int64_t row_bytes = g.stride_y * g.width * product.position_bytes;
   std::int64_t band = std::max<std::int64_t>(4 / std::min<std::int64_t>(g.out_width, 4),
-                                             (std::int64_t{1} << 17) / std::max<std::int64_t>(row_bytes, 1));
+                                             (std::int64_t{1} << 15) / std::max<std::int64_t>(row_bytes, 1));
   if (threads > 1) {
     const std::int64_t wanted = (images * g.out_height + threads - 1) / threads;
     const std::int64_t whole = g.out_width == 1 ? (wanted + 3) / 4 * 4 : wanted;

@@ -56,6 +56,7 @@ struct MixedProduct {
   MixedProduct(const MixedProduct &) = delete;
   std::int64_t outputs, channels, taps, position_bytes;
   std::vector<std::uint8_t> bits;      // of the inputs, by channel
+  std::vector<std::uint8_t> beyond;    // by channel: the bits that a code may not have
   std::vector<float> scale, half;      // by channel: cells in a unit, half of their number
   std::vector<std::int32_t> order;     // channel by place; `channels` stands for none
   bool in_order;                       // places are channels

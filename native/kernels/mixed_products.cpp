@@ -61,7 +61,7 @@ inline void quantise(const float *numbers, float alpha, float shift, Scale scale
     const float number = numbers[i] / alpha - shift;
     nan |= number != number;
     const float cell = std::floor(number * scale(i)) + half(i);
-    codes[i] = std::uint8_t(int(std::max(0.0f, std::min(cell, 2 * half(i) - 1))));
+    codes[i] = std::uint8_t(std::int32_t(std::max(0.0f, std::min(cell, 2 * half(i) - 1))));
   }
   *bad |= nan;
 }
@@ -81,10 +81,10 @@ void pack_rows(const MixedProduct &product, const MixedInput &input, std::int64_
       quantise(input.numbers + from, input.alpha, input.shift, [=](std::int64_t k) { return scale[k]; },
                [=](std::int64_t k) { return half[k]; }, codes, channels, bad);
     } else {
-      const std::uint8_t *const bits = product.bits.data();
+      const std::uint8_t *const beyond = product.beyond.data();
       const std::uint8_t *const source = input.codes + from;
-      int over = 0;
-      for (std::int64_t k = 0; k < channels; ++k) over |= source[k] >> bits[k];
+      std::uint8_t over = 0;
+      for (std::int64_t k = 0; k < channels; ++k) over |= source[k] & beyond[k];
       *bad |= over;
       if (product.in_order) row = source;
       else std::copy(source, source + channels, codes);
@@ -145,10 +145,10 @@ void pack_planes(const MixedProduct &product, const MixedInput &input, std::int6
       quantise(input.numbers + from, input.alpha, input.shift, [=](std::int64_t) { return scale; },
                [=](std::int64_t) { return half; }, row, n, bad);
     } else {
-      const int bits = product.bits[c];
-      int over = 0;
-      for (std::int64_t i = 0; i < n; ++i) over |= (row[i] = input.codes[from + i]) >> bits;
-      *bad |= over;
+      const std::uint8_t *const source = input.codes + from;
+      std::uint8_t any = 0;
+      for (std::int64_t i = 0; i < n; ++i) any |= row[i] = source[i];
+      *bad |= any & product.beyond[c];
     }
   }
   std::fill(codes + channels * n, codes + (channels + 1) * n, std::uint8_t(0));

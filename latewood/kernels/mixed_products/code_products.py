@@ -21,8 +21,9 @@ class CodeWeights:
 
     Args:
         codes: uint8, (outputs, channels, kernel height, kernel width).
-        bits: of the weights, uint8, (channels,), 1 to 8.
-        input_bits: of the inputs, like ``bits``.
+        bits: of the weights, uint8, (channels,), 1 to 8, or 0 for a channel that has left, whose
+            codes count nothing.
+        input_bits: of the inputs, like ``bits``, 0 at the same channels.
         mask: which weights are there, bool, of the shape of ``codes``; None if all are.
         never_negative: whether an input of code u stands for 2u + 1 in place of
             2u - (2^bits - 1).
@@ -37,14 +38,15 @@ class CodeWeights:
     @property
     def unit(self) -> float:
         """What a sum of 1 is worth where weights and inputs are numbers of the grid."""
-        return float(2.0 ** (2 - int(self.bits.max()) - int(self.input_bits.max())))
+        widest = int(self.bits.max()) + int(self.input_bits.max()) if self.bits.numel() else 2
+        return float(2.0 ** (2 - widest))
 
     def grid_weights(self) -> Tensor:
         """The odd integers of the weights in the unit of the widest, 0 where masked; int64."""
         widest = int(self.bits.max())
         shape = (-1, 1, 1)
         width = self.bits.to(torch.int64).reshape(shape)
-        numbers = odd_integers(self.codes, width) << (widest - width)
+        numbers = (odd_integers(self.codes, width) << (widest - width)) * (width > 0)
         return numbers if self.mask is None else numbers * self.mask
 
     def grid_inputs(self, codes: Tensor, axis: int) -> Tensor:
@@ -145,7 +147,8 @@ def require_codes(name: str, codes: Tensor, bits: Tensor, axis: int) -> None:
     """
     shape = [1] * codes.dim()
     shape[axis] = -1
-    over = codes >> bits.to(codes.device).reshape(shape)
+    width = bits.to(codes.device).reshape(shape)
+    over = (codes >> width) * (width > 0)
     if codes.numel() and bool(over.any()):
         raise over_bits(name)
 
@@ -166,7 +169,7 @@ def largest_sum(weights: CodeWeights) -> int:
     if not width.numel():
         return 0
     one = torch.ones_like(width)
-    most = ((one << width) - 1) << (width.max() - width)
+    most = ((one << width) - 1) << (width.max() - width)  # 0 for 0 bits
     inputs = (one << (of_inputs + 1 if weights.never_negative else of_inputs)) - 1
     total = int((most * (inputs << (of_inputs.max() - of_inputs))).sum()) * taps
     if total > _LARGEST:
