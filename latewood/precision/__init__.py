@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
 from latewood.precision.formats import (
     InputFormat,
     WeightFormat,
@@ -14,6 +15,8 @@ from latewood.precision.formats import (
 from latewood.precision.learned_precision import LearnedPrecision
 from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
+from latewood.precision.packed_layers import PackedConv2d, PackedLinear
+from latewood.precision.packed_model import LeftLayer, PackedModel, load_packed, pack
 from latewood.precision.patterns import (
     PATTERN_SETS,
     PATTERNS,
@@ -28,9 +31,13 @@ from latewood.precision.patterns import (
 __all__ = [
     "InputFormat",
     "LearnedPrecision",
+    "LeftLayer",
     "NoiseSettings",
     "PATTERNS",
     "PATTERN_SETS",
+    "PackedConv2d",
+    "PackedLinear",
+    "PackedModel",
     "PatternFit",
     "WeightFormat",
     "bits_of",
@@ -38,6 +45,10 @@ __all__ = [
     "fit_channels",
     "fit_counts",
     "input_format",
+    "load_packed",
+    "mixed_conv2d",
+    "mixed_matmul",
+    "pack",
     "pattern_index",
     "pattern_set",
     "quantize",

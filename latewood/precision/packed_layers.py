@@ -206,18 +206,22 @@ class PackedLayer(nn.Module):
                 self._buffers[name] = buffer.to(moved.device)
         return self
 
-    def _versions(self) -> tuple[Any, ...]:
+    def _marks(self) -> tuple[list[Tensor], list[int]]:
         """What tells whether a buffer was replaced or written to."""
-        return tuple(
-            (buffer, None if buffer.is_inference() else buffer._version)
-            for buffer in self._buffers_of_call()
-        )
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                # Such a tensor does not count what is written to it.
+                with torch.inference_mode(False):
+                    self._buffers[name] = buffer.clone()
+        buffers = self._buffers_of_call()
+        return buffers, [buffer._version for buffer in buffers]
 
     def _current(self, cache: tuple[Any, ...] | None) -> bool:
         if cache is None:
             return False
-        for (one, version), (other, now) in zip(cache[0], self._versions(), strict=True):
-            if one is not other or version != now:
+        buffers, versions = cache[0]
+        for now, buffer, version in zip(self._buffers.values(), buffers, versions, strict=True):
+            if now is not buffer or buffer._version != version:
                 return False
         return True
 
@@ -242,7 +246,7 @@ class PackedLayer(nn.Module):
                 scale.contiguous(),
                 self.bias.cpu().contiguous(),
             )
-            self._cache = (self._versions(), PreparedProduct(weights), affine)
+            self._cache = (self._marks(), PreparedProduct(weights), affine)
         assert self._cache is not None
         return self._cache[1], self._cache[2]
 
@@ -257,7 +261,7 @@ class PackedLayer(nn.Module):
             if mask is not None:
                 grid = torch.where(mask, grid, 0.0)
             outputs = self.weight_scale.cpu().reshape(-1, *(1,) * (len(self.shape) - 1))
-            self._float_cache = (self._versions(), (grid * outputs).to(self.bias.device))
+            self._float_cache = (self._marks(), (grid * outputs).to(self.bias.device))
         assert self._float_cache is not None
         weight: Tensor = self._float_cache[1]
         return weight

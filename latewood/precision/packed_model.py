@@ -17,7 +17,7 @@ from latewood.precision.packed_file import read_graph, write_graph
 from latewood.precision.packed_graph import NetworkGraph, export_graph, graph_module
 from latewood.precision.packed_layers import PackedLayer
 
-__all__ = ["PackedModel", "load_packed", "pack"]
+__all__ = ["LeftLayer", "PackedModel", "load_packed", "pack"]
 
 _LARGEST_DIFFERENCE: Final = 0.25
 """Of the size of the outputs: more than numbers make that round to the other side of a border."""
