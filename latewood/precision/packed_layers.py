@@ -428,9 +428,9 @@ def _(
     return inputs.new_empty((inputs.shape[0], shape[0], *sizes))
 
 
-_LAYERS: dict[int, tuple[Tensor, PackedLayer]] = {}
-"""Layers that graphs call, by the identity of their codes, which are held so that it stays theirs."""
-_MOST_LAYERS = 1024
+_LAYERS: dict[tuple[object, ...], PackedLayer] = {}
+"""Layers that graphs call, by where their codes lie; they hold these, so that the place stays theirs."""
+_MOST_LAYERS: Final = 256
 
 
 def _layer_of(
@@ -442,9 +442,8 @@ def _layer_of(
     kind: str,
 ) -> PackedLayer:
     """A layer with these buffers; the one of the last call if they are the same."""
-    key = (buffers[0].data_ptr(), *shape, *taps)
-    known = _LAYERS.get(hash(key))
-    layer = None if known is None else known[1]
+    key = (buffers[0].data_ptr(), *shape, *taps, never_negative, masked)
+    layer = _LAYERS.get(key)
     if layer is not None and all(
         _same_memory(layer._buffers[name], buffer)
         for name, buffer in zip(BUFFERS, buffers, strict=True)
@@ -453,7 +452,7 @@ def _layer_of(
     made = PackedLayer.of_buffers(dict(zip(BUFFERS, buffers, strict=True)), shape, never_negative, masked, taps)
     if len(_LAYERS) >= _MOST_LAYERS:
         _LAYERS.pop(next(iter(_LAYERS)))
-    _LAYERS[hash(key)] = (buffers[0], made)
+    _LAYERS[key] = made
     return made
 
 
