@@ -161,10 +161,14 @@ class InputHook:
         """The layer's arguments with the first one as the layer reads it."""
         inputs = module._modules[_NAME]
         assert isinstance(inputs, InputPrecision)
-        for transformation in module.parametrizations[self.parameter_name]:  # type: ignore[index]
-            if isinstance(transformation, WeightPrecision):
-                return with_first(args, kwargs, lambda given: inputs(given, transformation))
-        return args, kwargs
+        weight = precision_of(module, self.parameter_name)
+        return with_first(args, kwargs, lambda given: inputs(given, weight))
+
+
+def precision_of(layer: nn.Module, parameter_name: str) -> WeightPrecision:
+    """The ``WeightPrecision`` on a weight that has one."""
+    stack = layer.parametrizations[parameter_name]  # type: ignore[index]
+    return next(part for part in stack if isinstance(part, WeightPrecision))
 
 
 def attach_input(layer: nn.Module, axis: int, *, learned: bool) -> InputPrecision:

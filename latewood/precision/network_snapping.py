@@ -44,9 +44,7 @@ def chosen_bits(
     groups = learned_groups(precisions.values(), all_of=True)
     levels = palette
     if levels == "two_levels":
-        pair = two_levels(
-            groups.bits, groups.counts, groups.curvature, price=price, average=target
-        )
+        pair = two_levels(groups.bits, groups.counts, groups.curvature, price=price, average=target)
         levels = tuple(sorted(set(pair)))
     positive = tuple(level for level in levels if level)
     chosen = nearest_levels(groups.bits, positive)
@@ -84,7 +82,9 @@ def fitted_bits(
     Returns:
         uint8 of the shape of ``bits``; no channel has fewer than before.
     """
-    fit = fit_channels(bits.flatten().cpu(), patterns, taps=taps, importance=learned.flatten().cpu())
+    fit = fit_channels(
+        bits.flatten().cpu(), patterns, taps=taps, importance=learned.flatten().cpu()
+    )
     assert fit.bits is not None
     return fit.bits.view(bits.shape).to(bits.device)
 

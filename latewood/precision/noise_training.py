@@ -87,9 +87,8 @@ def move_s(precision: WeightPrecision, *, lr: float, taken: int, price: float) -
     """
     s = precision.s
     assert s is not None
-    before, mean, square, slope, weight = (
-        getattr(precision, name) for name in ("s_before", "mean", "square", "slope", "weight_of_slope")
-    )
+    before, mean, square = precision.s_before, precision.mean, precision.square
+    slope, weight = precision.slope, precision.weight_of_slope
     s.copy_(before)
     gradient = s.grad
     # fp16's scaler skips such a step, and so does s.
