@@ -116,7 +116,9 @@ ProductSegment &add_segment(MixedProduct *product, ProductMethod method, int mos
   segment.begin = begin;
   segment.groups = (std::int64_t(product->order.size()) - begin) / in_group;
   segment.where = product->position_bytes;
-  product->position_bytes += segment.groups * (method == ProductMethod::lookup ? 16 : 4);
+  // Whole tables lie at multiples of their size.
+  const std::int64_t bytes = segment.groups * (method == ProductMethod::lookup ? 16 : 4);
+  product->position_bytes += (bytes + 15) / 16 * 16;
   return segment;
 }
 
@@ -222,6 +224,7 @@ std::unique_ptr<MixedProduct> prepare(nb::handle codes, nb::handle mask, nb::han
           product->all_taps[n] += sum;
         }
   }
+  product->uniform = std::count(width, width + channels, width[0]) == channels;
   product->in_order = std::int64_t(product->order.size()) == channels;
   for (std::size_t j = 0; j < product->order.size(); ++j)
     product->in_order = product->in_order && product->order[j] == std::int32_t(j);

@@ -60,6 +60,7 @@ struct MixedProduct {
   std::vector<float> scale, half;      // by channel: cells in a unit, half of their number
   std::vector<std::int32_t> order;     // channel by place; `channels` stands for none
   bool in_order;                       // places are channels
+  bool uniform;                        // all inputs have the same bits
   std::vector<std::int32_t> gain, base;  // by place: an input of code u is gain u - base on the grid
   // Of inputs whose values are never negative, by tap and output, and of all taps together: what
   // the weights there add for the half of the grid by which these are higher.

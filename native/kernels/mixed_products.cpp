@@ -39,31 +39,71 @@ const Tables &all_tables() {
   return tables;
 }
 
-// The table of four codes, one a byte, the first in the lowest.
-inline const std::uint8_t *table_of(const Tables &tables, std::uint32_t codes, int bits) {
-  return bits == 1 ? tables.one[codes * 0x08040201u >> 24 & 15]
-                   : tables.two[codes * 0x40100401u >> 24];
+// The tables of n groups of four codes each, one code a byte, the first in the lowest. Bytes may lie
+// anywhere, so that what does not change must not be read again in the loop.
+template <int Bits>
+inline void write_tables(const Tables &tables, const std::uint8_t *__restrict codes,
+                         std::int64_t step, std::int64_t n, std::uint8_t *__restrict target,
+                         std::int64_t stride) {
+  for (std::int64_t g = 0; g < n; ++g) {
+    std::uint32_t quad;
+    std::memcpy(&quad, codes + step * g, 4);
+    const std::uint8_t *const table = Bits == 1 ? tables.one[quad * 0x08040201u >> 24 & 15]
+                                                : tables.two[quad * 0x40100401u >> 24];
+    std::memcpy(target + stride * g, table, 16);
+  }
 }
 
 struct Scratch {
   std::vector<std::uint8_t> codes, sorted;
   AlignedBytes operands;
-  std::vector<std::int32_t> constants;
+  std::vector<std::int32_t> constants, row_constants;
   std::vector<std::uint32_t> quads;
+  std::vector<const std::uint8_t *> positions;
 };
 
-// The codes of n numbers of one channel, or of one number of n channels each. Accumulates in `bad`.
-template <typename Scale, typename Half>
-inline void quantise(const float *numbers, float alpha, float shift, Scale scale, Half half,
-                     std::uint8_t *codes, std::int64_t n, int *bad) {
+// The codes of n numbers, of one channel or of n channels. Whether one was NaN.
+template <bool OneChannel>
+inline int quantise(const float *__restrict numbers, float alpha, float shift,
+                    const float *__restrict scale, const float *__restrict half,
+                    std::uint8_t *__restrict codes, std::int64_t n) {
+  const float only_scale = scale[0], only_half = half[0];
   int nan = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     const float number = numbers[i] / alpha - shift;
     nan |= number != number;
-    const float cell = std::floor(number * scale(i)) + half(i);
-    codes[i] = std::uint8_t(std::int32_t(std::max(0.0f, std::min(cell, 2 * half(i) - 1))));
+    const float middle = OneChannel ? only_half : half[i];
+    const float cell = std::floor(number * (OneChannel ? only_scale : scale[i])) + middle;
+    codes[i] = std::uint8_t(std::int32_t(std::max(0.0f, std::min(cell, 2 * middle - 1))));
   }
-  *bad |= nan;
+  return nan;
+}
+
+inline int beyond_bits(const std::uint8_t *__restrict codes, const std::uint8_t *__restrict beyond,
+                       std::int64_t n) {
+  std::uint8_t over = 0;
+  for (std::int64_t k = 0; k < n; ++k) over |= codes[k] & beyond[k];
+  return over;
+}
+
+inline void gather(const std::uint8_t *__restrict codes, const std::int32_t *__restrict order,
+                   std::uint8_t *__restrict sorted, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; ++j) sorted[j] = codes[order[j]];
+}
+
+// Values on the grid, and their sum.
+template <typename T>
+inline std::int32_t write_values(const std::uint8_t *__restrict codes,
+                                 const std::int32_t *__restrict gain,
+                                 const std::int32_t *__restrict base, T *__restrict values,
+                                 std::int64_t n) {
+  std::int32_t total = 0;
+  for (std::int64_t j = 0; j < n; ++j) {
+    const std::int32_t value = gain[j] * codes[j] - base[j];
+    values[j] = T(value);
+    total += value;
+  }
+  return total;
 }
 
 // Positions one after the other, channels adjacent in memory.
@@ -72,59 +112,70 @@ void pack_rows(const MixedProduct &product, const MixedInput &input, std::int64_
                int *bad) {
   const Tables &tables = all_tables();
   const std::int64_t channels = product.channels, places = std::int64_t(product.order.size());
-  std::uint8_t *const codes = scratch->codes.data();
+  const std::int64_t stride = product.position_bytes;
+  const bool in_order = product.in_order, uniform = product.uniform;
+  std::uint8_t *const buffer = scratch->codes.data(), *const sorted = scratch->sorted.data();
   const float *const scale = product.scale.data(), *const half = product.half.data();
-  for (std::int64_t i = 0; i < n; ++i, operands += product.position_bytes) {
+  const std::uint8_t *const beyond = product.beyond.data();
+  const std::int32_t *const order = product.order.data(), *const gain = product.gain.data();
+  const std::int32_t *const base = product.base.data();
+  for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t from = start + i * input.column_stride;
-    const std::uint8_t *row = codes;
+    const std::uint8_t *row = buffer;
     if (input.numbers) {
-      quantise(input.numbers + from, input.alpha, input.shift, [=](std::int64_t k) { return scale[k]; },
-               [=](std::int64_t k) { return half[k]; }, codes, channels, bad);
+      const float *const numbers = input.numbers + from;
+      *bad |= uniform ? quantise<true>(numbers, input.alpha, input.shift, scale, half, buffer, channels)
+                      : quantise<false>(numbers, input.alpha, input.shift, scale, half, buffer, channels);
     } else {
-      const std::uint8_t *const beyond = product.beyond.data();
-      const std::uint8_t *const source = input.codes + from;
-      std::uint8_t over = 0;
-      for (std::int64_t k = 0; k < channels; ++k) over |= source[k] & beyond[k];
-      *bad |= over;
-      if (product.in_order) row = source;
-      else std::copy(source, source + channels, codes);
+      row = input.codes + from;
+      *bad |= beyond_bits(row, beyond, channels);
+      if (!in_order) std::memcpy(buffer, row, std::size_t(channels));
     }
-    if (!product.in_order) {
-      codes[channels] = 0;
-      std::uint8_t *const sorted = scratch->sorted.data();
-      const std::int32_t *const order = product.order.data();
-      for (std::int64_t j = 0; j < places; ++j) sorted[j] = codes[order[j]];
+    if (!in_order) {
+      buffer[channels] = 0;
+      gather(buffer, order, sorted, places);
       row = sorted;
     }
     std::int32_t constant = 0;
     for (const ProductSegment &segment : product.segments) {
-      std::uint8_t *const target = operands + segment.where;
-      const std::uint8_t *const source = row + segment.begin;
-      const std::int32_t *const gain = product.gain.data() + segment.begin;
-      const std::int32_t *const base = product.base.data() + segment.begin;
+      std::uint8_t *const target = operands + i * stride + segment.where;
+      const std::int64_t begin = segment.begin, groups = segment.groups;
       if (segment.method == ProductMethod::lookup) {
-        for (std::int64_t g = 0; g < segment.groups; ++g) {
-          std::uint32_t quad;
-          std::memcpy(&quad, source + 4 * g, 4);
-          std::memcpy(target + 16 * g, table_of(tables, quad, segment.bits), 16);
-        }
+        if (segment.bits == 1) write_tables<1>(tables, row + begin, 4, groups, target, 16);
+        else write_tables<2>(tables, row + begin, 4, groups, target, 16);
         constant += segment.constant;
       } else if (segment.method == ProductMethod::bytes) {
-        std::int8_t *const values = reinterpret_cast<std::int8_t *>(target);
-        std::int32_t total = 0;
-        for (std::int64_t j = 0; j < 4 * segment.groups; ++j) {
-          const std::int32_t value = gain[j] * source[j] - base[j];
-          values[j] = std::int8_t(value);
-          total += value;
-        }
+        const std::int32_t total =
+            write_values(row + begin, gain + begin, base + begin,
+                         reinterpret_cast<std::int8_t *>(target), 4 * groups);
         constant -= segment.factor * segment.offset * total;
       } else {
-        std::int16_t *const values = reinterpret_cast<std::int16_t *>(target);
-        for (std::int64_t j = 0; j < 2 * segment.groups; ++j)
-          values[j] = std::int16_t(gain[j] * source[j] - base[j]);
+        write_values(row + begin, gain + begin, base + begin,
+                     reinterpret_cast<std::int16_t *>(target), 2 * groups);
       }
     }
     constants[i] = constant;
+  }
+}
+
+// Four rows of bytes side by side.
+inline void interleave(const std::uint8_t *__restrict p0, const std::uint8_t *__restrict p1,
+                       const std::uint8_t *__restrict p2, const std::uint8_t *__restrict p3,
+                       std::uint32_t *__restrict quads, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i)
+    quads[i] = std::uint32_t(p0[i]) | std::uint32_t(p1[i]) << 8 | std::uint32_t(p2[i]) << 16 |
+               std::uint32_t(p3[i]) << 24;
+}
+
+// Adds the values of one channel to the groups that it belongs to.
+inline void place_values(const std::uint8_t *__restrict codes, std::int32_t gain, std::int32_t base,
+                         std::uint32_t mask, int shift, std::int32_t weight,
+                         std::uint32_t *__restrict quads, std::int32_t *__restrict constants,
+                         std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int32_t value = gain * codes[i] - base;
+    quads[i] |= (std::uint32_t(value) & mask) << shift;
+    constants[i] -= weight * value;
   }
 }
 
@@ -133,61 +184,52 @@ void pack_planes(const MixedProduct &product, const MixedInput &input, std::int6
                  std::int64_t n, std::uint8_t *operands, std::int32_t *constants,
                  Scratch *scratch, int *bad) {
   const Tables &tables = all_tables();
-  const std::int64_t channels = product.channels;
-  scratch->codes.resize(std::size_t((channels + 1) * n));
+  const std::int64_t channels = product.channels, stride = product.position_bytes;
+  scratch->codes.resize(std::max(scratch->codes.size(), std::size_t((channels + 1) * n)));
   scratch->quads.resize(std::size_t(n));
   std::uint8_t *const codes = scratch->codes.data();
   for (std::int64_t c = 0; c < channels; ++c) {
     const std::int64_t from = start + c * input.channel_stride;
     std::uint8_t *const row = codes + c * n;
     if (input.numbers) {
-      const float scale = product.scale[c], half = product.half[c];
-      quantise(input.numbers + from, input.alpha, input.shift, [=](std::int64_t) { return scale; },
-               [=](std::int64_t) { return half; }, row, n, bad);
+      if (product.bits[c])
+        *bad |= quantise<true>(input.numbers + from, input.alpha, input.shift, &product.scale[c],
+                               &product.half[c], row, n);
     } else {
       const std::uint8_t *const source = input.codes + from;
       std::uint8_t any = 0;
-      for (std::int64_t i = 0; i < n; ++i) any |= row[i] = source[i];
+      for (std::int64_t i = 0; i < n; ++i) any |= source[i];
+      std::memcpy(row, source, std::size_t(n));
       *bad |= any & product.beyond[c];
     }
   }
   std::fill(codes + channels * n, codes + (channels + 1) * n, std::uint8_t(0));
   std::fill(constants, constants + n, 0);
   std::uint32_t *const quads = scratch->quads.data();
-  const std::int64_t stride = product.position_bytes;
   for (const ProductSegment &segment : product.segments) {
+    const bool lookup = segment.method == ProductMethod::lookup;
+    const bool bytes = segment.method == ProductMethod::bytes;
+    const int in_group = bytes || lookup ? 4 : 2;
+    const std::int32_t weight = bytes ? segment.factor * segment.offset : 0;
     for (std::int64_t g = 0; g < segment.groups; ++g) {
-      if (segment.method == ProductMethod::lookup) {
-        const std::int32_t *const order = product.order.data() + segment.begin + 4 * g;
-        const std::uint8_t *const p0 = codes + order[0] * n, *const p1 = codes + order[1] * n;
-        const std::uint8_t *const p2 = codes + order[2] * n, *const p3 = codes + order[3] * n;
-        for (std::int64_t i = 0; i < n; ++i)
-          quads[i] = std::uint32_t(p0[i]) | std::uint32_t(p1[i]) << 8 | std::uint32_t(p2[i]) << 16 |
-                     std::uint32_t(p3[i]) << 24;
-        std::uint8_t *target = operands + segment.where + 16 * g;
-        for (std::int64_t i = 0; i < n; ++i, target += stride)
-          std::memcpy(target, table_of(tables, quads[i], segment.bits), 16);
+      const std::int64_t place = segment.begin + g * in_group;
+      const std::int32_t *const order = product.order.data() + place;
+      std::uint8_t *const target = operands + segment.where + (lookup ? 16 : 4) * g;
+      if (lookup) {
+        interleave(codes + order[0] * n, codes + order[1] * n, codes + order[2] * n,
+                   codes + order[3] * n, quads, n);
+        const std::uint8_t *const four = reinterpret_cast<const std::uint8_t *>(quads);
+        if (segment.bits == 1) write_tables<1>(tables, four, 4, n, target, stride);
+        else write_tables<2>(tables, four, 4, n, target, stride);
         continue;
       }
-      const bool bytes = segment.method == ProductMethod::bytes;
-      const int in_group = bytes ? 4 : 2;
-      for (int k = 0; k < in_group; ++k) {
-        const std::int64_t place = segment.begin + g * in_group + k;
-        const std::uint8_t *const row = codes + product.order[place] * n;
-        const std::int32_t gain = product.gain[place], base = product.base[place];
-        const std::int32_t weight = bytes ? segment.factor * segment.offset : 0;
-        const int shift = bytes ? 8 * k : 16 * k;
-        const std::uint32_t mask = bytes ? 0xffu : 0xffffu;
-        for (std::int64_t i = 0; i < n; ++i) {
-          const std::int32_t value = gain * row[i] - base;
-          quads[i] = (k ? quads[i] : 0) | (std::uint32_t(value) & mask) << shift;
-          constants[i] -= weight * value;
-        }
-      }
-      std::uint8_t *target = operands + segment.where + 4 * g;
-      for (std::int64_t i = 0; i < n; ++i, target += stride) std::memcpy(target, &quads[i], 4);
+      std::fill(quads, quads + n, 0u);
+      for (int k = 0; k < in_group; ++k)
+        place_values(codes + order[k] * n, product.gain[place + k], product.base[place + k],
+                     bytes ? 0xffu : 0xffffu, bytes ? 8 * k : 16 * k, weight, quads, constants, n);
+      for (std::int64_t i = 0; i < n; ++i) std::memcpy(target + i * stride, quads + i, 4);
     }
-    if (segment.method == ProductMethod::lookup)
+    if (lookup)
       for (std::int64_t i = 0; i < n; ++i) constants[i] += segment.constant;
   }
 }
@@ -234,32 +276,22 @@ void add_tap_sums(const MixedProduct &product, const MixedGeometry &geometry, st
   }
 }
 
-void write_tile(const MixedOutput &output, std::int64_t out_width, std::int64_t first, int m,
-                std::int64_t n, std::int64_t count, const std::uint32_t *sums) {
-  for (int r = 0; r < m; ++r) {
-    const std::int64_t position = first + r;
-    const std::int64_t to = position / out_width * output.row_stride +
-                            position % out_width * output.column_stride +
-                            n * output.channel_stride;
-    const std::uint32_t *const row = sums + r * block_outputs;
-    if (output.sums) {
-      std::int32_t *const target = output.sums + to;
-      if (output.channel_stride == 1)
-        for (std::int64_t k = 0; k < count; ++k) target[k] = std::int32_t(row[k]);
-      else
-        for (std::int64_t k = 0; k < count; ++k)
-          target[k * output.channel_stride] = std::int32_t(row[k]);
-    } else {
-      float *const target = output.numbers + to;
-      const float *const scale = output.scale + n, *const bias = output.bias + n;
-      if (output.channel_stride == 1)
-        for (std::int64_t k = 0; k < count; ++k)
-          target[k] = float(std::int32_t(row[k])) * scale[k] + bias[k];
-      else
-        for (std::int64_t k = 0; k < count; ++k)
-          target[k * output.channel_stride] = float(std::int32_t(row[k])) * scale[k] + bias[k];
-    }
-  }
+inline void write_sums(const std::uint32_t *__restrict sums, std::int32_t *__restrict target,
+                       std::int64_t stride, std::int64_t n) {
+  if (stride == 1) std::memcpy(target, sums, std::size_t(n) * 4);
+  else
+    for (std::int64_t k = 0; k < n; ++k) target[k * stride] = std::int32_t(sums[k]);
+}
+
+inline void write_numbers(const std::uint32_t *__restrict sums, const float *__restrict scale,
+                          const float *__restrict bias, float *__restrict target,
+                          std::int64_t stride, std::int64_t n) {
+  if (stride == 1)
+    for (std::int64_t k = 0; k < n; ++k)
+      target[k] = float(std::int32_t(sums[k])) * scale[k] + bias[k];
+  else
+    for (std::int64_t k = 0; k < n; ++k)
+      target[k * stride] = float(std::int32_t(sums[k])) * scale[k] + bias[k];
 }
 
 }  // namespace
@@ -276,7 +308,7 @@ bool mixed_band(const MixedProduct &product, const MixedGeometry &geometry,
   const std::int64_t bytes = product.position_bytes;
   scratch.operands.resize(std::size_t(rows * columns * bytes + 64));
   scratch.constants.assign(std::size_t(rows * columns), 0);
-  scratch.codes.resize(std::size_t(product.channels + 1));
+  scratch.codes.resize(std::max(scratch.codes.size(), std::size_t(product.channels + 1)));
   scratch.sorted.resize(product.order.size() + 4);
   std::uint8_t *const operands = scratch.operands.get();
   std::int32_t *const constants = scratch.constants.data();
@@ -308,27 +340,44 @@ bool mixed_band(const MixedProduct &product, const MixedGeometry &geometry,
       steps.push_back(y * geometry.dilation_y * columns + x * geometry.dilation_x);
       taps.push_back(steps.back() * bytes);
     }
+  // Where the operands of each output position start, and what does not depend on the output.
   const std::int64_t count = (last - first) * geometry.out_width;
+  scratch.positions.resize(std::size_t(count));
+  scratch.row_constants.resize(std::size_t(count));
+  for (std::int64_t p = 0, y = 0; y < last - first; ++y)
+    for (std::int64_t x = 0; x < geometry.out_width; ++x, ++p) {
+      const std::int64_t place = y * geometry.stride_y * columns + x * geometry.stride_x;
+      std::uint32_t constant = 0;
+      for (const std::int64_t step : steps) constant += std::uint32_t(constants[place + step]);
+      scratch.positions[p] = operands + place * bytes;
+      scratch.row_constants[p] = std::int32_t(constant);
+    }
   alignas(64) std::uint32_t sums[4 * block_outputs];
+  const bool higher = !product.tap_sums.empty();
   for (std::int64_t n = 0; n < product.outputs; n += block_outputs) {
+    const std::int64_t left = std::min<std::int64_t>(block_outputs, product.outputs - n);
+    std::int64_t y = first, x = 0;
     for (std::int64_t p = 0; p < count; p += 4) {
       const int m = int(std::min<std::int64_t>(4, count - p));
-      const std::uint8_t *positions[4];
+      std::int64_t targets[4];
       for (int r = 0; r < m; ++r) {
-        const std::int64_t y = (p + r) / geometry.out_width, x = (p + r) % geometry.out_width;
-        const std::int64_t place = y * geometry.stride_y * columns + x * geometry.stride_x;
-        positions[r] = operands + place * bytes;
-        std::uint32_t constant = 0;
-        for (const std::int64_t step : steps) constant += std::uint32_t(constants[place + step]);
         std::uint32_t *const row = sums + r * block_outputs;
-        std::fill(row, row + block_outputs, constant);
-        if (!product.tap_sums.empty())
-          add_tap_sums(product, geometry, (first + y) * geometry.stride_y - geometry.top,
+        std::fill(row, row + block_outputs, std::uint32_t(scratch.row_constants[p + r]));
+        if (higher)
+          add_tap_sums(product, geometry, y * geometry.stride_y - geometry.top,
                        x * geometry.stride_x - geometry.left, n, row);
+        targets[r] = y * output.row_stride + x * output.column_stride + n * output.channel_stride;
+        if (++x == geometry.out_width) ++y, x = 0;
       }
-      add_tile(product, positions, m, taps.data(), n, sums);
-      write_tile(output, geometry.out_width, first * geometry.out_width + p, m, n,
-                 std::min<std::int64_t>(block_outputs, product.outputs - n), sums);
+      add_tile(product, scratch.positions.data() + p, m, taps.data(), n, sums);
+      for (int r = 0; r < m; ++r) {
+        const std::uint32_t *const row = sums + r * block_outputs;
+        if (output.sums)
+          write_sums(row, output.sums + targets[r], output.channel_stride, left);
+        else
+          write_numbers(row, output.scale + n, output.bias + n, output.numbers + targets[r],
+                        output.channel_stride, left);
+      }
     }
   }
   return true;
