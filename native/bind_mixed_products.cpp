@@ -298,7 +298,6 @@ bool run(const MixedProduct &product, nb::handle source, nb::handle target, nb::
                              factors,
                              addends,
                              target_channels_last ? 1 : out_plane,
-                             target_channels_last ? g.out_width * outputs : g.out_width,
                              target_channels_last ? outputs : 1};
     try {
       if (!LATEWOOD_DISPATCH(mixed_band, product, g, input, output, first, last)) bad = true;

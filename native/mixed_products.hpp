@@ -87,7 +87,7 @@ struct MixedOutput {
   std::int32_t *sums;
   float *numbers;
   const float *scale, *bias;
-  std::int64_t channel_stride, row_stride, column_stride;
+  std::int64_t channel_stride, position_stride;
 };
 
 }  // namespace latewood

@@ -46,6 +46,7 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "nodes": graph.nodes,
         "output": graph.output,
         "left": left,
+        "channels_last": graph.channels_last,
         "layers": [
             [name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()
         ],
@@ -122,7 +123,13 @@ def _graph(parts: dict[str, Tensor]) -> tuple[NetworkGraph, list[list[Any]]]:
     codes, values = _Reader(parts["codes"]), _Reader(parts["values"])
     layers = {entry[0]: _unpacked(entry[1:], codes, values) for entry in description["layers"]}
     tensors = {name: values.tensor(dtype, shape) for name, dtype, shape in description["tensors"]}
-    graph = NetworkGraph(description["nodes"], layers, tensors, description["output"])
+    graph = NetworkGraph(
+        description["nodes"],
+        layers,
+        tensors,
+        description["output"],
+        bool(description["channels_last"]),
+    )
     left = [[str(name), str(reason), int(count)] for name, reason, count in description["left"]]
     return graph, left
 

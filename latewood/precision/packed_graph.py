@@ -41,12 +41,14 @@ class NetworkGraph:
         layers: packed layers by name.
         tensors: everything else by name.
         output: the form of what is returned.
+        channels_last: whether images go in with adjacent channels.
     """
 
     nodes: list[list[Any]] = field(default_factory=list)
     layers: dict[str, PackedLayer] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
+    channels_last: bool = False
 
 
 def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> NetworkGraph:

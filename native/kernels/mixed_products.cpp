@@ -276,22 +276,22 @@ void add_tap_sums(const MixedProduct &product, const MixedGeometry &geometry, st
   }
 }
 
-inline void write_sums(const std::uint32_t *__restrict sums, std::int32_t *__restrict target,
-                       std::int64_t stride, std::int64_t n) {
-  if (stride == 1) std::memcpy(target, sums, std::size_t(n) * 4);
-  else
-    for (std::int64_t k = 0; k < n; ++k) target[k * stride] = std::int32_t(sums[k]);
-}
-
-inline void write_numbers(const std::uint32_t *__restrict sums, const float *__restrict scale,
-                          const float *__restrict bias, float *__restrict target,
-                          std::int64_t stride, std::int64_t n) {
-  if (stride == 1)
-    for (std::int64_t k = 0; k < n; ++k)
-      target[k] = float(std::int32_t(sums[k])) * scale[k] + bias[k];
-  else
-    for (std::int64_t k = 0; k < n; ++k)
-      target[k * stride] = float(std::int32_t(sums[k])) * scale[k] + bias[k];
+// Some positions by up to 64 outputs, from sums with the outputs of a position together. Positions lie
+// `step` elements apart, outputs `stride`: one of the two is 1.
+template <typename T, typename Convert>
+inline void write_block(const std::uint32_t *__restrict sums, std::int64_t positions,
+                        std::int64_t outputs, T *__restrict target, std::int64_t step,
+                        std::int64_t stride, const Convert &convert) {
+  if (stride == 1) {
+    for (std::int64_t p = 0; p < positions; ++p)
+      for (std::int64_t k = 0; k < outputs; ++k)
+        target[p * step + k] = convert(sums[p * block_outputs + k], k);
+  } else {
+    // A cache line of positions at a time.
+    for (std::int64_t k = 0; k < outputs; ++k)
+      for (std::int64_t p = 0; p < positions; ++p)
+        target[k * stride + p * step] = convert(sums[p * block_outputs + k], k);
+  }
 }
 
 }  // namespace
@@ -352,31 +352,37 @@ bool mixed_band(const MixedProduct &product, const MixedGeometry &geometry,
       scratch.positions[p] = operands + place * bytes;
       scratch.row_constants[p] = std::int32_t(constant);
     }
-  alignas(64) std::uint32_t sums[4 * block_outputs];
+  constexpr std::int64_t block = 16;
+  alignas(64) std::uint32_t sums[block * block_outputs];
   const bool higher = !product.tap_sums.empty();
   for (std::int64_t n = 0; n < product.outputs; n += block_outputs) {
     const std::int64_t left = std::min<std::int64_t>(block_outputs, product.outputs - n);
     std::int64_t y = first, x = 0;
-    for (std::int64_t p = 0; p < count; p += 4) {
-      const int m = int(std::min<std::int64_t>(4, count - p));
-      std::int64_t targets[4];
-      for (int r = 0; r < m; ++r) {
-        std::uint32_t *const row = sums + r * block_outputs;
-        std::fill(row, row + block_outputs, std::uint32_t(scratch.row_constants[p + r]));
+    for (std::int64_t start = 0; start < count; start += block) {
+      const std::int64_t end = std::min(start + block, count);
+      for (std::int64_t p = start; p < end; ++p) {
+        std::uint32_t *const row = sums + (p - start) * block_outputs;
+        std::fill(row, row + block_outputs, std::uint32_t(scratch.row_constants[p]));
         if (higher)
           add_tap_sums(product, geometry, y * geometry.stride_y - geometry.top,
                        x * geometry.stride_x - geometry.left, n, row);
-        targets[r] = y * output.row_stride + x * output.column_stride + n * output.channel_stride;
         if (++x == geometry.out_width) ++y, x = 0;
       }
-      add_tile(product, scratch.positions.data() + p, m, taps.data(), n, sums);
-      for (int r = 0; r < m; ++r) {
-        const std::uint32_t *const row = sums + r * block_outputs;
-        if (output.sums)
-          write_sums(row, output.sums + targets[r], output.channel_stride, left);
-        else
-          write_numbers(row, output.scale + n, output.bias + n, output.numbers + targets[r],
-                        output.channel_stride, left);
+      for (std::int64_t p = start; p < end; p += 4)
+        add_tile(product, scratch.positions.data() + p, int(std::min<std::int64_t>(4, end - p)),
+                 taps.data(), n, sums + (p - start) * block_outputs);
+      const std::int64_t to = (first * geometry.out_width + start) * output.position_stride +
+                              n * output.channel_stride;
+      if (output.sums) {
+        write_block(sums, end - start, left, output.sums + to, output.position_stride,
+                    output.channel_stride,
+                    [](std::uint32_t sum, std::int64_t) { return std::int32_t(sum); });
+      } else {
+        const float *const scale = output.scale + n, *const bias = output.bias + n;
+        write_block(sums, end - start, left, output.numbers + to, output.position_stride,
+                    output.channel_stride, [=](std::uint32_t sum, std::int64_t k) {
+                      return float(std::int32_t(sum)) * scale[k] + bias[k];
+                    });
       }
     }
   }
