@@ -309,8 +309,8 @@ class LearnedPrecision(EndsOnce):
         """Bits and what they cost.
 
         Returns:
-            "bits" (average of the learned ones, as real numbers until they snap), "bits/snapped"
-            (their average as rounded by the palette), "bits/all" (with the layers of 8 bits),
+            "bits" (average of the learned ones, as real numbers until they snap), "rounded_bits"
+            (their average as rounded by the palette), "all_bits" (with the layers of 8 bits),
             "bytes" (of all these weights), "price" (lambda), "snapped" (0 or 1), "share/<bits>" (of
             the weights whose bits are learned) and "bits/<layer>"; after ``finalize`` the last.
         """

@@ -54,8 +54,8 @@ def precision_metrics(
                 shares[min(levels, key=lambda width: abs(width - level))] += part
     return {
         "bits": real / max(learned, 1.0),
-        "bits/snapped": rounded / max(learned, 1.0),
-        "bits/all": everything / max(total, 1.0),
+        "rounded_bits": rounded / max(learned, 1.0),
+        "all_bits": everything / max(total, 1.0),
         "bytes": everything / 8,
         "price": price,
         "snapped": float(snapped),

@@ -33,7 +33,7 @@ from latewood.experiments.registry import (
     replicate,
 )
 from latewood.models import mlp
-from latewood.precision import LearnedPrecision
+from latewood.precision import LearnedPrecision, NoiseSettings
 from latewood.tasks.digits import digits
 from latewood.training.fit import fit
 from latewood.training.randomness import derive, seed_torch
@@ -41,10 +41,12 @@ from latewood.training.randomness import derive, seed_torch
 __all__ = ["LEARNED_PRECISION_DIGITS"]
 
 EPOCHS: Mapping[str, int] = {"quick": 8, "cpu": 30}
-SEEDS: Mapping[str, int] = {"quick": 1, "cpu": 5}
+SEEDS: Mapping[str, int] = {"quick": 1, "cpu": 4}
 HIDDEN = (16, 16)
 BATCH, RATE = 64, 5e-3
-SNAP_AT = 0.55
+SNAP_AT = 0.4
+NOISE = NoiseSettings(scale="fan_in", initial_bits=5.0)
+"""Chosen on seeds 100 and 101, for trainings as short as these."""
 LEARNED: Mapping[str, Mapping[str, Any]] = {
     "channel 2": {"target_bits": 2.0},
     "channel 1.5": {"target_bits": 1.5},
@@ -79,6 +81,7 @@ def run(scale: Scale, workspace: Workspace) -> Results:
         "epochs of each training": epochs,
         "hidden units": str(HIDDEN),
         "noise phase": SNAP_AT,
+        "noise": "from 5 bits, scale by fan-in",
         "weights": "of all layers, none at 8 bits",
     }
     return replicate(measure, range(SEEDS[scale]), workspace, settings=settings)
@@ -150,6 +153,7 @@ def _learned(
         setting.model,
         total_steps=len(setting.batches),
         snap_at=snap_at,
+        noise=NOISE,
         exclude=(),
         seed=seed,
         **arguments,
@@ -201,9 +205,7 @@ def _gap(first: str, second: str) -> Callable[[Results], str]:
     )
 
 
-def _claim(
-    name: str, statement: str, source: str, first: str, second: str, bound: float
-) -> Claim:
+def _claim(name: str, statement: str, source: str, first: str, second: str, bound: float) -> Claim:
     return Claim(
         name,
         statement,
