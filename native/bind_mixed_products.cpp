@@ -34,29 +34,32 @@ struct Weights {
   }
 };
 
-// Signs of four weights by group, plane and output. Without a channel the sign and the code of the
+// Signs of four weights by group, panel, plane and output; two panels that are worked on together lie
+// side by side, as one stream of whole cache lines. Without a channel the sign and the code of the
 // input are 0, which counts nothing.
 void fill_lookup(const MixedProduct &product, const Weights &weights, ProductSegment *segment) {
   std::uint8_t *target = segment->weights.get();
   const std::int64_t panels = (product.outputs + 31) / 32;
-  for (std::int64_t panel = 0; panel < panels; ++panel)
+  const std::int64_t side_by_side = segment->planes == 1 ? 2 : 1;
+  for (std::int64_t first = 0; first < panels; first += side_by_side)
     for (std::int64_t t = 0; t < product.taps; ++t)
       for (std::int64_t g = 0; g < segment->groups; ++g)
-        for (int p = 0; p < segment->planes; ++p, target += 32)
-          for (int k = 0; k < 32; ++k) {
-            const std::int64_t n = 32 * panel + k / 2 + 16 * (k % 2);
-            target[k] = 0;
-            if (n >= product.outputs) continue;
-            for (int j = 0; j < 4; ++j) {
-              const std::int64_t c = product.order[segment->begin + 4 * g + j];
-              if (c == product.channels) continue;
-              const std::int64_t i = weights.at(n, c, t);
-              // A weight that is not there has two signs, which add up to nothing.
-              const int sign =
-                  weights.present(i) ? weights.codes[i] >> (segment->shift ? p : 0) & 1 : p;
-              target[k] |= std::uint8_t(sign << j);
+        for (std::int64_t panel = first; panel < std::min(first + side_by_side, panels); ++panel)
+          for (int p = 0; p < segment->planes; ++p, target += 32)
+            for (int k = 0; k < 32; ++k) {
+              const std::int64_t n = 32 * panel + k / 2 + 16 * (k % 2);
+              target[k] = 0;
+              if (n >= product.outputs) continue;
+              for (int j = 0; j < 4; ++j) {
+                const std::int64_t c = product.order[segment->begin + 4 * g + j];
+                if (c == product.channels) continue;
+                const std::int64_t i = weights.at(n, c, t);
+                // A weight that is not there has two signs, which add up to nothing.
+                const int sign =
+                    weights.present(i) ? weights.codes[i] >> (segment->shift ? p : 0) & 1 : p;
+                target[k] |= std::uint8_t(sign << j);
+              }
             }
-          }
 }
 
 void fill_grid(const MixedProduct &product, const Weights &weights, ProductSegment *segment) {
@@ -64,26 +67,27 @@ void fill_grid(const MixedProduct &product, const Weights &weights, ProductSegme
   const int in_group = bytes ? 4 : 2;
   std::uint8_t *target = segment->weights.get();
   const std::int64_t panels = (product.outputs + 7) / 8;
-  for (std::int64_t panel = 0; panel < panels; ++panel)
+  const auto value_at = [&](std::int64_t n, std::int64_t c, std::int64_t t) {
+    if (n >= product.outputs || c == product.channels) return 0;
+    const std::int64_t i = weights.at(n, c, t);
+    if (!weights.present(i)) return 0;
+    return int(weights.odd(i, c)) * (1 << (weights.most_on_grid - weights.bits[c]));
+  };
+  for (std::int64_t first = 0; first < panels; first += 2)
     for (std::int64_t t = 0; t < product.taps; ++t)
       for (std::int64_t g = 0; g < segment->groups; ++g)
-        for (int k = 0; k < 8; ++k)
-          for (int j = 0; j < in_group; ++j) {
-            const std::int64_t n = 8 * panel + k, place = segment->begin + in_group * g + j;
-            const std::int64_t c = product.order[place];
-            std::int32_t value = 0;
-            if (n < product.outputs && c != product.channels) {
-              const std::int64_t i = weights.at(n, c, t);
-              if (weights.present(i))
-                value = weights.odd(i, c) * (1 << (weights.most_on_grid - weights.bits[c]));
+        for (std::int64_t panel = first; panel < std::min(first + 2, panels); ++panel)
+          for (int k = 0; k < 8; ++k)
+            for (int j = 0; j < in_group; ++j) {
+              const std::int64_t c = product.order[segment->begin + in_group * g + j];
+              const int value = value_at(8 * panel + k, c, t);
+              if (bytes) {
+                *target++ = std::uint8_t(value + segment->offset);
+              } else {
+                *target++ = std::uint8_t(value & 0xff);
+                *target++ = std::uint8_t(value >> 8 & 0xff);
+              }
             }
-            if (bytes) {
-              *target++ = std::uint8_t(value + segment->offset);
-            } else {
-              *target++ = std::uint8_t(value & 0xff);
-              *target++ = std::uint8_t(value >> 8 & 0xff);
-            }
-          }
 }
 
 // Appends the channels that are in it, widest first, in groups, with inputs on a grid of `most` bits.

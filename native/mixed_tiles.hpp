@@ -76,11 +76,11 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
       tables[r] = inputs.positions[r] + inputs.taps[t] + segment.where;
     for (std::int64_t left = segment.groups; left > 0;) {
       const std::int64_t steps = left < room ? left : room;
-      for (std::int64_t i = 0; i < steps; ++i, weights += 32 * Planes) {
+      for (std::int64_t i = 0; i < steps; ++i, weights += 32 * N * Planes) {
         __m256i signs[N][Planes];
         LATEWOOD_UNROLL for (int n = 0; n < N; ++n)
           LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) signs[n][p] = _mm256_load_si256(
-              reinterpret_cast<const __m256i *>(weights + n * segment.panel + 32 * p));
+              reinterpret_cast<const __m256i *>(weights + 32 * (n * Planes + p)));
         LATEWOOD_UNROLL for (int r = 0; r < M; ++r) {
           const __m256i table = _mm256_broadcastsi128_si256(
               _mm_loadu_si128(reinterpret_cast<const __m128i *>(tables[r] + 16 * i)));
@@ -129,10 +129,10 @@ inline void grid_tile(const ProductSegment &segment, const TileInputs &inputs,
       values[r] = inputs.positions[r] + inputs.taps[t] + segment.where;
     for (std::int64_t left = segment.groups; left > 0;) {
       const std::int64_t steps = left < room ? left : room;
-      for (std::int64_t i = 0; i < steps; ++i, weights += 32) {
+      for (std::int64_t i = 0; i < steps; ++i, weights += 32 * N) {
         __m256i panel[N];
         LATEWOOD_UNROLL for (int n = 0; n < N; ++n) panel[n] =
-            _mm256_load_si256(reinterpret_cast<const __m256i *>(weights + n * segment.panel));
+            _mm256_load_si256(reinterpret_cast<const __m256i *>(weights + 32 * n));
         LATEWOOD_UNROLL for (int r = 0; r < M; ++r) {
           std::int32_t group;
           std::memcpy(&group, values[r] + 4 * i, 4);
@@ -174,13 +174,14 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
                         const std::uint8_t *weights, std::uint32_t *sums) {
   for (int r = 0; r < M; ++r)
     for (int n = 0; n < N; ++n) {
-      const std::uint8_t *signs = weights + n * segment.panel;
+      const std::uint8_t *signs = weights + 32 * Planes * n;
       std::uint32_t total[32] = {};
       for (std::int64_t t = 0; t < inputs.count; ++t) {
         const std::uint8_t *table = inputs.positions[r] + inputs.taps[t] + segment.where;
-        for (std::int64_t i = 0; i < segment.groups; ++i, table += 16)
-          for (int p = 0; p < Planes; ++p, signs += 32)
-            for (int k = 0; k < 32; ++k) total[k] += std::uint32_t(table[signs[k]]) << (p ? Shift : 0);
+        for (std::int64_t i = 0; i < segment.groups; ++i, table += 16, signs += 32 * N * Planes)
+          for (int p = 0; p < Planes; ++p)
+            for (int k = 0; k < 32; ++k)
+              total[k] += std::uint32_t(table[signs[32 * p + k]]) << (p ? Shift : 0);
       }
       std::uint32_t *const target = sums + r * block_outputs + 32 * n;
       for (int k = 0; k < 32; ++k)
@@ -194,11 +195,11 @@ inline void grid_tile(const ProductSegment &segment, const TileInputs &inputs,
   constexpr int group = Bytes ? 4 : 2;
   for (int r = 0; r < M; ++r)
     for (int n = 0; n < N; ++n) {
-      const std::uint8_t *panel = weights + n * segment.panel;
+      const std::uint8_t *panel = weights + 32 * n;
       std::uint32_t total[8] = {};
       for (std::int64_t t = 0; t < inputs.count; ++t) {
         const std::uint8_t *const from = inputs.positions[r] + inputs.taps[t] + segment.where;
-        for (std::int64_t i = 0; i < segment.groups; ++i, panel += 32)
+        for (std::int64_t i = 0; i < segment.groups; ++i, panel += 32 * N)
           for (int j = 0; j < 8; ++j)
             for (int k = 0; k < group; ++k) {
               if constexpr (Bytes) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ def packed_layer(layer: nn.Module) -> PackedLayer:
         channel_bits = torch.where(input_bits > 0, channel_bits, 0)
         input_bits = torch.where(channel_bits > 0, input_bits, 0)
     bias = layer.bias
-    others = {
+    others: dict[str, Any] = {
         "input_bits": input_bits,
         "input_scale": 1.0 if inputs is None else float(inputs.scale),
         "never_negative": inputs is not None and not bool(inputs.signed),

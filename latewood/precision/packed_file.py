@@ -47,9 +47,7 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "output": graph.output,
         "left": left,
         "channels_last": graph.channels_last,
-        "layers": [
-            [name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()
-        ],
+        "layers": [[name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()],
         "tensors": [[name, *_stored(tensor, values)] for name, tensor in graph.tensors.items()],
     }
     text = json.dumps(description, separators=(",", ":"), allow_nan=False)
@@ -111,7 +109,9 @@ def read_graph(path: Path) -> tuple[NetworkGraph, list[list[Any]]]:
         raise WorkError(f"{path}: {error}") from error
     except Exception as error:
         # The digest fits, so somebody wrote this on purpose: any part may be missing.
-        raise WorkError(f"{path}: not a packed network ({type(error).__name__}: {error})") from error
+        raise WorkError(
+            f"{path}: not a packed network ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _graph(parts: dict[str, Tensor]) -> tuple[NetworkGraph, list[list[Any]]]:
@@ -197,7 +197,7 @@ def _unpacked_widths(widths: Any, channels: int, codes: _Reader) -> Tensor:
         flat = torch.from_numpy(np.unpackbits(stream, bitorder="little"))[: channels * places]
         where = (flat.reshape(-1, places).to(torch.int64) << torch.arange(places)).sum(1)
         bits = torch.tensor(widths)[where]
-    if bits.numel() and not (0 <= int(bits.min()) and int(bits.max()) <= 8):
+    if bits.numel() and not (int(bits.min()) >= 0 and int(bits.max()) <= 8):
         raise WorkError(f"a layer of {int(bits.max())} bits")
     return bits.to(torch.uint8)
 

@@ -68,7 +68,9 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Networ
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise RequestError(f"model: changes {changed[0]} as it runs; expected one that changes nothing")
+        raise RequestError(
+            f"model: changes {changed[0]} as it runs; expected one that changes nothing"
+        )
     held = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -111,7 +113,7 @@ def graph_module(graph: NetworkGraph) -> fx.GraphModule:
     for place, tensor in enumerate(graph.tensors.values()):
         root.register_buffer(f"tensor_{place}", tensor)
     tensors = {name: f"tensor_{place}" for place, name in enumerate(graph.tensors)}
-    made = fx.Graph(root)
+    made = fx.Graph()
     nodes: list[fx.Node] = []
     for kind, target, args, kwargs in graph.nodes:
         arguments = tuple(_value(argument, nodes) for argument in args)
@@ -191,9 +193,9 @@ def _argument(
 ) -> Any:
     if isinstance(argument, fx.Node):
         if argument not in places:
-            target = argument.meta.get("held")
-            tensor = held.get(target) if target is not None else None
-            if not isinstance(tensor, Tensor):
+            target: str | None = argument.meta.get("held")
+            tensor = None if target is None else held.get(target)
+            if target is None or not isinstance(tensor, Tensor):
                 raise RequestError(f"model: {argument.name!r} is no tensor; expected tensors alone")
             graph.tensors[target] = tensor.detach().cpu()
             _append(graph, places, argument, ["tensor", target, [], {}])
@@ -279,7 +281,7 @@ def _layer_name(node: fx.Node) -> str:
 def _foldable(
     program: torch.export.ExportedProgram, sources: Mapping[str, Any], held: Mapping[str, Any]
 ) -> dict[fx.Node, tuple[fx.Node, PackedLayer]]:
-    """Batch norms whose input is a packed product that nothing else reads, with the layer of both."""
+    """Batch norms of packed products that nothing else reads, with the layer of both."""
     folded: dict[fx.Node, tuple[fx.Node, PackedLayer]] = {}
     for node in program.graph_module.graph.nodes:
         if node.op != "call_function" or str(node.target) != _BATCH_NORM:
@@ -314,6 +316,7 @@ def _with_norm(
     weight, bias, mean, variance = (
         None if tensor is None else tensor.detach().cpu().double() for tensor in norm
     )
+    assert mean is not None and variance is not None
     gain = torch.rsqrt(variance + eps)
     if weight is not None:
         gain = gain * weight
@@ -321,7 +324,7 @@ def _with_norm(
     addend = (buffers["bias"].cpu().double() - mean) * gain
     if bias is not None:
         addend = addend + bias
-    _, _, shape, never_negative, masked, taps, kind = product.args
+    shape, never_negative, masked, taps, kind = _plain_arguments(product)
     layer = PackedLayer.of_buffers(
         {**buffers, "weight_scale": scale.float(), "bias": addend.float()},
         shape,
@@ -333,6 +336,11 @@ def _with_norm(
     return layer
 
 
+def _plain_arguments(product: fx.Node) -> tuple[Any, ...]:
+    """What the operator of a packed layer takes besides tensors."""
+    return product.args[2:]
+
+
 def _form(spec: Any) -> Any:
     """The nesting of an output in lists and dicts; "*" for a tensor."""
     if spec.is_leaf():
@@ -341,7 +349,9 @@ def _form(spec: Any) -> Any:
     if spec.type in (list, tuple):
         return {spec.type.__name__: children}
     if spec.type is dict:
-        return {"dict": [[str(key), child] for key, child in zip(spec.context, children, strict=True)]}
+        return {
+            "dict": [[str(key), child] for key, child in zip(spec.context, children, strict=True)]
+        }
     # A class of somebody else: its parts in order.
     return {"tuple": children}
 

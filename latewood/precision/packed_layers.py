@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latewood.errors import invalid
+from latewood.kernels.dispatch import tensors_are_virtual
 from latewood.kernels.mixed_products import (
     Affine,
     CodeWeights,
@@ -17,7 +18,6 @@ from latewood.kernels.mixed_products import (
     Taps,
     taps_of,
 )
-from latewood.kernels.dispatch import tensors_are_virtual
 from latewood.precision.code_streams import from_stream, to_stream
 from latewood.precision.number_format import MOST_BITS, code
 
@@ -198,7 +198,7 @@ class PackedLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
         # Codes and scales have one type each; .half() of a model is about its other layers.
-        before = {name: buffer for name, buffer in self._buffers.items()}
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = self._buffers[name]
@@ -220,10 +220,13 @@ class PackedLayer(nn.Module):
         if cache is None:
             return False
         buffers, versions = cache[0]
-        for now, buffer, version in zip(self._buffers.values(), buffers, versions, strict=True):
-            if now is not buffer or buffer._version != version:
-                return False
-        return True
+        known: list[tuple[Tensor, int]] = list(zip(buffers, versions, strict=True))
+        now = self._buffers.values()
+        return all(
+            one is other and one._version == version
+            for one, (other, version) in zip(now, known, strict=True)
+            if one is not None
+        )
 
     def _prepared(self) -> tuple[PreparedProduct, Affine]:
         """The product and the numbers around it, made anew when a buffer has changed."""
@@ -310,10 +313,11 @@ class PackedLinear(PackedLayer):
         if inputs.shape[-1:] != self.shape[1:2]:
             raise invalid("inputs", tuple(inputs.shape), f"(..., {self.shape[1]})")
         if tensors_are_virtual():
-            return torch.ops.latewood.packed_product(
+            result: Tensor = packed_product(
                 *(inputs, self._buffers_of_call(), list(self.shape), self.never_negative),
                 *(self.masked, [], "linear"),
             )
+            return result
         return self._product(inputs)
 
     def _product(self, inputs: Tensor) -> Tensor:
@@ -369,14 +373,17 @@ class PackedConv2d(PackedLayer):
             RequestError: another number of channels, a kernel that is larger than the image, NaN.
         """
         if inputs.dim() == 3:
-            return self(inputs[None])[0]
+            return self.forward(inputs[None])[0]
         if inputs.dim() != 4 or inputs.shape[1] != self.shape[1]:
-            raise invalid("inputs", tuple(inputs.shape), f"(images, {self.shape[1]}, rows, columns)")
+            raise invalid(
+                "inputs", tuple(inputs.shape), f"(images, {self.shape[1]}, rows, columns)"
+            )
         if tensors_are_virtual():
-            return torch.ops.latewood.packed_product(
+            result: Tensor = packed_product(
                 *(inputs, self._buffers_of_call(), list(self.shape), self.never_negative),
                 *(self.masked, self.tap_numbers, "conv2d"),
             )
+            return result
         return self._product(inputs)
 
     def _product(self, inputs: Tensor) -> Tensor:
@@ -402,9 +409,10 @@ def packed_product(
     kind: str,
 ) -> Tensor:
     """The product of a packed layer, for graphs: its buffers are inputs of the graph."""
-    result = _layer_of(buffers, shape, never_negative, masked, taps, kind)._product(inputs)
+    layer = _layer_of(buffers, shape, never_negative, masked, taps, kind)
+    assert isinstance(layer, PackedLinear | PackedConv2d)
     # Custom operators may not return what the fake kernel does not promise.
-    return result.contiguous()
+    return layer._product(inputs).contiguous()
 
 
 @packed_product.register_fake
@@ -420,7 +428,13 @@ def _(
     if kind == "linear":
         return inputs.new_empty((*inputs.shape[:-1], shape[0]))
     sizes = [
-        (inputs.shape[2 + axis] + taps[2 + axis] + taps[4 + axis] - taps[6 + axis] * (shape[2 + axis] - 1) - 1)
+        (
+            inputs.shape[2 + axis]
+            + taps[2 + axis]
+            + taps[4 + axis]
+            - taps[6 + axis] * (shape[2 + axis] - 1)
+            - 1
+        )
         // taps[axis]
         + 1
         for axis in range(2)
@@ -429,7 +443,7 @@ def _(
 
 
 _LAYERS: dict[tuple[object, ...], PackedLayer] = {}
-"""Layers that graphs call, by where their codes lie; they hold these, so that the place stays theirs."""
+"""Layers that graphs call, by where their codes lie, which they hold: the place stays theirs."""
 _MOST_LAYERS: Final = 256
 
 
@@ -449,7 +463,9 @@ def _layer_of(
         for name, buffer in zip(BUFFERS, buffers, strict=True)
     ):
         return layer
-    made = PackedLayer.of_buffers(dict(zip(BUFFERS, buffers, strict=True)), shape, never_negative, masked, taps)
+    made = PackedLayer.of_buffers(
+        dict(zip(BUFFERS, buffers, strict=True)), shape, never_negative, masked, taps
+    )
     if len(_LAYERS) >= _MOST_LAYERS:
         _LAYERS.pop(next(iter(_LAYERS)))
     _LAYERS[key] = made

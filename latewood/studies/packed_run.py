@@ -49,7 +49,7 @@ def pack_run(
     """Packs the model of a run into one file, and times it beside the model in floating point.
 
     Args:
-        run: the folder of a run, or a checkpoint in one, whose methods are then finalized in a copy.
+        run: the folder of a run, or a checkpoint in one, whose methods end in a copy.
         out: the file to write; the run's name with "-packed.safetensors" behind it if None.
         batch: samples that it is timed with.
         overwrite: replace a file that is there.
@@ -66,7 +66,9 @@ def pack_run(
     if path.is_dir() or not path.parent.is_dir():
         raise invalid("--out", str(path), "a file in a folder there is")
     if path.exists() and not overwrite:
-        raise RequestError(f"--out: got '{path}', which exists; expected a new file, or --overwrite")
+        raise RequestError(
+            f"--out: got '{path}', which exists; expected a new file, or --overwrite"
+        )
     inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
     with caller_unchanged(cuda=False):
         packed = pack(opened.model, inputs)
@@ -108,7 +110,9 @@ def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> 
         packed.run(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise invalid("--shape", list(shape), f"one that the network takes ({reason[0]})") from error
+        raise invalid(
+            "--shape", list(shape), f"one that the network takes ({reason[0]})"
+        ) from error
     return _times(plain, packed, inputs, seconds=seconds)
 
 

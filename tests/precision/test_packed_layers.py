@@ -95,9 +95,7 @@ def test_truncation_is_quantisation_to_fewer_bits(bits: int) -> None:
     weight, inputs = torch.randn(5, 9), torch.randn(7, 9)
     width = torch.tensor([1, 4, 2, 1, 4, 2, 8, 1, 3], dtype=torch.uint8)
     fewer = width.clamp(max=bits)
-    layers = [
-        PackedLinear(code(weight, w), w, torch.ones(5), input_bits=w) for w in (width, fewer)
-    ]
+    layers = [PackedLinear(code(weight, w), w, torch.ones(5), input_bits=w) for w in (width, fewer)]
     layers[0].truncate(bits)
     assert torch.equal(layers[0].packed_codes, layers[1].packed_codes)
     assert torch.equal(layers[0](inputs), layers[1](inputs))

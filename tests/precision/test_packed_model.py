@@ -52,8 +52,8 @@ def test_a_file_holds_the_network_without_its_code(packed: PackedModel, tmp_path
     assert torch.equal(loaded.run(INPUTS), packed.run(INPUTS))
     assert loaded.left == packed.left
     program = (
-        "import sys, torch; from latewood.precision import load_packed;"
-        f"torch.manual_seed(0); print(load_packed({str(path)!r}).run(torch.ones(1, 3, 8, 8)).tolist())"
+        "import torch; from latewood.precision import load_packed;"
+        f"print(load_packed({str(path)!r}).run(torch.ones(1, 3, 8, 8)).tolist())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -97,7 +97,7 @@ def test_damaged_files_are_refused_by_name(packed: PackedModel, tmp_path: Path) 
     content = written(packed, path)
     for cut in (0, 5, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:cut])
-        with pytest.raises(WorkError, match="x.safetensors"):
+        with pytest.raises(WorkError, match=r"x\.safetensors"):
             load_packed(path)
     for place in range(len(content) - 400, len(content), 57):
         changed = bytearray(content)
@@ -135,7 +135,12 @@ def test_a_file_that_cannot_be_written_leaves_nothing(packed: PackedModel, tmp_p
 def test_operations_of_a_file_are_torch_operators_alone(packed: PackedModel) -> None:
     from latewood.precision.packed_graph import NetworkGraph, graph_module
 
-    for target in ("os.system", "aten.__class__.mro", "operator.attrgetter", "aten.nothing.default"):
+    for target in (
+        "os.system",
+        "aten.__class__.mro",
+        "operator.attrgetter",
+        "aten.nothing.default",
+    ):
         graph = NetworkGraph([["input", "", [], {}], ["call", target, [{"node": 0}], {}]])
         graph.output = ["*", [{"node": 1}]]
         with pytest.raises(WorkError, match="which this version of torch has not"):

@@ -1,4 +1,4 @@
-"""What a product of codes is made of: the weights, their bits, the mask, and how taps meet inputs."""
+"""What a product of codes is made of: weights with bits and a mask, and how taps meet inputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class CodeWeights:
         shape = [1] * codes.dim()
         shape[axis] = -1
         width = self.input_bits.to(codes.device, torch.int64).reshape(shape)
-        numbers = 2 * codes.to(torch.int64) + 1 if self.never_negative else odd_integers(codes, width)
+        numbers = (
+            2 * codes.to(torch.int64) + 1 if self.never_negative else odd_integers(codes, width)
+        )
         return numbers << (widest - width)
 
 

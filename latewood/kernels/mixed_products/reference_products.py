@@ -28,7 +28,7 @@ def reference_products(weights: CodeWeights, input_codes: Tensor, taps: Taps) ->
     matrix = weights.grid_weights().to(input_codes.device, torch.float64).flatten(1)
     sums = matrix @ _columns(inputs, weights, taps)
     rows, columns = taps.output_sizes(_sizes(input_codes), _kernel(weights))
-    return sums.to(torch.int32).unflatten(2, (rows, columns))
+    return sums.to(torch.int32).reshape(*sums.shape[:2], rows, columns)
 
 
 def byte_products(weights: CodeWeights, input_codes: Tensor, taps: Taps) -> Tensor:
@@ -41,13 +41,11 @@ def byte_products(weights: CodeWeights, input_codes: Tensor, taps: Taps) -> Tens
     rows, columns = taps.output_sizes(_sizes(input_codes), _kernel(weights))
     folded = _columns(inputs, weights, taps).to(torch.int8)
     sums = [torch._int_mm(image.t().contiguous(), matrix.t()).t() for image in folded]
-    return torch.stack(sums).unflatten(2, (rows, columns))
+    return torch.stack(sums).reshape(len(sums), -1, rows, columns)
 
 
 def _columns(inputs: Tensor, weights: CodeWeights, taps: Taps) -> Tensor:
-    padded = F.pad(
-        inputs, (taps.padding[1], taps.after[1], taps.padding[0], taps.after[0])
-    )
+    padded = F.pad(inputs, (taps.padding[1], taps.after[1], taps.padding[0], taps.after[0]))
     if _kernel(weights) == (1, 1):
         return padded[:, :, :: taps.stride[0], :: taps.stride[1]].flatten(2)
     return F.unfold(padded, _kernel(weights), dilation=taps.dilation, stride=taps.stride)

@@ -68,7 +68,7 @@ def test_the_worked_dot_product() -> None:
 def test_partial_sums_by_width() -> None:
     weights, inputs = code(WEIGHT, BITS), code(INPUT, BITS)
     for width, expected in ((4, [27, 133]), (2, [-1, 1]), (1, [-2, 2])):
-        there = BITS == width
+        there = width == BITS
         assert mixed_matmul(weights[:, there], inputs[:, there], width).tolist() == [expected]
 
 
