@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
+from latewood.precision.allocation import Allocation, allocate, curvature_of
 from latewood.precision.formats import (
     InputFormat,
     WeightFormat,
@@ -29,6 +30,7 @@ from latewood.precision.patterns import (
 )
 
 __all__ = [
+    "Allocation",
     "InputFormat",
     "LearnedPrecision",
     "LeftLayer",
@@ -40,8 +42,10 @@ __all__ = [
     "PackedModel",
     "PatternFit",
     "WeightFormat",
+    "allocate",
     "bits_of",
     "code",
+    "curvature_of",
     "fit_channels",
     "fit_counts",
     "input_format",

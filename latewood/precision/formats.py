@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from latewood.core.selection import is_hugging_face_conv1d
+from latewood.core.selection import is_hugging_face_conv1d, stored_tensor
 from latewood.errors import RequestError, invalid
 from latewood.precision.number_format import MOST_BITS, code
 
@@ -202,11 +203,12 @@ def leave_weight_format(
     Raises:
         RequestError: no such tensor, or shapes that do not fit it.
     """
-    weight = layer._parameters.get(parameter_name)
-    if weight is None:
+    known = parametrize.is_parametrized(layer, parameter_name)
+    if not known and layer._parameters.get(parameter_name) is None:
         raise invalid("parameter_name", parameter_name, f"a parameter of {type(layer).__name__}")
     bits, scale = bits.detach().to(torch.uint8).clone(), scale.detach().clone()
-    _require_fit(parameter_name, weight, bits, scale)
+    # Under a mask that is not baked yet there is no plain parameter.
+    _require_fit(parameter_name, stored_tensor(layer, parameter_name), bits, scale)
     layer.register_buffer(parameter_name + _BITS, bits)
     layer.register_buffer(parameter_name + _SCALE, scale)
 

@@ -280,7 +280,7 @@ LEARNED_PRECISION_DIGITS = register(
             ),
             _claim(
                 "inputs-above-uniform",
-                "With inputs rounded as well, learned bits, 2 on average, are above uniform 2 bits.",
+                "With inputs rounded too, learned bits, 2 on average, are above uniform 2 bits.",
                 "[P] precisions of activations are learned with those of weights",
                 "inputs 2",
                 "uniform 2 with inputs",
