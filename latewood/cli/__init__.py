@@ -22,6 +22,7 @@ from latewood.cli import (  # noqa: F401
     grow_commands,
     inspect_commands,
     pack_commands,
+    precision_commands,
     reproduce_command,
     slim_command,
     train_commands,

@@ -141,8 +141,8 @@ class MachineLayer:
                 borders.append(outside[area])
         # (samples, height, width, channels, taps)
         stacked = np.stack(windows, axis=-1).transpose(0, 2, 3, 1, 4)
-        border = np.stack(borders, axis=-1).reshape(-1, self.taps)
-        flat = stacked.reshape(len(codes) * size[0] * size[1], -1)
+        border = np.stack(borders, axis=-1).reshape(size[0] * size[1], self.taps)
+        flat = stacked.reshape(len(codes) * size[0] * size[1], len(self.bits) * self.taps)
         return flat, np.tile(border, (len(codes), 1))
 
     def input_registers(self, columns: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -166,10 +166,12 @@ class MachineLayer:
         bits = self.bits.astype(np.int64)
         read = np.flatnonzero(bits)
         width = bits[read, None]
-        codes = self.weight_codes.reshape(self.outputs, len(bits), -1)[:, read].astype(np.int64)
+        codes = self.weight_codes.reshape(self.outputs, len(bits), self.taps)[:, read].astype(
+            np.int64
+        )
         odd = (2 * codes - (2**width - 1)) * 4 ** (4 - width)
         if self.mask is not None:
-            odd = odd * self.mask.reshape(self.outputs, len(bits), -1)[:, read]
+            odd = odd * self.mask.reshape(self.outputs, len(bits), self.taps)[:, read]
         outer = outside.astype(np.int64)
         # (outputs, taps) of what an input of -(2^p - 1), or a shift by 2^p, brings at each tap.
         per_tap = (odd * (2**width - 1)).sum(axis=1)
@@ -240,7 +242,7 @@ def lay_out(
         np.array([times for _, times in fit.uses], dtype=np.int64),
     )
     elements = _elements(width, taps, vector_patterns)
-    flat = codes.astype(np.int64).reshape(len(codes), -1)
+    flat = codes.astype(np.int64).reshape(len(codes), len(width) * taps)
     dimensions = codes.ndim - 2
     return MachineLayer(
         weight_codes=codes.astype(np.uint8),
@@ -273,10 +275,10 @@ def reference_accumulators(layer: MachineLayer, inputs: ArrayLike) -> NDArray[np
     bits = np.repeat(layer.bits.astype(np.int64), layer.taps)
     read = bits > 0
     width = bits[read]
-    weights = 2 * layer.weight_codes.reshape(layer.outputs, -1)[:, read].astype(np.int64)
+    weights = 2 * layer.weight_codes.reshape(layer.outputs, len(bits))[:, read].astype(np.int64)
     weights = weights - (2**width - 1)
     if layer.mask is not None:
-        weights = weights * layer.mask.reshape(layer.outputs, -1)[:, read]
+        weights = weights * layer.mask.reshape(layer.outputs, len(bits))[:, read]
     shift = 2**width - 1 if layer.signed else -1
     inside = np.tile(~outside, (1, len(layer.bits)))[:, read]
     numbers = (2 * columns[:, read] - shift) * inside * 4 ** (4 - width)
@@ -334,7 +336,7 @@ def _registers(
 def _mask_registers(
     mask: NDArray[np.bool_], elements: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.uint8]:
-    flat = mask.reshape(len(mask), -1)
+    flat = mask.reshape(len(mask), int(np.prod(mask.shape[1:])))
     bits = np.zeros((len(mask), len(elements), 8 * REGISTER_BYTES), dtype=np.uint8)
     for vector, slots in enumerate(elements):
         bits[:, vector, : len(slots)] = (slots != _PADDED) & flat[:, slots]
