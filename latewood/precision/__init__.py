@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
 from latewood.precision.allocation import Allocation, allocate, curvature_of
 from latewood.precision.formats import (
     InputFormat,
@@ -15,6 +16,8 @@ from latewood.precision.formats import (
 from latewood.precision.learned_precision import LearnedPrecision
 from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
+from latewood.precision.packed_layers import PackedConv2d, PackedLinear
+from latewood.precision.packed_model import LeftLayer, PackedModel, load_packed, pack
 from latewood.precision.patterns import (
     PATTERN_SETS,
     PATTERNS,
@@ -27,12 +30,16 @@ from latewood.precision.patterns import (
 )
 
 __all__ = [
-    "PATTERNS",
-    "PATTERN_SETS",
     "Allocation",
     "InputFormat",
     "LearnedPrecision",
+    "LeftLayer",
     "NoiseSettings",
+    "PATTERNS",
+    "PATTERN_SETS",
+    "PackedConv2d",
+    "PackedLinear",
+    "PackedModel",
     "PatternFit",
     "WeightFormat",
     "allocate",
@@ -42,6 +49,10 @@ __all__ = [
     "fit_channels",
     "fit_counts",
     "input_format",
+    "load_packed",
+    "mixed_conv2d",
+    "mixed_matmul",
+    "pack",
     "pattern_index",
     "pattern_set",
     "quantize",

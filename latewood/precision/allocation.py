@@ -139,7 +139,8 @@ def allocate(
             by_weight = curvature.get(weight.name)
             if by_weight is None or by_weight.shape != weight.stored.shape:
                 shape = None if by_weight is None else tuple(by_weight.shape)
-                raise invalid(f"curvature[{weight.name!r}]", shape, tuple(weight.stored.shape))
+                expected = f"a tensor of shape {tuple(weight.stored.shape)}"
+                raise invalid(f"curvature[{weight.name!r}]", shape, expected)
             on_grid = by_weight.to(precision.scale.dtype) * precision.scale.square()
             count = weight.stored.numel() // precision.bits.numel()
             of_groups.append((precision.reduced(on_grid) / count).flatten().clamp_min(0).double())

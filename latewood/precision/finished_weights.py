@@ -13,7 +13,13 @@ from latewood.errors import RequestError
 from latewood.precision.formats import leave_weight_format
 from latewood.precision.weight_precision import WeightPrecision
 
-__all__ = ["finish_weight", "mask_factor", "require_early_masks"]
+__all__ = [
+    "finish_weight",
+    "mask_factor",
+    "require_early_masks",
+    "require_finishable",
+    "squares_of",
+]
 
 
 def finish_weight(uses: Sequence[Selected], precision: WeightPrecision) -> None:

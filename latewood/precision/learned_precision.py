@@ -58,7 +58,8 @@ class LearnedPrecision(EndsOnce):
             convolutions, recurrent layers and attention. Others stay in float, with one warning. A
             tied tensor has one format in all its uses; one that an embedding looks up has none.
         total_steps: optimizer steps of the run.
-        target_bits: average over the weights whose bits are learned, met from below. The penalty
+        target_bits: average over the weights whose bits are learned, met from below (what
+            ``patterns`` promote comes on top). The penalty
             follows from a closed form of the curvature that the noise meets, so that nobody has to
             search for it (ours, after [I]).
         penalty: (lambda) instead of it, fixed, 0 or more: factor of the mean bits beyond the first.
@@ -426,8 +427,8 @@ class LearnedPrecision(EndsOnce):
 
     def _clip(self) -> None:
         for name, precision in self._precisions.items():
-            if precision.s is not None or self._snapped:
-                stored = self._uses[name][0].stored
+            stored = self._uses[name][0].stored
+            if stored.requires_grad and (precision.s is not None or self._snapped):
                 bound = precision.bound().to(stored.dtype)
                 stored.copy_(torch.minimum(torch.maximum(stored, -bound), bound))
 

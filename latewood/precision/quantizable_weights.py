@@ -94,6 +94,7 @@ def quantizable(model: nn.Module, include: Sequence[str], exclude: Sequence[str]
     }
     chosen = []
     for weight in select_parameters(model, include=include):
+        _require_one_piece(weight)
         axes = axes_of(weight.module)
         if axes is None:
             left[weight.name] = f"in a {type(weight.module).__name__}"
@@ -137,6 +138,15 @@ def _differs(model: nn.Module, weight: Selected, axes: Axes) -> bool:
     return any(axes_of(use.module) != axes for use in parameter_uses(model)[id(weight.stored)])
 
 
+def _require_one_piece(selected: Selected) -> None:
+    for transformation in transformations(selected.module, selected.parameter_name):
+        if getattr(transformation, "order", None) is None:
+            raise RequestError(
+                f"model: {selected.name} has the parametrization {type(transformation).__name__}, "
+                "through which a format cannot be folded; remove it or leave it out of include"
+            )
+
+
 def _require_free(selected: Selected) -> None:
     for hook in selected.module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and selected.parameter_name.startswith(f"{hook.name}_"):
@@ -145,13 +155,6 @@ def _require_free(selected: Selected) -> None:
                 "format; remove_weight_norm first or leave it out of include"
             )
     for transformation in transformations(selected.module, selected.parameter_name):
-        order = getattr(transformation, "order", None)
-        name = type(transformation).__name__
-        if order is None:
-            raise RequestError(
-                f"model: {selected.name} has the parametrization {name}, through which a format "
-                "cannot be folded; remove it or leave it out of include"
-            )
         if getattr(transformation, "is_format", False):
             raise RequestError(f"model: {selected.name} has a format already; finalize it first")
     if f"{selected.parameter_name}_bits" in selected.module._buffers:
