@@ -119,10 +119,10 @@ def simulate(
     Parameters
     ----------
     source
-        A run whose precisions were learned, or a safetensors file of a layer: weight_codes and
-        bits, with mask and input_codes where there are some.
+        A run whose precisions were learned, the file of a packed network, or a safetensors file of
+        one layer: weight_codes and bits, with mask and input_codes where there are some.
     layer
-        Of a run; the first that the machine can compute if not given.
+        Of a run or packed network; the first that the machine can compute if not given.
     pattern
         g4,g2,g1: a pattern of the machine. May be repeated; the three uniform ones and 2,2,4 if
         not given.

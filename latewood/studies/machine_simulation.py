@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from latewood.errors import RequestError, WorkError, invalid, listed
+from latewood.precision.packed_model import load_packed
 from latewood.precision.simd import (
     DEFAULT_CONSTANTS,
     LayerCounts,
@@ -25,7 +26,12 @@ from latewood.precision.simd import (
     run_layer,
 )
 from latewood.precision.simd.machine_costs import baseline_cost
-from latewood.precision.simd.module_layer import input_codes, lay_out_module, simulated_layers
+from latewood.precision.simd.module_layer import (
+    input_codes,
+    lay_out_module,
+    lay_out_packed,
+    simulated_layers,
+)
 from latewood.terminal.tables import Row
 from latewood.training import open_run
 
@@ -69,8 +75,8 @@ def simulate_layer(
     """Runs a layer instruction by instruction, and compares it with plain sums.
 
     Args:
-        source: a run, or a safetensors file of one layer (``read_layer_file``).
-        layer: of a run; the first that the machine can compute if not given.
+        source: a run, a packed network, or a safetensors file of one layer (``read_layer_file``).
+        layer: of a run or packed network; the first that the machine can compute if not given.
         patterns: of the machine.
         outputs: how many of the layer's outputs to compute; 0 for all.
         image: how many rows and columns of its input to read; 0 for all.
@@ -86,8 +92,7 @@ def simulate_layer(
         if value < 0:
             raise invalid(name, value, "a whole number, 0 or more")
     if source.suffix == ".safetensors":
-        name = source.stem
-        laid_out, codes = read_layer_file(source, patterns)
+        name, laid_out, codes = _of_file(source, layer, patterns)
     else:
         name, laid_out, codes = _of_run(source, layer, patterns, trust=trust)
     laid_out, codes = _smaller(laid_out, codes, patterns, outputs, image)
@@ -177,12 +182,44 @@ def read_layer_file(
         **geometry,
     )
     codes = tensors.get("input_codes")
-    if codes is None:
-        size = [tap + 4 for tap in layer.kernel]
-        width = layer.bits.astype(np.int64).reshape(-1, *(1,) * len(size))
-        shape = (1, len(layer.bits), *size)
-        codes = np.random.default_rng(0).integers(0, 1 << width, size=shape)
-    return layer, codes
+    return layer, _drawn_codes(layer) if codes is None else codes
+
+
+def _drawn_codes(layer: MachineLayer) -> NDArray[np.integer[Any]]:
+    size = [step * (taps - 1) + 5 for step, taps in zip(layer.dilation, layer.kernel, strict=False)]
+    width = layer.bits.astype(np.int64).reshape(-1, *(1,) * len(size))
+    shape = (1, len(layer.bits), *size)
+    return np.random.default_rng(0).integers(0, 1 << width, size=shape)
+
+
+def _of_file(
+    path: Path, layer: str | None, patterns: list[int] | int
+) -> tuple[str, MachineLayer, NDArray[np.integer[Any]]]:
+    """A layer of a packed network, or the only one of a file of codes."""
+    try:
+        with safe_open(path, "np") as file:
+            packed = "weight_codes" not in file.keys() and "bits" not in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError):
+        # The reader of layers says what is wrong.
+        packed = False
+    if not packed:
+        return (path.stem, *read_layer_file(path, patterns))
+    layers = load_packed(path).layers
+    computable: dict[str, MachineLayer] = {}
+    reasons: dict[str, str] = {}
+    for name, module in layers.items():
+        try:
+            computable[name] = lay_out_packed(module, patterns)
+        except RequestError as error:
+            reasons[name] = str(error)
+    # A packed layer with its batch norm is called conv+norm; the layer's own name will do.
+    named = [name for name in computable if layer in (None, name, name.partition("+")[0])]
+    name = named[0] if named else ""
+    if not name:
+        why = listed(f"{other}: {reason}" for other, reason in reasons.items())
+        expected = f"one of {listed(computable) or 'none'} ({why})"
+        raise RequestError(f"--layer: got {layer!r}; expected {expected}")
+    return name, computable[name], _drawn_codes(computable[name])
 
 
 def _of_run(

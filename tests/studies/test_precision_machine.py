@@ -10,9 +10,11 @@ from safetensors.numpy import save_file
 
 from latewood.cli import main
 from latewood.errors import RequestError, WorkError
+from latewood.precision import pack
 from latewood.precision.simd import replay
 from latewood.studies.machine_simulation import read_layer_file, simulate_layer
 from latewood.studies.pattern_exploration import constants_from, counted_network, shares_from
+from latewood.training import open_run
 
 LAYERS = [
     {"name": "first", "counts": [18, 36, 90], "outputs": 16, "positions": 64},
@@ -81,6 +83,13 @@ def test_a_run_is_explored_and_simulated(capsys, run, tmp_path):
     code, out, _ = called(capsys, "simulate", run, "--trace", trace, "--outputs", 2, "--image", 4)
     assert code == 0 and "32 accumulators, all equal to plain sums" in out
     assert replay(trace) == int(out.rpartition("(")[2].split()[0].replace(",", ""))
+    opened = open_run(run)
+    path = tmp_path / "network.safetensors"
+    pack(opened.model, opened.task.example_inputs).save(path)
+    code, out, _ = called(capsys, "simulate", path, "--layer", "conv3")
+    assert code == 0 and out.startswith("conv3") and "all equal to plain sums" in out
+    code, _, error = called(capsys, "simulate", path, "--layer", "nothing")
+    assert code == 2 and "expected one of conv2" in error
     code, _, error = called(capsys, "simulate", run, "--layer", "nothing")
     assert code == 2 and "expected one of conv2, conv3" in error
 

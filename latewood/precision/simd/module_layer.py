@@ -15,10 +15,11 @@ from latewood.core.selection import is_hugging_face_conv1d
 from latewood.errors import RequestError, invalid, listed
 from latewood.precision.formats import along, input_format, quantized_layers, weight_format
 from latewood.precision.number_format import code
+from latewood.precision.packed_layers import PackedConv2d, PackedLayer
 from latewood.precision.patterns import Pattern
 from latewood.precision.simd.machine_layer import MachineLayer, lay_out
 
-__all__ = ["input_codes", "lay_out_module", "simulated_layers"]
+__all__ = ["input_codes", "lay_out_module", "lay_out_packed", "simulated_layers"]
 
 
 def simulated_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -74,6 +75,40 @@ def lay_out_module(module: nn.Module, patterns: int | Iterable[int | Pattern] = 
         patterns,
         mask=None if complete else kept.numpy(),
         signed=inputs is None or bool(inputs.signed),
+        **geometry,
+    )
+
+
+def lay_out_packed(layer: PackedLayer, patterns: int | Iterable[int | Pattern] = 4) -> MachineLayer:
+    """A packed layer in the machine's registers.
+
+    Args:
+        layer: whose inputs have the bits of its weights.
+        patterns: of the machine, as in ``pattern_set``.
+
+    Raises:
+        RequestError: bits that are not 1, 2 or 4, inputs of other bits or without a format, unlike
+            padding on two sides, or no patterns with slots for the layer.
+    """
+    bits = layer.weight_bits
+    if not layer.quantises_inputs or not torch.equal(layer.input_bits, bits):
+        raise invalid("layer", "inputs of other bits than the weights", "the same in a channel")
+    geometry: dict[str, Any] = {}
+    if isinstance(layer, PackedConv2d):
+        taps = layer.taps
+        if taps.padding != taps.after:
+            raise invalid("padding", (taps.padding, taps.after), "the same on both sides")
+        geometry = {"stride": taps.stride, "padding": taps.padding, "dilation": taps.dilation}
+    mask = layer.mask()
+    if mask is not None:
+        # Channels that are not read have no place in the mask.
+        mask = mask | (bits == 0).reshape(-1, *(1,) * (mask.ndim - 2))
+    return lay_out(
+        layer.codes().numpy(),
+        bits.numpy(),
+        patterns,
+        mask=None if mask is None else mask.numpy(),
+        signed=not layer.never_negative,
         **geometry,
     )
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latewood.errors import RequestError, WorkError
+from latewood.precision import PackedConv2d, mixed_conv2d
 from latewood.precision.simd import (
     Machine,
     TraceWriter,
@@ -15,6 +17,7 @@ from latewood.precision.simd import (
     replay,
     run_layer,
 )
+from latewood.precision.simd.module_layer import lay_out_packed
 
 PATTERNS = [(8, 0, 0), (0, 8, 0), (0, 0, 8), (2, 2, 4), (0, 4, 4)]
 
@@ -75,7 +78,6 @@ def test_convolution(bits, kernel, stride, padding, dilation, masked, signed, se
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_reference_is_the_convolution_of_the_values(signed):
-    torch = pytest.importorskip("torch")
     layer = random_layer(1, 4, [4, 1, 2, 0, 2, 4], (3, 3), masked=True, padding=1, signed=signed)
     inputs = random_inputs(layer, 2, 2, (6, 5))
     wide = layer.bits.astype(int)[:, None, None]
@@ -86,6 +88,35 @@ def test_the_reference_is_the_convolution_of_the_values(signed):
         torch.from_numpy(values), torch.from_numpy(weights), padding=1
     )
     assert np.array_equal(reference_accumulators(layer, inputs) / 64, expected.numpy())
+
+
+@pytest.mark.parametrize("bits", [[4, 2, 1, 2, 1, 1, 4], [2, 1, 2], [1] * 5])
+def test_the_kernels_give_the_same_numbers(bits):
+    layer = random_layer(10, 6, bits, (3, 3), padding=1, stride=2)
+    inputs = random_inputs(layer, 11, 2, (7, 6))
+    weights, codes = (torch.from_numpy(a.astype(np.uint8)) for a in (layer.weight_codes, inputs))
+    products = mixed_conv2d(weights, codes, torch.tensor(bits), padding=1, stride=2)
+    # Their unit is that of the widest channel, the machine's that of 4 bits.
+    expected = products.numpy() * 4 ** (4 - max(bits))
+    assert np.array_equal(run_layer(Machine(PATTERNS), layer, inputs).accumulators, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_packed_layers(masked):
+    generator = torch.Generator().manual_seed(1)
+    bits = torch.tensor([4, 2, 0, 1, 1], dtype=torch.uint8)
+    codes = torch.randint(0, 16, (3, 5, 3, 3), generator=generator)
+    codes = (codes % (1 << bits.long().reshape(-1, 1, 1))).to(torch.uint8)
+    mask = torch.rand(codes.shape, generator=generator) < 0.7 if masked else None
+    packed = PackedConv2d(
+        codes, bits, torch.ones(3), input_bits=bits, mask=mask, never_negative=True, padding=1
+    )
+    layer = lay_out_packed(packed, PATTERNS)
+    inputs = random_inputs(layer, 2, 1, (5, 4))
+    width = layer.bits.astype(int)[:, None, None]
+    values = torch.from_numpy((2 * inputs + 1) * 2.0 ** (1 - width)).float()
+    sums = run_layer(Machine(PATTERNS), layer, inputs).accumulators / 64
+    assert np.array_equal(packed(values).numpy(), sums.astype(np.float32))
 
 
 def test_permuted_channels_change_nothing():
