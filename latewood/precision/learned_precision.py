@@ -27,12 +27,13 @@ from latewood.precision.input_precision import (
     can_read,
     detach_input,
 )
-from latewood.precision.network_snapping import chosen_bits, fitted_bits
+from latewood.precision.network_snapping import chosen_bits, fitted_bits, taps_of
 from latewood.precision.noise import noise_key
-from latewood.precision.noise_training import TRAVEL, NoiseSettings, Penalty, move_s, noise_rate
-from latewood.precision.number_format import MOST_BITS, bits_of
+from latewood.precision.noise_training import NoiseSettings, Penalty, move_s, noise_rate
+from latewood.precision.number_format import bits_of
 from latewood.precision.patterns import pattern_set
 from latewood.precision.precision_metrics import precision_metrics
+from latewood.precision.precision_warnings import warn_of_traps
 from latewood.precision.quantizable_weights import Quantizable, axes_of, quantizable
 from latewood.precision.snapping import candidate_levels, checked_palette, require_reachable
 from latewood.precision.weight_precision import Sharing, WeightPrecision
@@ -40,7 +41,6 @@ from latewood.precision.weight_precision import Sharing, WeightPrecision
 __all__ = ["LearnedPrecision"]
 
 _SHARINGS: Final = ("input_channel", "weight", "layer")
-_MOST_CLIPPED: Final = 0.01
 
 
 class LearnedPrecision(EndsOnce):
@@ -158,7 +158,14 @@ class LearnedPrecision(EndsOnce):
         self._distillation = (
             None if distill_from is None else Distillation(model, distill_from, weight=1.0)
         )
-        self._warn(chosen, noise, activations)
+        self._warn_of_inputs(activations)
+        warn_of_traps(
+            chosen.left,
+            {name: (p, self._uses[name][0].stored) for name, p in self._learning.items()},
+            noise,
+            lr=self.lr,
+            steps=self.snap_step,
+        )
         self._renew()
 
     @property
@@ -408,7 +415,7 @@ class LearnedPrecision(EndsOnce):
         for name, precision in learning.items():
             bits = chosen[name]
             if self._patterns is not None:
-                taps = _taps(stored[name], precision)
+                taps = taps_of(stored[name], precision)
                 bits = fitted_bits(bits, precision.real_bits(), taps, self._patterns)
             precision.snap(bits, stored[name])
         for name, precision in self._precisions.items():
@@ -461,10 +468,7 @@ class LearnedPrecision(EndsOnce):
         for uses in self._uses.values():
             require_early_masks(uses, self.snap_step)
 
-    def _warn(self, chosen: Quantizable, noise: NoiseSettings, activations: bool) -> None:
-        if chosen.left:
-            reasons = listed(f"{name} ({reason})" for name, reason in chosen.left.items())
-            warnings.warn(f"model: left in float: {reasons}", UserWarning, stacklevel=3)
+    def _warn_of_inputs(self, activations: bool) -> None:
         unread = [
             use.layer
             for uses in self._uses.values()
@@ -477,32 +481,3 @@ class LearnedPrecision(EndsOnce):
                 UserWarning,
                 stacklevel=3,
             )
-        if self.lr * self.snap_step < TRAVEL:
-            warnings.warn(
-                f"noise.lr: {self.lr:g} times the {self.snap_step} steps of the noise phase is "
-                f"{self.lr * self.snap_step:.3g}, below {TRAVEL:g}: no weight gets from "
-                f"{MOST_BITS} bits to 1; expected a larger rate or more steps",
-                UserWarning,
-                stacklevel=3,
-            )
-        if noise.scale == "fan_in":
-            over = {
-                name: float((stored.abs() > 2 * precision.scale).float().mean())
-                for name, precision in self._learning.items()
-                for stored in [self._uses[name][0].stored.detach()]
-            }
-            clipped = {name: part for name, part in over.items() if part > _MOST_CLIPPED}
-            if clipped:
-                parts = listed(f"{name} ({part:.0%})" for name, part in clipped.items())
-                warnings.warn(
-                    f"noise.scale: 'fan_in' clips many weights of {parts}; 'max' suits weights "
-                    "that are trained already",
-                    UserWarning,
-                    stacklevel=3,
-                )
-
-
-def _taps(stored: Tensor, precision: WeightPrecision) -> int:
-    """Weights of one output in one input channel."""
-    outputs = precision.scale.numel()
-    return max(1, stored.numel() // max(outputs * precision.bits.numel(), 1))

@@ -18,7 +18,7 @@ from latewood.precision.snapping import (
 )
 from latewood.precision.weight_precision import WeightPrecision
 
-__all__ = ["chosen_bits", "fitted_bits"]
+__all__ = ["chosen_bits", "fitted_bits", "taps_of"]
 
 
 def chosen_bits(
@@ -87,6 +87,17 @@ def fitted_bits(
     )
     assert fit.bits is not None
     return fit.bits.view(bits.shape).to(bits.device)
+
+
+def taps_of(stored: Tensor, precision: WeightPrecision) -> int:
+    """Weights of one output in one input channel.
+
+    Args:
+        stored: the weight.
+        precision: on it.
+    """
+    outputs = precision.scale.numel()
+    return max(1, stored.numel() // max(outputs * precision.bits.numel(), 1))
 
 
 def _keep_one_of_each(gone: Tensor, curvature: Tensor, sizes: list[int]) -> None:

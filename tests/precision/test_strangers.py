@@ -159,8 +159,8 @@ def test_a_network_grows_in_the_noise_phase():
     model = mlp(in_features=6, hidden=(8, 8), num_classes=3)
     inputs = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     growth = Growth(
-        model, inputs, schedule={"name": "late", "end": 2.0, "at": 0.4}, total_steps=12, steps_per_epoch=3,
-        rescale="none",
+        model, inputs, schedule={"name": "late", "end": 2.0, "at": 0.4}, total_steps=12,
+        steps_per_epoch=3, rescale="none",
     )  # fmt: skip
     method = LearnedPrecision(model, total_steps=12, target_bits=2.0, snap_at=0.9)
     methods = [growth, method]

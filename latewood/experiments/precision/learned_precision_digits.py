@@ -40,7 +40,7 @@ from latewood.training.randomness import derive, seed_torch
 
 __all__ = ["LEARNED_PRECISION_DIGITS"]
 
-EPOCHS: Mapping[str, int] = {"quick": 8, "cpu": 30}
+EPOCHS: Mapping[str, int] = {"quick": 3, "cpu": 30}
 SEEDS: Mapping[str, int] = {"quick": 1, "cpu": 4}
 HIDDEN = (16, 16)
 BATCH, RATE = 64, 5e-3
