@@ -8,6 +8,7 @@ namespace nb = nanobind;
 
 void bind_inpainting(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
+void bind_mixed_products(nb::module_ &module);
 void bind_optim(nb::module_ &module);
 
 NB_MODULE(_native, module) {
@@ -16,5 +17,6 @@ NB_MODULE(_native, module) {
   latewood::bind_tensors(module);
   bind_inpainting(module);
   bind_masked_weight(module);
+  bind_mixed_products(module);
   bind_optim(module);
 }

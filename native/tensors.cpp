@@ -56,7 +56,8 @@ std::int64_t bytes_of(std::int32_t dtype) {
   if (dtype == types.float32) return 4;
   if (dtype == types.float64 || dtype == types.int64) return 8;
   if (dtype == types.bfloat16 || dtype == types.float16) return 2;
-  return dtype == types.boolean ? 1 : 0;
+  if (dtype == types.int32) return 4;
+  return dtype == types.boolean || dtype == types.uint8 ? 1 : 0;
 }
 
 void attach(nb::type_object tensor, nb::type_object parameter,
@@ -83,8 +84,9 @@ void attach(nb::type_object tensor, nb::type_object parameter,
   look_up("get_layout", &torch.layout);
   torch.cpu = constant("device_type_cpu");
   torch.strided = constant("layout_strided");
-  torch.types = {constant("dtype_float32"),  constant("dtype_float64"), constant("dtype_bfloat16"),
-                 constant("dtype_float16"), constant("dtype_int64"),   constant("dtype_bool")};
+  torch.types = {constant("dtype_float32"), constant("dtype_float64"), constant("dtype_bfloat16"),
+                 constant("dtype_float16"), constant("dtype_int64"),   constant("dtype_int32"),
+                 constant("dtype_uint8"),   constant("dtype_bool")};
   torch.parameter = reinterpret_cast<PyTypeObject *>(parameter.ptr());
   torch.address = PyUnicode_InternFromString("_cdata");
   torch.tensor = reinterpret_cast<PyTypeObject *>(tensor.ptr());

@@ -20,7 +20,7 @@ struct TensorView {
 
 // The numbers by which torch knows the types that kernels work on.
 struct TensorTypes {
-  std::int32_t float32, float64, bfloat16, float16, int64, boolean;
+  std::int32_t float32, float64, bfloat16, float16, int64, int32, uint8, boolean;
 };
 const TensorTypes &tensor_types();
 

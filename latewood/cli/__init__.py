@@ -21,6 +21,8 @@ from latewood.cli import (  # noqa: F401
     connect_commands,
     grow_commands,
     inspect_commands,
+    pack_commands,
+    precision_commands,
     reproduce_command,
     slim_command,
     train_commands,

@@ -8,6 +8,8 @@ A transformation is an ``nn.Module`` that maps a tensor to one of its shape and 
 - ``order``, the place in the stack: PRECISION, MASK or FAULTS;
 - ``uniform``, true where it multiplies all entries by one number;
 - ``follows``, where its tensors have more than one entry: how they change shape with the weight;
+- ``fixed_from``, where it is a mask that is soft at first: the steps after which it is binary, so
+  that a number format under it can wait for that;
 - ``commutes_with``, where it is no mask but may be baked before what is inside it: the orders of
   those transformations. Masks multiply entry by entry, so they commute with masks and need none.
 """

@@ -2,6 +2,65 @@
 
 from __future__ import annotations
 
+from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
+from latewood.precision.allocation import Allocation, allocate, curvature_of
+from latewood.precision.formats import (
+    InputFormat,
+    WeightFormat,
+    input_format,
+    quantized_layers,
+    remove_formats,
+    restore_formats,
+    weight_format,
+)
+from latewood.precision.learned_precision import LearnedPrecision
+from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
+from latewood.precision.packed_layers import PackedConv2d, PackedLinear
+from latewood.precision.packed_model import LeftLayer, PackedModel, load_packed, pack
+from latewood.precision.patterns import (
+    PATTERN_SETS,
+    PATTERNS,
+    PatternFit,
+    fit_channels,
+    fit_counts,
+    pattern_index,
+    pattern_set,
+    vectors_needed,
+)
 
-__all__ = ["bits_of", "code", "quantize", "s_of", "value"]
+__all__ = [
+    "Allocation",
+    "InputFormat",
+    "LearnedPrecision",
+    "LeftLayer",
+    "NoiseSettings",
+    "PATTERNS",
+    "PATTERN_SETS",
+    "PackedConv2d",
+    "PackedLinear",
+    "PackedModel",
+    "PatternFit",
+    "WeightFormat",
+    "allocate",
+    "bits_of",
+    "code",
+    "curvature_of",
+    "fit_channels",
+    "fit_counts",
+    "input_format",
+    "load_packed",
+    "mixed_conv2d",
+    "mixed_matmul",
+    "pack",
+    "pattern_index",
+    "pattern_set",
+    "quantize",
+    "quantized_layers",
+    "remove_formats",
+    "restore_formats",
+    "s_of",
+    "value",
+    "vectors_needed",
+    "weight_format",
+]

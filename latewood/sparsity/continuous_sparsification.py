@@ -133,7 +133,9 @@ class ContinuousSparsification(EndsOnce):
 
         def make(weight: Selected) -> SoftMask:
             factor = unit_scale(initial_logit, weight.stored) if scale == "code" else 1.0
-            return SoftMask(weight.stored, initial_logit=initial_logit, scale=factor)
+            mask = SoftMask(weight.stored, initial_logit=initial_logit, scale=factor)
+            mask.fixed_from = temperatures.harden_step or total_steps
+            return mask
 
         self._attached = AttachedMasks(model, chosen, make)
         self._masks = self._attached.masks

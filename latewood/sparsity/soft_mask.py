@@ -53,6 +53,8 @@ class SoftMask(nn.Module):
         # A tensor, because torch.compile would recompile for every new value of a Python number.
         self.register_buffer("temperature", torch.ones((), dtype=dtype, device=weight.device))
         self.scale = scale
+        # Steps after which it is frozen, for a number format under it (core.transforms).
+        self.fixed_from: int | None = None
         self.hard = False
         self.frozen = False
 

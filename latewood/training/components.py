@@ -106,6 +106,7 @@ METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
     "growth": "latewood.growth:Growth",
     "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
+    "learned_precision": "latewood.precision:LearnedPrecision",
     "structured_sparsification": "latewood.sparsity:StructuredSparsification",
 }
 

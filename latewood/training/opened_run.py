@@ -14,6 +14,7 @@ from latewood.core import read_tensors
 from latewood.core.finalize import finalize
 from latewood.core.protocols import Method
 from latewood.errors import RequestError, invalid
+from latewood.precision import restore_formats
 from latewood.slim.saved_files import repeat_edits
 from latewood.tasks import Task
 from latewood.training import checkpoints, components
@@ -134,6 +135,7 @@ def model_of_state(
             session = _session(recipe, RunFolder(Path()), task)
             if session.model.state_dict().keys() == state.keys():
                 model, methods = session.model, session.methods
+        restore_formats(model, state)
         load_into(model, state, source)
     return model.eval(), methods
 
@@ -181,7 +183,9 @@ def _opened(
         if run.edits_path.with_suffix(".json").exists():
             # Smaller than what the recipe makes: a method has removed channels.
             model = repeat_edits(model, run.edits_path)
-        load_into(model, read_tensors(weights), str(weights))
+        state = read_tensors(weights)
+        restore_formats(model, state)
+        load_into(model, state, str(weights))
     else:
         model, methods = model_of_state(recipe, task, read_tensors(weights), str(weights))
         if methods and finalized:

@@ -37,4 +37,6 @@ def quiet_about_short_runs():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*are undecided")
         warnings.filterwarnings("ignore", message=".*no logit is above 0")
+        warnings.filterwarnings("ignore", message=".*clips many weights")
+        warnings.filterwarnings("ignore", message="activations: inputs of .* stay in float")
         yield

@@ -26,6 +26,24 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
                 "rates_every": 2,
             },
         ],
+        "learned_precision": [
+            {"target_bits": 2.5},
+            {
+                "penalty": 0.1,
+                "per": "weight",
+                "palette": [0, 1, 2, 4],
+                "snap_at": 0.3,
+                "nested": True,
+                "exclude": [],
+            },
+            {
+                "target_bits": 2.0,
+                "activations": True,
+                "patterns": 4,
+                "palette": "three_levels",
+                "noise": {"lr": 1.0, "initial_bits": 6.0, "scale": "fan_in"},
+            },
+        ],
         "structured_sparsification": [
             {"budget": {"parameters": 0.5}, "growth_logit": 0.0},
             {"budget": {"macs": 0.6}, "preset": "paper", "growth_logit": 0.0},

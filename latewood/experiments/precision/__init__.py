@@ -1,0 +1,1 @@
+"""Claims about networks whose weights learn how many bits they need."""

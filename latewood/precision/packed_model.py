@@ -1,0 +1,252 @@
+"""A whole network of packed layers: made of a finished one, run, truncated and kept in a file."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from latewood.errors import LatewoodError, RequestError, WorkError, invalid, listed
+from latewood.precision.formats import quantized_layers
+from latewood.precision.layer_packing import packed_layer
+from latewood.precision.packed_file import read_graph, write_graph
+from latewood.precision.packed_graph import NetworkGraph, export_graph, graph_module
+from latewood.precision.packed_layers import PackedLayer
+
+__all__ = ["LeftLayer", "PackedModel", "load_packed", "pack"]
+
+_LARGEST_DIFFERENCE: Final = 0.25
+"""Of the size of the outputs: more than numbers make that round to the other side of a border."""
+
+
+@dataclass(frozen=True)
+class LeftLayer:
+    """A layer that stayed as it was.
+
+    Args:
+        name: its name.
+        reason: why it has no packed form.
+        weights: how many it has.
+    """
+
+    name: str
+    reason: str
+    weights: int
+
+
+class PackedModel(nn.Module):
+    """A network of packed layers, which needs no code of the network that it was made of.
+
+    Args:
+        graph: its operations, layers and tensors.
+        left: layers that stayed in floating point.
+        difference: of the outputs for the example from those of the network that was packed,
+            relative to their size (both root mean square); None if unknown.
+    """
+
+    def __init__(
+        self,
+        graph: NetworkGraph,
+        left: tuple[LeftLayer, ...] = (),
+        difference: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.left = left
+        self.difference = difference
+        self.network = graph_module(graph)
+        self.eval()
+
+    def _placed(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Images with adjacent channels, which packed convolutions read faster."""
+        if not self.graph.channels_last:
+            return inputs
+        return tuple(
+            x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs
+        )
+
+    @property
+    def layers(self) -> dict[str, PackedLayer]:
+        """Packed layers by name; a batch norm that was folded in follows a "+"."""
+        return dict(self.graph.layers)
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of all packed codes and masks."""
+        return sum(layer.stored_bits for layer in self.graph.layers.values())
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the network returns.
+
+        Args:
+            inputs: as in the example that it was packed with, the first axis of any length where
+                the network allows it.
+        """
+        return self.network(*self._placed(inputs))
+
+    def run(self, *inputs: Tensor) -> Any:
+        """What the network returns, without anything that training would need.
+
+        Args:
+            inputs: as for ``forward``.
+        """
+        with torch.inference_mode():
+            return self.network(*self._placed(inputs))
+
+    def truncate(self, bits: int) -> PackedModel:
+        """The same network with at most so many bits a weight and input.
+
+        Codes nest: the lowest bits are dropped. How much accuracy that costs depends on whether
+        the network was trained for it.
+
+        Args:
+            bits: 1 to 8.
+
+        Returns:
+            A new model; this one stays as it is.
+
+        Raises:
+            RequestError: another number of bits.
+        """
+        layers = copy.deepcopy(self.graph.layers)
+        for layer in layers.values():
+            layer.truncate(bits)
+        graph = replace(self.graph, layers=layers)
+        return PackedModel(graph, self.left)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, all or nothing.
+
+        Args:
+            path: of the file, in an existing folder; what is there is replaced.
+
+        Raises:
+            WorkError: it cannot be written.
+        """
+        left = [[layer.name, layer.reason, layer.weights] for layer in self.left]
+        write_graph(self.graph, Path(path), left)
+
+
+def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> PackedModel:
+    """Packs the layers of a finished network that have number formats.
+
+    Weights become codes, inputs are quantised on the way, products are sums of integers; a batch
+    norm directly behind a packed layer becomes part of its scale and bias. Layers without a packed
+    form stay in floating point and are listed in ``left``.
+
+    Args:
+        model: after its methods were finalized; it stays as it is.
+        example_inputs: what it is called with.
+
+    Returns:
+        The packed network on the CPU, compared with the model on the example.
+
+    Raises:
+        RequestError: no layer has a format that can be packed, or ``torch.export`` refuses the
+            model.
+        WorkError: the packed network differs from the model.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(example, Tensor) for example in inputs):
+        raise invalid("example_inputs", type(example_inputs).__name__, "tensors, one or more")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise invalid("model", "on the meta device", "one with values")
+    twin = copy.deepcopy(model).cpu().eval()
+    inputs = tuple(example.detach().cpu() for example in inputs)
+    with torch.no_grad():
+        expected = _outputs(twin(*inputs))
+    left = _replace_layers(twin)
+    graph = export_graph(twin, inputs)
+    if not graph.layers:
+        reasons = listed(f"{layer.name}: {layer.reason}" for layer in left)
+        raise invalid("model", type(model).__name__, f"a layer that can be packed ({reasons})")
+    packed = _packed(graph, left, inputs)
+    difference = _difference(_outputs(packed.run(*inputs)), expected)
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise WorkError(
+            f"the packed network's outputs differ from the model's by {difference:.3g} of their "
+            "size; nothing was packed"
+        )
+    packed.difference = difference
+    return packed
+
+
+def load_packed(path: str | Path) -> PackedModel:
+    """Reads a packed network. Nothing is unpickled and no code of its maker runs.
+
+    Args:
+        path: what ``PackedModel.save`` wrote.
+
+    Raises:
+        RequestError: no file there, or one of a newer format.
+        WorkError: the file is cut, changed or something else.
+    """
+    graph, left = read_graph(Path(path))
+    try:
+        return PackedModel(graph, tuple(LeftLayer(*entry) for entry in left))
+    except LatewoodError:
+        raise
+    except Exception as error:
+        # A file that somebody made on purpose may hold any operations in any order.
+        raise WorkError(f"{path}: not a packed network ({error})") from error
+
+
+def _packed(
+    graph: NetworkGraph, left: tuple[LeftLayer, ...], inputs: tuple[Tensor, ...]
+) -> PackedModel:
+    """With adjacent channels if there are convolutions and nothing needs another order."""
+    if any(len(layer.shape) == 4 for layer in graph.layers.values()):
+        packed = PackedModel(replace(graph, channels_last=True), left)
+        try:
+            packed.run(*inputs)
+        except RuntimeError:
+            # A view, say, of what is no longer contiguous.
+            return PackedModel(graph, left)
+        return packed
+    return PackedModel(graph, left)
+
+
+def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
+    left: list[LeftLayer] = []
+    made: dict[nn.Module, PackedLayer] = {}
+    formatted = {name: layer for name, layer, _ in quantized_layers(model)}
+    candidates = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name in formatted or isinstance(module, (nn.Linear, nn.Conv2d)) or module in made
+    }
+    for name, layer in candidates.items():
+        try:
+            if layer not in made:
+                made[layer] = packed_layer(layer)
+        except RequestError as error:
+            weights = getattr(layer, "weight", None)
+            count = weights.numel() if isinstance(weights, Tensor) else 0
+            left.append(LeftLayer(name, str(error), count))
+            continue
+        if name:
+            model.set_submodule(name, made[layer])
+        else:
+            raise invalid("model", type(model).__name__, "a network around its layers")
+    return tuple(left)
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    leaves, _ = torch.utils._pytree.tree_flatten(result)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [x.detach().clone() for x in tensors if x.is_floating_point()]
+
+
+def _difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    if [x.shape for x in outputs] != [x.shape for x in expected]:
+        return float("inf")
+    if not outputs:
+        return 0.0
+    one, other = (torch.cat([x.double().flatten() for x in part]) for part in (outputs, expected))
+    size = float(other.norm())
+    gap = float((one - other).norm())
+    return gap / size if size else gap

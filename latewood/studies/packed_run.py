@@ -1,0 +1,140 @@
+"""What a run's model comes to when its layers with number formats are packed."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latewood.core.measure import file_bytes
+from latewood.core.timing import least_times
+from latewood.errors import RequestError, invalid
+from latewood.precision import LeftLayer, PackedModel, load_packed, pack, remove_formats
+from latewood.terminal.tables import Row
+from latewood.training.opened_run import open_run
+from latewood.training.randomness import caller_unchanged
+
+__all__ = ["PackedRun", "layer_rows", "pack_run", "time_packed"]
+
+
+@dataclass(frozen=True)
+class PackedRun:
+    """What was made of a run's model.
+
+    Args:
+        path: the file that was written.
+        layers: one row a packed layer.
+        left: layers that stayed in floating point.
+        summary: sizes, times and the difference of outputs, by name.
+    """
+
+    path: Path
+    layers: list[Row]
+    left: tuple[LeftLayer, ...]
+    summary: dict[str, float]
+
+
+def pack_run(
+    run: Path,
+    *,
+    out: Path | None = None,
+    batch: int = 1,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> PackedRun:
+    """Packs the model of a run into one file, and times it beside the model in floating point.
+
+    Args:
+        run: the folder of a run, or a checkpoint in one, whose methods end in a copy.
+        out: the file to write; the run's name with "-packed.safetensors" behind it if None.
+        batch: samples that it is timed with.
+        overwrite: replace a file that is there.
+        trust: import and call modules that the run's recipe names.
+
+    Raises:
+        RequestError: no run there, no layer that can be packed, or a file that is there already.
+        WorkError: the packed network differs, or the file cannot be written.
+    """
+    if batch < 1:
+        raise invalid("batch", batch, "1 or more")
+    opened = open_run(run, trust=trust)
+    path = out or opened.folder.path.with_name(f"{opened.folder.name}-packed.safetensors")
+    if path.is_dir() or not path.parent.is_dir():
+        raise invalid("--out", str(path), "a file in a folder there is")
+    if path.exists() and not overwrite:
+        raise RequestError(
+            f"--out: got '{path}', which exists; expected a new file, or --overwrite"
+        )
+    inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
+    with caller_unchanged(cuda=False):
+        packed = pack(opened.model, inputs)
+        packed.save(path)
+        plain = remove_formats(copy.deepcopy(opened.model))
+        times = _times(plain, packed, inputs)
+    summary = {
+        "float file bytes": float(file_bytes(plain)),
+        "packed file bytes": float(path.stat().st_size),
+        "float us": times["float"],
+        "packed us": times["packed"],
+        "output difference": packed.difference or 0.0,
+    }
+    return PackedRun(path, layer_rows(packed), packed.left, summary)
+
+
+def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> dict[str, float]:
+    """Times a packed network beside the same network with its weights as floating numbers.
+
+    Args:
+        path: of a file that ``PackedModel.save`` wrote.
+        shape: of its input, the batch included.
+        seconds: how long to measure, about.
+
+    Returns:
+        Least microseconds a call: "float" and "packed".
+
+    Raises:
+        RequestError: no such file, or a shape that the network does not take.
+        WorkError: the file is damaged.
+    """
+    packed = load_packed(path)
+    generator = torch.Generator().manual_seed(0)
+    inputs = (torch.randn(shape, generator=generator),)
+    plain = copy.deepcopy(packed)
+    for layer in plain.graph.layers.values():
+        layer.quantises_inputs = False
+    try:
+        packed.run(*inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise invalid(
+            "--shape", list(shape), f"one that the network takes ({reason[0]})"
+        ) from error
+    return _times(plain, packed, inputs, seconds=seconds)
+
+
+def layer_rows(packed: PackedModel) -> list[Row]:
+    """One row a packed layer: its shape, its channels by bits, and its bytes."""
+    rows: list[Row] = []
+    for name, layer in packed.layers.items():
+        counts = Counter(layer.weight_bits.tolist())
+        rows.append(
+            {
+                "layer": name,
+                "shape": "x".join(map(str, layer.shape)),
+                "channels by bits": ", ".join(f"{counts[w]} of {w}" for w in sorted(counts)),
+                "inputs": "quantised" if layer.quantises_inputs else "float",
+                "bytes": -(-layer.stored_bits // 8),
+            }
+        )
+    return rows
+
+
+def _times(
+    plain: nn.Module, packed: PackedModel, inputs: tuple[Tensor, ...], *, seconds: float = 2.0
+) -> dict[str, float]:
+    forms = {"float": lambda: plain(*inputs), "packed": lambda: packed.run(*inputs)}
+    return least_times(forms, torch.device("cpu"), steady=25, seconds=seconds)

@@ -1,0 +1,191 @@
+"""Whole packed networks: what they compute, how large their files are, and damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from packed_networks import finished, small_network
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from latewood.errors import RequestError, WorkError
+from latewood.precision import PackedModel, load_packed, pack
+
+INPUTS = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def packed() -> PackedModel:
+    return pack(small_network(), INPUTS)
+
+
+def test_the_packed_network_computes_the_same(packed: PackedModel) -> None:
+    expected = small_network()(INPUTS)
+    assert torch.allclose(packed.run(INPUTS), expected, atol=1e-5)
+    assert packed.difference is not None and packed.difference < 1e-5
+    assert torch.allclose(packed.run(INPUTS[:1]), expected[:1], atol=1e-5)
+    assert sorted(packed.layers) == ["1+batch_norm", "4", "7"]
+    assert [(layer.name, layer.weights) for layer in packed.left] == [("0", 6 * 27)]
+
+
+def test_the_model_stays_as_it_was() -> None:
+    network = small_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pack(network, INPUTS)
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_file_holds_the_network_without_its_code(packed: PackedModel, tmp_path: Path) -> None:
+    path = tmp_path / "packed.safetensors"
+    packed.save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    loaded = load_packed(path)
+    assert torch.equal(loaded.run(INPUTS), packed.run(INPUTS))
+    assert loaded.left == packed.left
+    program = (
+        "import torch; from latewood.precision import load_packed;"
+        f"print(load_packed({str(path)!r}).run(torch.ones(1, 3, 8, 8)).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert json.loads(done.stdout) == packed.run(torch.ones(1, 3, 8, 8)).tolist()
+
+
+def test_the_file_is_hardly_larger_than_its_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bits = torch.tensor([1, 1, 2, 4])[torch.randint(4, (256,))]
+    blocks = [finished(nn.Linear(256, 256), bits, input_bits=bits) for _ in range(8)]
+    network = nn.Sequential(*blocks)
+    packed = pack(network, torch.randn(2, 256))
+    packed.save(tmp_path / "x.safetensors")
+    floats = 4 * sum(layer.weight_scale.numel() + 256 + 1 for layer in packed.layers.values())
+    assert (tmp_path / "x.safetensors").stat().st_size <= 1.02 * (packed.stored_bits / 8 + floats)
+
+
+def test_truncation_makes_another_network(packed: PackedModel) -> None:
+    before = packed.run(INPUTS)
+    lower = packed.truncate(1)
+    assert all(int(layer.weight_bits.max()) == 1 for layer in lower.layers.values())
+    assert lower.stored_bits < packed.stored_bits
+    assert torch.equal(packed.run(INPUTS), before)
+    assert torch.equal(packed.truncate(8).run(INPUTS), before)
+    with pytest.raises(RequestError, match="bits: got 9"):
+        packed.truncate(9)
+
+
+def written(packed: PackedModel, path: Path) -> bytes:
+    packed.save(path)
+    return path.read_bytes()
+
+
+def test_damaged_files_are_refused_by_name(packed: PackedModel, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    content = written(packed, path)
+    for cut in (0, 5, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        with pytest.raises(WorkError, match=r"x\.safetensors"):
+            load_packed(path)
+    for place in range(len(content) - 400, len(content), 57):
+        changed = bytearray(content)
+        changed[place] ^= 4
+        path.write_bytes(bytes(changed))
+        with pytest.raises(WorkError, match="changed"):
+            load_packed(path)
+
+
+def test_files_of_others_and_of_later_versions(packed: PackedModel, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(RequestError, match="path: "):
+        load_packed(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(WorkError, match="not a packed network"):
+        load_packed(path)
+    written(packed, path)
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        marks = file.metadata()
+    save_file(parts, path, metadata={**marks, "format": "latewood packed 2"})
+    with pytest.raises(RequestError, match="got format 2"):
+        load_packed(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(packed: PackedModel, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="cannot be written"):
+        packed.save(tmp_path / "none" / "x.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WorkError, match="cannot be written"):
+        packed.save(tmp_path / "folder")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_operations_of_a_file_are_torch_operators_alone(packed: PackedModel) -> None:
+    from latewood.precision.packed_graph import NetworkGraph, graph_module
+
+    for target in (
+        "os.system",
+        "aten.__class__.mro",
+        "operator.attrgetter",
+        "aten.nothing.default",
+    ):
+        graph = NetworkGraph([["input", "", [], {}], ["call", target, [{"node": 0}], {}]])
+        graph.output = ["*", [{"node": 1}]]
+        with pytest.raises(WorkError, match="which this version of torch has not"):
+            graph_module(graph)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = finished(nn.Linear(4, 4), torch.ones(4), input_bits=torch.ones(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)
+        return outputs if float(outputs.sum()) > 0 else -outputs
+
+
+def test_what_cannot_be_packed_is_named() -> None:
+    with pytest.raises(RequestError, match=r"torch\.export refuses it"):
+        pack(Branching(), torch.randn(2, 4))
+    with pytest.raises(RequestError, match="a layer that can be packed"):
+        pack(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4))
+    with pytest.raises(RequestError, match="example_inputs"):
+        pack(small_network(), ())
+
+
+class Twice(nn.Module):
+    """One layer used twice, outputs in a dict, and a sum over both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = finished(nn.Linear(6, 6), torch.full((6,), 4), input_bits=torch.full((6,), 4))
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, inputs: Tensor, others: Tensor) -> dict[str, Tensor]:
+        first = self.norm(self.layer(inputs))
+        return {"first": first, "second": self.layer(first) + others}
+
+
+def test_shared_layers_and_nested_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    network, inputs = Twice().eval(), (torch.randn(3, 6), torch.randn(3, 6))
+    packed = pack(network, inputs)
+    packed.save(tmp_path / "x.safetensors")
+    for model in (packed, load_packed(tmp_path / "x.safetensors")):
+        outputs, expected = model.run(*inputs), network(*inputs)
+        assert outputs.keys() == expected.keys()
+        assert all(torch.allclose(outputs[name], expected[name], atol=1e-5) for name in outputs)
+    assert list(packed.layers) == ["layer"]
