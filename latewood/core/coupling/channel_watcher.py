@@ -16,7 +16,8 @@ from latewood.core.coupling.norm_recognition import NormCalls
 from latewood.core.coupling.operation_table import OPERATIONS, channel_rule
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.traced_call import Call, Operation, Result, Rule, tensors_in
-from latewood.core.coupling.watched_run import ModuleCall, Running, Watcher
+from latewood.core.coupling.watched_run import Running, Watcher
+from latewood.core.module_calls import ModuleCall
 from latewood.errors import LatewoodError
 
 __all__ = ["ChannelWatcher"]

@@ -146,27 +146,30 @@ def _followed(name: str) -> None:
     turned = getattr(int, f"__r{name}__")
 
     def forward(self: CodeNumber, other: Any) -> Any:
-        value = plain(self, other)
-        if value is NotImplemented or isinstance(other, bool):
-            return value
-        return CodeNumber(value, _Operation(function, self.origin, _origin(other)))
+        return made(self, other, plain(self, other), self, other)
 
     def backward(self: CodeNumber, other: Any) -> Any:
-        value = turned(self, other)
-        if value is NotImplemented or isinstance(other, bool):
+        return made(self, other, turned(self, other), other, self)
+
+    def made(self: CodeNumber, other: Any, value: Any, left: Any, right: Any) -> Any:
+        if value is NotImplemented:
+            if isinstance(other, float):
+                _note(self)
             return value
-        return CodeNumber(value, _Operation(function, _origin(other), self.origin))
+        if isinstance(other, bool):
+            return value
+        return CodeNumber(value, _Operation(function, _origin(left), _origin(right)))
 
     setattr(CodeNumber, f"__{name}__", forward)
     setattr(CodeNumber, f"__r{name}__", backward)
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+for _name in ("add", "sub", "mul", "floordiv", "mod", "lshift", "rshift"):
     _followed(_name)
 
 
 def _valued(name: str) -> None:
-    """Arithmetic that leaves the integers."""
+    """What leaves the integers that know their origin."""
     plain = getattr(int, f"__{name}__")
 
     def valued(self: CodeNumber, *others: Any) -> Any:
@@ -179,7 +182,7 @@ def _valued(name: str) -> None:
     setattr(CodeNumber, f"__{name}__", valued)
 
 
-for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
+for _name in ("float", "int", "truediv", "rtruediv", "pow", "rpow"):
     _valued(_name)
 
 
@@ -188,7 +191,9 @@ def _compared(name: str) -> None:
     plain = getattr(int, f"__{name}__")
 
     def compared(self: CodeNumber, other: Any) -> Any:
-        if isinstance(other, int) and not isinstance(other, bool):
+        if isinstance(other, float):
+            _note(self)
+        elif isinstance(other, int) and not isinstance(other, bool):
             _note(self, other, function)
         return plain(self, other)
 

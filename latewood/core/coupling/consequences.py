@@ -337,12 +337,16 @@ def _misused(
     for kind in kinds[here].unique():
         alike = here[kinds[here] == kind]
         now = [int(number) for number in use.numbers]
-        then = [_recomputed(labels, number, alike[:1], follows) for number in use.numbers]
-        if use.comparison is None:
-            if then != now:
-                yield alike, "computes with"
-        elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
-            yield alike, "compares"
+        # A quotient may stay as it is when one channel comes, but not when all come twice.
+        for moving in (alike[:1], alike):
+            then = [_recomputed(labels, number, moving, follows) for number in use.numbers]
+            if use.comparison is None:
+                if then != now:
+                    yield alike, "computes with"
+                    break
+            elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
+                yield alike, "compares"
+                break
 
 
 def _counted_by(labels: Labels, origin: Attribute | Extent, follows: Follows) -> set[int]:

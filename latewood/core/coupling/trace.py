@@ -22,12 +22,15 @@ from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_facts import layer_facts
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.traced_call import Rule, tensors_in
-from latewood.core.coupling.watched_run import (
-    Running,
-    is_watching,
-    watched,
+from latewood.core.coupling.unreached import follow_unreached, with_unreached
+from latewood.core.coupling.watched_run import Running, is_watching, watched
+from latewood.core.modes import (
+    attributes_restored,
+    buffers_restored,
+    evaluated,
+    uncompiled,
+    unfused,
 )
-from latewood.core.modes import attributes_restored, evaluated, uncompiled, unfused
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
 from latewood.errors import RequestError, invalid, listed
@@ -140,10 +143,11 @@ def traced(
             given = type(example_inputs).__name__
             raise invalid("example_inputs", given, "inputs that reach a weight")
         norms = list(watcher.norms.recognised())
+        unreached = follow_unreached(model, labels)
     plan = gather_plan(watcher.labels, list(tensors), norms, watcher.values)
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
-    return replace(plan, layers=order), watcher.flow
+    return with_unreached(replace(plan, layers=order), unreached), watcher.flow
 
 
 @contextmanager
@@ -295,6 +299,7 @@ def prepared(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         unfused(),
         torch.no_grad(),
         attributes_restored(model),
+        buffers_restored(model),
     ):
         yield {name: getattr(*place) for name, place in layer_tensors(model)}
 
