@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -122,14 +123,17 @@ class ChannelWatcher(Watcher):
             dim = operation.argument(1, "dim")
             return CodeNumber(output, self.labels.extent(measured, dim))
         asked = getattr(operation.function, "__self__", None)
+        if operation.name in ("numel", "nelement"):
+            return math.prod(self._sizes(measured))
         if operation.name == "size" or asked is torch.Tensor.shape:
-            return torch.Size(
-                [
-                    CodeNumber(size, self.labels.extent(measured, dim))
-                    for dim, size in enumerate(output)
-                ]
-            )
+            return torch.Size(self._sizes(measured))
         return None
+
+    def _sizes(self, measured: Tensor) -> list[int]:
+        return [
+            CodeNumber(size, self.labels.extent(measured, dim))
+            for dim, size in enumerate(measured.shape)
+        ]
 
     def run_module(
         self,

@@ -272,23 +272,19 @@ def code_numbers(model: nn.Module, used: Callable[[NumberUse], None]) -> Iterato
         model: any module.
         used: is told what the code does with code numbers.
     """
-    found = [
-        (module, attribute, value)
-        for name, module in model.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-        for attribute, value in vars(module).items()
-        if type(value) is int
-    ]
-    names = {id(module): name for name, module in model.named_modules()}
-    for module, attribute, value in found:
-        origin = Attribute(names[id(module)], attribute, value)
-        vars(module)[attribute] = CodeNumber(value, origin)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not isinstance(module, torch.jit.ScriptModule):
+            attributes = vars(module)
+            for attribute in [key for key, value in attributes.items() if type(value) is int]:
+                value = attributes[attribute]
+                attributes[attribute] = CodeNumber(value, Attribute(name, attribute, value))
     token = _USED.set(used)
     try:
         yield
     finally:
         _USED.reset(token)
-        for module in model.modules():
+        for module in {*modules.values(), *model.modules()}:
             for attribute, value in list(vars(module).items()):
                 if type(value) is CodeNumber:
                     vars(module)[attribute] = int(value)

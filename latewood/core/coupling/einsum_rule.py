@@ -24,7 +24,7 @@ def einsum_rule(call: Call) -> Result:
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
     terms, output = _letters(equation, operands)
-    weights = [number for number, x in enumerate(operands) if call.labels.view(x) is not None]
+    weights = [number for number, x in enumerate(operands) if call.labels.source(x) is not None]
     repeated = any(len(set(term)) < len(term) for term in terms)
     if repeated or len(weights) > 1 or (weights and len(operands) != 2):
         return call.unknown()

@@ -27,14 +27,16 @@ def _elementwise(call: Call) -> Result:
         return None
     shape = next(tensors_in(call.output)).shape
     labels = [call.labels.of(tensor).expand(shape) for tensor in tensors]
+    if len(tensors) == 1 and tensors[0] not in call.labels.statistics:
+        return labels[0]
     for tensor, own in zip(tensors, labels, strict=True):
         _meet_fixed_size(call, tensor, own, labels)
     _pass_statistic(call, tensors, labels)
     # Entries of a parameter that stands beside channels, such as a table of positions, are theirs.
-    order = sorted(range(len(tensors)), key=lambda n: call.labels.view(tensors[n]) is not None)
+    order = sorted(range(len(tensors)), key=lambda n: call.labels.source(tensors[n]) is not None)
     result = labels[order[0]]
     for number in order[1:]:
-        bare = call.labels.view(tensors[number]) is not None
+        bare = call.labels.source(tensors[number]) is not None
         wider = bare and _varies_more(labels[number], result)
         join = call.labels.merge if wider else call.labels.meet
         result = join(result, labels[number])

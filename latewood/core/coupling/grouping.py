@@ -41,7 +41,8 @@ def gather_plan(
             follows.setdefault(channel, []).append(Resized(attribute.module, attribute.name, count))
     place = {name: position for position, name in enumerate(order)}
     axes = sorted(labels.axes, key=lambda axis: (place[axis[0]], axis[1]))
-    seats = _Seats.of([labels.channels(labels.axes[axis]) for axis in axes])
+    rows = [labels.axes[axis] for axis in axes]
+    seats = _Seats.of(labels.channels(torch.cat(rows)), [len(row) for row in rows])
     held: dict[int, dict[Barrier, None]] = {}
     for barred, barrier in labels.barriers:
         for channel in labels.channels(barred).unique().tolist():
@@ -112,19 +113,20 @@ class _Seats:
     positions: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> _Seats:
+    def of(cls, channels: Tensor, sizes: Sequence[int]) -> _Seats:
         """Sorts what lies along all axes.
 
         Args:
-            rows: the channel at each position of each axis.
+            channels: at each position of each axis, axis after axis.
+            sizes: of the axes.
         """
-        channel = torch.cat(list(rows)).numpy()
-        axis = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        position = np.concatenate([np.arange(len(row)) for row in rows])
+        channel = channels.numpy()
+        axis = np.repeat(np.arange(len(sizes)), sizes)
+        position = np.concatenate([np.arange(size) for size in sizes])
         order = np.lexsort((position, axis, channel))
-        channels, starts = np.unique(channel[order], return_index=True)
+        each, starts = np.unique(channel[order], return_index=True)
         ends = np.append(starts, len(order))
-        return cls(channels, ends, axis[order], position[order])
+        return cls(each, ends, axis[order], position[order])
 
     def alike(self, barriers: Mapping[int, tuple[Barrier, ...]]) -> Iterator[np.ndarray]:
         """Numbers of channels that sit on the same axes equally often and have the same barriers.

@@ -22,7 +22,7 @@ class Components:
     def __init__(self) -> None:
         # The last entry answers for NONE, which is -1.
         self._parent = np.full(1, NONE)
-        self._waiting: list[Tensor] = []
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._sizes: np.ndarray | None = None
         self.count = 0
 
@@ -41,14 +41,14 @@ class Components:
         self._sizes = None
         return torch.arange(start, self.count)
 
-    def join(self, left: Tensor, right: Tensor) -> None:
+    def join(self, left: np.ndarray, right: np.ndarray) -> None:
         """Declares labels at the same place to be one component.
 
         Args:
             left: labels (n,), none of them NONE.
             right: labels (n,), none of them NONE.
         """
-        self._waiting.append(torch.stack([left, right]))
+        self._waiting.append((left, right))
 
     def roots(self, labels: Tensor) -> Tensor:
         """One label of each label's component, the same for all of it; NONE for NONE."""
@@ -76,9 +76,10 @@ class Components:
     def _merge(self) -> None:
         if not self._waiting:
             return
-        pairs = torch.cat(self._waiting, 1).numpy()
+        left, right = (
+            self._resolved(np.concatenate(ends)) for ends in zip(*self._waiting, strict=True)
+        )
         self._waiting.clear()
-        left, right = self._resolved(pairs[0]), self._resolved(pairs[1])
         different = left != right
         if not different.any():
             return

@@ -204,7 +204,7 @@ def _teach_modules(
     running: Running,
 ) -> None:
     """Has modules with a rule of their own run as one operation; undone with the attributes."""
-    for module in model.modules():
+    for module in model.modules() if classes else ():
         for kind, rule in classes.items():
             if isinstance(module, kind):
                 forward = partial(watcher.run_module, rule, module.forward, running)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.overrides import (
@@ -18,6 +18,19 @@ from latewood.core.coupling.traced_call import Operation
 from latewood.core.module_calls import ModuleCall, module_calls
 
 __all__ = ["Running", "Watcher", "is_watching", "watched"]
+
+_FACTS: Final = frozenset(
+    (
+        Tensor.dim,
+        Tensor.is_complex,
+        Tensor.is_floating_point,
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad")
+        ),
+    )
+)
+"""Asked of a tensor, they say nothing about its entries or sizes, and pass unseen."""
 
 Running = list[tuple[str, nn.Module]]
 """Names and modules being called, outermost first."""
@@ -107,17 +120,18 @@ class _Operations(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if self.is_paused:
+        if self._pauses or function in _FACTS:
             return function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "").strip("_")
-        operation = Operation(function, name, args, kwargs or {}, tuple(self._running))
+        named, modules = kwargs or {}, tuple(self._running)
+        operation = Operation(function, name, args, named, modules)
         tensors = operation.tensors
         versions = [(tensor, _version(tensor)) for tensor in tensors]
         for watcher in self._watchers:
             watcher.before(operation)
-        output = function(*args, **operation.named)
+        output = function(*args, **named)
         changed = tuple(tensor for tensor, before in versions if _version(tensor) > before)
-        operation = dataclasses.replace(operation, output=output, changed=changed)
+        operation = Operation(function, name, args, named, modules, output, changed)
         vars(operation)["tensors"] = tensors
         for watcher in self._watchers:
             seen = watcher.after(operation)

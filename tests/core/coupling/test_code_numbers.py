@@ -70,6 +70,7 @@ def test_an_attribute_that_code_checks_follows(condition):
         (lambda model, hidden: 1 / hidden.shape[-1], "computes with"),
         (lambda model, hidden: hidden.shape[-1] ** -0.5, "computes with"),
         (lambda model, hidden: hidden.size(1), "computes with"),
+        (lambda model, hidden: hidden.numel(), "computes with"),
         (lambda model, hidden: hidden.size(1) * 0.5, "computes with"),
         (lambda model, hidden: 8 - int(hidden.size(1)), "computes with"),
         (lambda model, hidden: hidden.size(1) // 4, "computes with"),
