@@ -123,10 +123,11 @@ class _Seats:
         channel = channels.numpy()
         axis = np.repeat(np.arange(len(sizes)), sizes)
         position = np.concatenate([np.arange(size) for size in sizes])
-        order = np.lexsort((position, axis, channel))
-        each, starts = np.unique(channel[order], return_index=True)
-        ends = np.append(starts, len(order))
-        return cls(each, ends, axis[order], position[order])
+        # Stable: they stand axis by axis, position by position.
+        order = np.argsort(channel, kind="stable")
+        ascending = channel[order]
+        starts = np.append(0, (ascending[1:] != ascending[:-1]).nonzero()[0] + 1)
+        return cls(ascending[starts], np.append(starts, len(order)), axis[order], position[order])
 
     def alike(self, barriers: Mapping[int, tuple[Barrier, ...]]) -> Iterator[np.ndarray]:
         """Numbers of channels that sit on the same axes equally often and have the same barriers.

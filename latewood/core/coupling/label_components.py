@@ -84,7 +84,7 @@ class Components:
         if not different.any():
             return
         left, right = left[different], right[different]
-        nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+        nodes, places = _numbered(np.concatenate([left, right]), self.count)
         one, other = places[: len(left)], places[len(left) :]
         least = np.arange(len(nodes))
         while True:
@@ -99,3 +99,16 @@ class Components:
                 break
         self._parent[nodes] = nodes[least]
         self._sizes = None
+
+
+def _numbered(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, ascending, and which of them each one is; all are below a count."""
+    if 8 * len(labels) < count:
+        return np.unique(labels, return_inverse=True)
+    # Most labels occur, and a table of all costs less than sorting them.
+    occurs = np.zeros(count, dtype=bool)
+    occurs[labels] = True
+    nodes = np.flatnonzero(occurs)
+    numbers = np.empty(count, dtype=np.int64)
+    numbers[nodes] = np.arange(len(nodes))
+    return nodes, numbers[labels]
