@@ -98,8 +98,11 @@ class ChannelWatcher(Watcher):
         if operation.name.endswith("full"):
             given = operation.positional[-1:], {"fill_value": operation.named.get("fill_value")}
         for number in _counted(given):
-            layer = operation.modules[-1][0] if operation.modules else ""
-            self.labels.number_uses.append((NumberUse((number,)), layer))
+            self._note_value(operation, number)
+
+    def _note_value(self, operation: Operation, number: CodeNumber) -> None:
+        layer = operation.modules[-1][0] if operation.modules else ""
+        self.labels.number_uses.append((NumberUse((number,)), layer))
 
     def entered(self, call: ModuleCall) -> None:
         """A norm may begin."""
@@ -123,6 +126,9 @@ class ChannelWatcher(Watcher):
             dim = operation.argument(1, "dim")
             return CodeNumber(output, self.labels.extent(measured, dim))
         asked = getattr(operation.function, "__self__", None)
+        if operation.name == "len":
+            # What the code gets of it is always a plain number.
+            self._note_value(operation, CodeNumber(output, self.labels.extent(measured, 0)))
         if operation.name in ("numel", "nelement"):
             return math.prod(self._sizes(measured))
         if operation.name == "size" or asked is torch.Tensor.shape:

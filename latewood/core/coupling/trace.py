@@ -33,6 +33,7 @@ from latewood.core.modes import (
 )
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
+from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid, listed
 
 __all__ = [
@@ -115,7 +116,7 @@ def traced(
         labels = Labels(computed, _other_uses(model, computed), by_head_size=by_head_size)
         weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
         watcher = ChannelWatcher(labels, Flow(labels, weights), functions)
-        _bar_split_weights(watcher.labels, computed, tensors)
+        _bar_computed_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
         with (
@@ -235,7 +236,7 @@ def _freeze(labels: Labels, computed: Mapping[str, Tensor], patterns: Iterable[s
             labels.bar_all_axes(computed[name], "fixed", f"{name} is frozen by {pattern!r}")
 
 
-def _bar_split_weights(
+def _bar_computed_weights(
     labels: Labels, computed: Mapping[str, Tensor], owners: Mapping[str, tuple[nn.Module, str]]
 ) -> None:
     for name, owner in owners.items():
@@ -244,6 +245,13 @@ def _bar_split_weights(
         except RequestError:
             reason = f"{name} is computed from several tensors, as weight norm does"
             labels.bar_all_axes(computed[name], "fixed", reason)
+            continue
+        for transformation in transformations(*owner):
+            # Ours act entry by entry, or say otherwise how they follow.
+            if getattr(transformation, "order", None) is None:
+                kind = type(transformation).__name__
+                reason = f"{name} is computed by {kind}, which says nothing of channels"
+                labels.bar_all_axes(computed[name], "fixed", reason)
 
 
 def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

@@ -71,6 +71,7 @@ def test_an_attribute_that_code_checks_follows(condition):
         (lambda model, hidden: hidden.shape[-1] ** -0.5, "computes with"),
         (lambda model, hidden: hidden.size(1), "computes with"),
         (lambda model, hidden: hidden.numel(), "computes with"),
+        (lambda model, hidden: len(hidden.T), "computes with"),
         (lambda model, hidden: hidden.size(1) * 0.5, "computes with"),
         (lambda model, hidden: 8 - int(hidden.size(1)), "computes with"),
         (lambda model, hidden: hidden.size(1) // 4, "computes with"),
