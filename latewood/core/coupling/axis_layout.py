@@ -97,8 +97,8 @@ class AxisLayout:
         """
         numbers = torch.arange(width, max(width, len(indices))).unsqueeze(1)
         keys = indices[width:] * self.channels + numbers
-        found = torch.searchsorted(self.copy_keys, keys)
-        return torch.cat([self.kept[indices[:width]], self.copy_positions[found]])
+        places = torch.searchsorted(self.copy_keys, keys)
+        return torch.cat([self.kept[indices[:width]], self.copy_positions[places]])
 
 
 def moved_group(

@@ -174,8 +174,8 @@ class ChannelWatcher(Watcher):
             if labels is not None:
                 self.labels.put(output, labels)
             return
-        for tensor, own in zip(output or (), labels or (), strict=False):
-            self._put(tensor, own)
+        for tensor, its_labels in zip(output or (), labels or (), strict=False):
+            self._put(tensor, its_labels)
 
 
 def _careful(rule: Rule) -> Rule:

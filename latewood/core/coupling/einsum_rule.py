@@ -40,7 +40,7 @@ def einsum_rule(call: Call) -> Result:
         for x, term in zip(operands, terms, strict=True)
     ]
     shape = call.output.shape
-    aligned = [_aligned(own, term, output).expand(shape) for own, term in labels]
+    aligned = [_aligned(entries, term, output).expand(shape) for entries, term in labels]
     result = aligned[0]
     for other in aligned[1:]:
         result = call.labels.merge(result, other)
@@ -141,8 +141,8 @@ def _weighted(
         first = first.narrow(dim, 0, 1)
     read(call, first.movedim(term.index(read_along), -1), atoms_in)
     for letter in {*summed, *made} - {read_along, *made[:1]}:
-        kept = call.labels.axis(weight, letters.index(letter), "per_channel")
-        call.labels.bar(kept, "fixed", f"{call.where} keeps a second dimension of its weight")
+        entries = call.labels.axis(weight, letters.index(letter), "per_channel")
+        call.labels.bar(entries, "fixed", f"{call.where} keeps a second dimension of its weight")
     if not made:
         return torch.full((), NONE).expand(call.output.shape)
     atoms_out = call.labels.axis(weight, letters.index(made[0]), "producer")

@@ -64,14 +64,14 @@ class Components:
         return torch.from_numpy(self._sizes[roots.numpy()])
 
     def _resolved(self, labels: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self._parent[labels]
+        roots: np.ndarray = self._parent[labels]
         while True:
-            further = self._parent[found]
-            if np.array_equal(further, found):
+            further = self._parent[roots]
+            if np.array_equal(further, roots):
                 break
-            found = further
-        self._parent[labels] = found
-        return found
+            roots = further
+        self._parent[labels] = roots
+        return roots
 
     def _merge(self) -> None:
         if not self._waiting:

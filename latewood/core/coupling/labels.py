@@ -207,9 +207,9 @@ class Labels:
 
         A parameter or buffer met outside a layer's own operation gets one label an element.
         """
-        found: Tensor | None = self._of.get(tensor)
-        if found is not None and found.shape == tensor.shape:
-            return found
+        labels: Tensor | None = self._of.get(tensor)
+        if labels is not None and labels.shape == tensor.shape:
+            return labels
         view = self.view(tensor)
         if view is None or tensor.ndim == 0:
             return torch.full((), NONE).expand(tensor.shape)
@@ -248,13 +248,13 @@ class Labels:
 
     def view(self, tensor: Tensor) -> WeightView | None:
         """Which elements of which parameter or buffer a tensor holds; None if it is none."""
-        found: WeightView | None = self._views.get(tensor)
+        view: WeightView | None = self._views.get(tensor)
         name = self.name(tensor)
-        if found is None and name is not None:
+        if view is None and name is not None:
             grid = torch.meshgrid(*map(torch.arange, self.shapes[name]), indexing="ij")
-            found = WeightView(name, grid)
-            self._views[tensor] = found
-        return found
+            view = WeightView(name, grid)
+            self._views[tensor] = view
+        return view
 
     def put_view(self, tensor: Tensor, view: WeightView) -> None:
         """Remembers that a tensor holds elements of a parameter."""

@@ -96,7 +96,7 @@ class ModelRuns:
                 (float((one - two).abs().max()) for one, two in pairs if two.numel()), default=0.0
             )
             errors.append(error / (largest or 1.0) * (training_scale if training else 1.0))
-        error = max(errors, key=lambda each: each if each == each else float("inf"))
+        error = max(errors, key=lambda value: value if value == value else float("inf"))
         return error * (1.0 if self.double else DOUBLE_OVER_SINGLE)
 
     def magnification(self, exact: list[ModelOutputs]) -> float:

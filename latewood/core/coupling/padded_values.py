@@ -142,8 +142,8 @@ class PaddedValues:
             # What is the same for all channels, such as a statistic, is a number here.
             labels = compact(self._labels.of(tensor))
             if labels.numel() > 1 and bool((labels != NONE).any()):
-                own = self.of(tensor) if name is None else _other("")
-                values.append(own)
+                value = self.of(tensor) if name is None else _other("")
+                values.append(value)
         if len(values) < 2:
             return values[0] if values else _joined([self.of(each) for each in operands], "")
         numerator = values[:1] if "div" in call.name else values

@@ -215,9 +215,9 @@ def _assign(call: Call) -> Result:
     labels = call.labels.of(target).clone()
     if isinstance(value, Tensor):
         written = labels[index]
-        own = call.labels.of(value).expand(written.shape)
-        call.labels.couple(written, own)
-        labels[index] = torch.where(written != NONE, written, own)
+        entries = call.labels.of(value).expand(written.shape)
+        call.labels.couple(written, entries)
+        labels[index] = torch.where(written != NONE, written, entries)
     _note_index(call, target, labels, index)
     _bar_beside_allocation(call, target, labels)
     call.labels.put(target, labels)

@@ -64,15 +64,15 @@ def slice_channels(
             which nothing says how it follows, or an optimizer state whose shape is not its
             parameter's.
     """
-    kept: dict[str, list[int]] = {}
+    chosen_channels: dict[str, list[int]] = {}
     for name, chosen in keep.items():
         group = changeable(plan, name, allow)
         indices = sorted(valid_indices(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
         group.require_width(len(indices), "keep")
-        kept[name] = indices
-    return Resizing.of(model, plan, kept, optimizers).apply()
+        chosen_channels[name] = indices
+    return Resizing.of(model, plan, chosen_channels, optimizers).apply()
 
 
 def changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> ChannelGroup:
@@ -87,11 +87,11 @@ def changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> 
         RequestError: no such group, or one that cannot change.
     """
     group = plan[name]
-    held = [barrier for barrier in group.barriers if barrier.kind not in allow]
-    if held:
+    barriers = [barrier for barrier in group.barriers if barrier.kind not in allow]
+    if barriers:
         raise RequestError(
             f"{name}: its channels cannot change: "
-            + "; ".join(dict.fromkeys(barrier.reason for barrier in held))
+            + "; ".join(dict.fromkeys(barrier.reason for barrier in barriers))
         )
     return group
 
@@ -108,7 +108,7 @@ def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[
         RequestError: a number that is no channel of the group.
     """
     listed = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-    if any(type(each) is not int or not 0 <= each < group.width for each in listed):
+    if any(type(number) is not int or not 0 <= number < group.width for number in listed):
         raise invalid(
             f"{argument}[{group.name!r}]", listed, f"integers from 0 to {group.width - 1}"
         )
@@ -303,10 +303,10 @@ def _counts(
     counts: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
     for name, wanted in chosen.items():
         group = plan[name]
-        for each in group.resized:
-            module = model.get_submodule(each.module)
-            change = each.per_channel * (len(wanted) - group.width)
-            key = (each.module, each.attribute)
-            module, _, value = counts.get(key, (module, "", getattr(module, each.attribute)))
-            counts[key] = (module, each.attribute, value + change)
+        for number in group.resized:
+            module = model.get_submodule(number.module)
+            change = number.per_channel * (len(wanted) - group.width)
+            key = (number.module, number.attribute)
+            module, _, value = counts.get(key, (module, "", getattr(module, number.attribute)))
+            counts[key] = (module, number.attribute, value + change)
     return list(counts.values())

@@ -278,8 +278,8 @@ def _identity(module: nn.Module, name: str) -> Tensor | None:
     if parametrize.is_parametrized(module, name):
         return next(parametrization_list(module, name).parameters(recurse=False), None)
     # The collections of scripted modules have no ``get``.
-    found = dict(module._parameters.items()).get(name)
-    return dict(module._buffers.items()).get(name) if found is None else found
+    parameter = dict(module._parameters.items()).get(name)
+    return dict(module._buffers.items()).get(name) if parameter is None else parameter
 
 
 @contextmanager
