@@ -275,7 +275,7 @@ def code_numbers(model: nn.Module, used: Callable[[NumberUse], None]) -> Iterato
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if not isinstance(module, torch.jit.ScriptModule):
-            attributes = vars(module)
+            attributes = module.__dict__
             for attribute in [key for key, value in attributes.items() if type(value) is int]:
                 value = attributes[attribute]
                 attributes[attribute] = CodeNumber(value, Attribute(name, attribute, value))
@@ -285,6 +285,6 @@ def code_numbers(model: nn.Module, used: Callable[[NumberUse], None]) -> Iterato
     finally:
         _USED.reset(token)
         for module in {*modules.values(), *model.modules()}:
-            for attribute, value in list(vars(module).items()):
+            for attribute, value in list(module.__dict__.items()):
                 if type(value) is CodeNumber:
-                    vars(module)[attribute] = int(value)
+                    module.__dict__[attribute] = int(value)
