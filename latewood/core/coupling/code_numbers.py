@@ -24,6 +24,7 @@ __all__ = [
     "NumberUse",
     "attribute_of",
     "code_numbers",
+    "counts_entries",
     "divided_extent",
     "origins",
     "recomputed",
@@ -251,6 +252,18 @@ def divided_extent(number: int) -> tuple[Extent, int] | None:
     if isinstance(origin.left, Extent) and type(origin.right) is int and origin.right > 0:
         return origin.left, origin.right
     return None
+
+
+def counts_entries(number: int) -> bool:
+    """Whether a number of the code is the size of a dimension, or of several multiplied."""
+    waiting = [_origin(number)]
+    while waiting:
+        origin = waiting.pop()
+        if isinstance(origin, _Operation) and origin.function is operator.mul:
+            waiting += [origin.left, origin.right]
+        elif not isinstance(origin, Extent) and origin != 1:
+            return False
+    return isinstance(number, CodeNumber)
 
 
 def origins(number: int) -> Iterator[Attribute | Extent]:

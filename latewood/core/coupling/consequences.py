@@ -13,6 +13,7 @@ from latewood.core.coupling.code_numbers import (
     Extent,
     NumberUse,
     attribute_of,
+    counts_entries,
     divided_extent,
     origins,
     recomputed,
@@ -332,7 +333,7 @@ def _misused(
     if not len(here) or (use.comparison is None and _are_scored(labels, here)):
         return
     # There are never none, whatever becomes of them.
-    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and _extent(use.numbers[0]):
+    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and counts_entries(use.numbers[0]):
         return
     for kind in kinds[here].unique():
         alike = here[kinds[here] == kind]

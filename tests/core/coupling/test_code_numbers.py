@@ -48,6 +48,7 @@ def insists(condition):
         lambda model, hidden: model.width == hidden.size(1),
         lambda model, hidden: hidden.shape == (len(hidden), model.width),
         lambda model, hidden: hidden.shape[-1] > 0,
+        lambda model, hidden: hidden.numel() != 0,
     ],
 )
 def test_an_attribute_that_code_checks_follows(condition):
