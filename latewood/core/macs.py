@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from latewood.core.devices import on_device
 from latewood.core.modes import undisturbed, unfused
+from latewood.core.module_calls import ModuleCall, module_calls
 
 __all__ = ["macs", "macs_by_module"]
 
@@ -50,22 +51,17 @@ def macs_by_module(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int
         model itself.
     """
     counts: dict[str, int] = {}
-    with ExitStack() as stack:
-        total = stack.enter_context(_counting(model))
-        entered: list[int] = []
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks
+    at_entry: dict[ModuleCall, int] = {}
+    with _counting(model) as total:
 
-            def enter(_: nn.Module, __: Any) -> None:
-                entered.append(total())
+        def enter(call: ModuleCall) -> None:
+            at_entry[call] = total()
 
-            def leave(_: nn.Module, __: Any, ___: Any, name: str = name) -> None:
-                counts[name] = counts.get(name, 0) + total() - entered.pop()
+        def leave(call: ModuleCall, _: Any) -> None:
+            counts[call.name] = counts.get(call.name, 0) + total() - at_entry.pop(call)
 
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        model(*args, **kwargs)
+        with module_calls(dict(model.named_modules()), enter, leave):
+            model(*args, **kwargs)
     return counts
 
 

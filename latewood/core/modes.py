@@ -13,7 +13,14 @@ from torch import nn
 
 from latewood.core.devices import device_of
 
-__all__ = ["attributes_restored", "evaluated", "uncompiled", "undisturbed", "unfused"]
+__all__ = [
+    "attributes_restored",
+    "buffers_restored",
+    "evaluated",
+    "uncompiled",
+    "undisturbed",
+    "unfused",
+]
 
 _CONTENTS: Final = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """What of a module is no attribute of its own."""
@@ -37,7 +44,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random generators are put back afterwards.
+    """Evaluation mode without gradients; modes, buffers and generators are put back.
 
     Args:
         model: any module.
@@ -46,6 +53,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     on_host = device.type in ("cpu", "meta")
     with (
         evaluated(model),
+        buffers_restored(model),
         uncompiled(),
         torch.no_grad(),
         torch.random.fork_rng(
@@ -104,3 +112,28 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None
         for name, value in vars(module).items()
         if name not in _CONTENTS
     }
+
+
+@contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Puts the buffers of all modules back, whether a run writes into them or puts others there.
+
+    Args:
+        model: any module.
+    """
+    listed = [(module, dict(module._buffers.items())) for module in model.modules()]
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, buffers in listed:
+            now = module._buffers
+            if any(now.get(name) is not buffer for name, buffer in buffers.items()):
+                now.update(buffers)
+            for name in now.keys() - buffers.keys():
+                del now[name]
+        with torch.no_grad():
+            for buffer, values in before:
+                # What was not written stays untouched, for graphs that have saved it.
+                if not buffer.is_meta and not torch.equal(buffer, values):
+                    buffer.copy_(values)

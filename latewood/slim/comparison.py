@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core.coupling.trace import outputs_of, run_model
-from latewood.core.modes import evaluated
+from latewood.core.modes import undisturbed
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.transforms import MASK, bake, detach, transformations
 from latewood.errors import WorkError
@@ -60,7 +60,7 @@ def compare(
     """
     difference = 0.0
     generator = torch.Generator().manual_seed(0)
-    with evaluated(model), evaluated(twin), torch.no_grad():
+    with undisturbed(model), undisturbed(twin):
         for trial in range(_TRIALS):
             inputs = examples if trial == 0 else mapped(examples, _Redraw(generator))
             exact = filter(_compared, outputs_of(run_model(model, inputs)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from latewood.core.coupling.trace import run_model
 from latewood.core.modes import evaluated, unfused
+from latewood.core.module_calls import ModuleCall, module_calls
 from latewood.errors import invalid
 from latewood.slim.comparison import Examples
 
@@ -172,45 +171,41 @@ def replaceable_attention(model: nn.Module, example_inputs: Examples) -> list[st
     if not layers:
         return []
     signature = inspect.signature(nn.MultiheadAttention.forward)
+    encoder_signature = inspect.signature(nn.TransformerEncoder.forward)
     fits: dict[str, bool] = {}
-    with ExitStack() as stack, evaluated(model), unfused(), torch.no_grad():
-        for name, layer in layers.items():
+    nesting: set[str] = set()
 
-            def note(
-                module: nn.Module, given: Any, named: dict[str, Any], name: str = name
-            ) -> None:
-                bound = signature.bind(module, *given, **named)
-                bound.apply_defaults()
-                mask = bound.arguments["attn_mask"]
-                plain = not bound.arguments["need_weights"] and (mask is None or mask.ndim == 2)
-                fits[name] = fits.get(name, True) and plain
+    def note(call: ModuleCall) -> None:
+        bound = signature.bind(call.module, *call.positional, **call.named)
+        bound.apply_defaults()
+        mask = bound.arguments["attn_mask"]
+        plain = not bound.arguments["need_weights"] and (mask is None or mask.ndim == 2)
+        fits[call.name] = fits.get(call.name, True) and plain
 
-            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-        nested = _nesting(model, stack)
+    def note_padding(call: ModuleCall) -> None:
+        bound = encoder_signature.bind(call.module, *call.positional, **call.named)
+        if bound.arguments.get("src_key_padding_mask") is not None:
+            nesting.add(call.name)
+
+    encoders = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
+    }
+    with (
+        evaluated(model),
+        unfused(),
+        torch.no_grad(),
+        module_calls(layers, note),
+        module_calls(encoders, note_padding),
+    ):
         run_model(model, example_inputs)
     return [
         name
         for name in layers
         if fits.get(name, False)
-        and not any(not outer or name.startswith(f"{outer}.") for outer in nested)
+        and not any(not outer or name.startswith(f"{outer}.") for outer in nesting)
     ]
-
-
-def _nesting(model: nn.Module, stack: ExitStack) -> set[str]:
-    """Names of encoders that make nested tensors, filled in while the model runs."""
-    nesting: set[str] = set()
-    signature = inspect.signature(nn.TransformerEncoder.forward)
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
-            continue
-
-        def note(encoder: nn.Module, given: Any, named: dict[str, Any], name: str = name) -> None:
-            bound = signature.bind(encoder, *given, **named).arguments
-            if bound.get("src_key_padding_mask") is not None:
-                nesting.add(name)
-
-        stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-    return nesting
 
 
 def unpack_attention(model: nn.Module, layers: Sequence[str]) -> None:

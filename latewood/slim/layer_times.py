@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from latewood.core.coupling.trace import run_model
 from latewood.core.modes import evaluated
+from latewood.core.module_calls import ModuleCall, module_calls
 from latewood.core.timing import least_times
 from latewood.slim.comparison import Examples, mapped
 from latewood.slim.csr_linear import CsrLinear
@@ -43,15 +43,12 @@ def calls_of(
         Copies of the arguments, for the layers that were called.
     """
     calls: dict[str, list[CallArguments]] = {}
-    with ExitStack() as stack, evaluated(model), torch.no_grad():
-        for name, layer in layers.items():
 
-            def note(
-                _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name
-            ) -> None:
-                calls.setdefault(name, []).append(mapped((inputs, named), _copy))
+    def note(call: ModuleCall) -> None:
+        given = mapped((call.positional, call.named), _copy)
+        calls.setdefault(call.name, []).append(given)
 
-            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+    with evaluated(model), torch.no_grad(), module_calls(layers, note):
         run_model(model, example_inputs)
     return calls
 

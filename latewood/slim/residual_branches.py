@@ -12,7 +12,8 @@ from latewood.core.coupling.dependence import Dependence
 from latewood.core.coupling.operation_table import dependence_rule
 from latewood.core.coupling.trace import prepared, run_model
 from latewood.core.coupling.traced_call import Operation
-from latewood.core.coupling.watched_run import ModuleCall, Watcher, watched
+from latewood.core.coupling.watched_run import Watcher, watched
+from latewood.core.module_calls import ModuleCall
 from latewood.slim.comparison import Examples
 
 __all__ = ["BranchEnd", "Scatter", "branch_ends", "scatter_branches"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latewood.core.macs import macs
 from latewood.core.measure import file_bytes, nonzero_count, parameter_count
+from latewood.core.module_calls import ModuleCall, module_calls
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.slim import CsrLinear, ExportForm, ExportReport, export, save_slim
@@ -206,17 +207,13 @@ def _values(model: nn.Module) -> tuple[int, int]:
 def _macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-accumulates, of compressed rows only those with weights that are there."""
     saved: list[int] = []
-    handles = []
-    for module in model.modules():
-        if isinstance(module, CsrLinear):
 
-            def note(layer: CsrLinear, given: tuple[Tensor, ...]) -> None:
-                rows = given[0].numel() // layer.in_features
-                saved.append(rows * (layer.in_features * layer.out_features - len(layer.values)))
+    def note(call: ModuleCall) -> None:
+        layer, given = call.module, call.first
+        if isinstance(layer, CsrLinear) and given is not None:
+            rows = given.numel() // layer.in_features
+            saved.append(rows * (layer.in_features * layer.out_features - len(layer.values)))
 
-            handles.append(module.register_forward_pre_hook(note))
-    try:
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CsrLinear)}
+    with module_calls(layers, note):
         return macs(model, inputs) - sum(saved)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ from latewood.core.coupling.norm_recognition import NormCalls
 from latewood.core.coupling.operation_table import OPERATIONS, channel_rule
 from latewood.core.coupling.padded_values import PaddedValues
 from latewood.core.coupling.traced_call import Call, Operation, Result, Rule, tensors_in
-from latewood.core.coupling.watched_run import ModuleCall, Running, Watcher
+from latewood.core.coupling.watched_run import Running, Watcher
+from latewood.core.module_calls import ModuleCall
 from latewood.errors import LatewoodError
 
 __all__ = ["ChannelWatcher"]
@@ -96,8 +98,11 @@ class ChannelWatcher(Watcher):
         if operation.name.endswith("full"):
             given = operation.positional[-1:], {"fill_value": operation.named.get("fill_value")}
         for number in _counted(given):
-            layer = operation.modules[-1][0] if operation.modules else ""
-            self.labels.number_uses.append((NumberUse((number,)), layer))
+            self._note_value(operation, number)
+
+    def _note_value(self, operation: Operation, number: CodeNumber) -> None:
+        layer = operation.modules[-1][0] if operation.modules else ""
+        self.labels.number_uses.append((NumberUse((number,)), layer))
 
     def entered(self, call: ModuleCall) -> None:
         """A norm may begin."""
@@ -121,14 +126,20 @@ class ChannelWatcher(Watcher):
             dim = operation.argument(1, "dim")
             return CodeNumber(output, self.labels.extent(measured, dim))
         asked = getattr(operation.function, "__self__", None)
+        if operation.name == "len":
+            # What the code gets of it is always a plain number.
+            self._note_value(operation, CodeNumber(output, self.labels.extent(measured, 0)))
+        if operation.name in ("numel", "nelement"):
+            return math.prod(self._sizes(measured))
         if operation.name == "size" or asked is torch.Tensor.shape:
-            return torch.Size(
-                [
-                    CodeNumber(size, self.labels.extent(measured, dim))
-                    for dim, size in enumerate(output)
-                ]
-            )
+            return torch.Size(self._sizes(measured))
         return None
+
+    def _sizes(self, measured: Tensor) -> list[int]:
+        return [
+            CodeNumber(size, self.labels.extent(measured, dim))
+            for dim, size in enumerate(measured.shape)
+        ]
 
     def run_module(
         self,
@@ -163,8 +174,8 @@ class ChannelWatcher(Watcher):
             if labels is not None:
                 self.labels.put(output, labels)
             return
-        for tensor, own in zip(output or (), labels or (), strict=False):
-            self._put(tensor, own)
+        for tensor, its_labels in zip(output or (), labels or (), strict=False):
+            self._put(tensor, its_labels)
 
 
 def _careful(rule: Rule) -> Rule:

@@ -24,6 +24,7 @@ __all__ = [
     "NumberUse",
     "attribute_of",
     "code_numbers",
+    "counts_entries",
     "divided_extent",
     "origins",
     "recomputed",
@@ -146,27 +147,30 @@ def _followed(name: str) -> None:
     turned = getattr(int, f"__r{name}__")
 
     def forward(self: CodeNumber, other: Any) -> Any:
-        value = plain(self, other)
-        if value is NotImplemented or isinstance(other, bool):
-            return value
-        return CodeNumber(value, _Operation(function, self.origin, _origin(other)))
+        return made(self, other, plain(self, other), self, other)
 
     def backward(self: CodeNumber, other: Any) -> Any:
-        value = turned(self, other)
-        if value is NotImplemented or isinstance(other, bool):
+        return made(self, other, turned(self, other), other, self)
+
+    def made(self: CodeNumber, other: Any, value: Any, left: Any, right: Any) -> Any:
+        if value is NotImplemented:
+            if isinstance(other, float):
+                _note(self)
             return value
-        return CodeNumber(value, _Operation(function, _origin(other), self.origin))
+        if isinstance(other, bool):
+            return value
+        return CodeNumber(value, _Operation(function, _origin(left), _origin(right)))
 
     setattr(CodeNumber, f"__{name}__", forward)
     setattr(CodeNumber, f"__r{name}__", backward)
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+for _name in ("add", "sub", "mul", "floordiv", "mod", "lshift", "rshift"):
     _followed(_name)
 
 
 def _valued(name: str) -> None:
-    """Arithmetic that leaves the integers."""
+    """What leaves the integers that know their origin."""
     plain = getattr(int, f"__{name}__")
 
     def valued(self: CodeNumber, *others: Any) -> Any:
@@ -179,7 +183,7 @@ def _valued(name: str) -> None:
     setattr(CodeNumber, f"__{name}__", valued)
 
 
-for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
+for _name in ("float", "int", "truediv", "rtruediv", "pow", "rpow"):
     _valued(_name)
 
 
@@ -188,7 +192,9 @@ def _compared(name: str) -> None:
     plain = getattr(int, f"__{name}__")
 
     def compared(self: CodeNumber, other: Any) -> Any:
-        if isinstance(other, int) and not isinstance(other, bool):
+        if isinstance(other, float):
+            _note(self)
+        elif isinstance(other, int) and not isinstance(other, bool):
             _note(self, other, function)
         return plain(self, other)
 
@@ -248,6 +254,18 @@ def divided_extent(number: int) -> tuple[Extent, int] | None:
     return None
 
 
+def counts_entries(number: int) -> bool:
+    """Whether a number of the code is the size of a dimension, or of several multiplied."""
+    waiting = [_origin(number)]
+    while waiting:
+        origin = waiting.pop()
+        if isinstance(origin, _Operation) and origin.function is operator.mul:
+            waiting += [origin.left, origin.right]
+        elif not isinstance(origin, Extent) and origin != 1:
+            return False
+    return isinstance(number, CodeNumber)
+
+
 def origins(number: int) -> Iterator[Attribute | Extent]:
     """The attributes and extents that a number of the code is made of."""
     waiting = [_origin(number)]
@@ -267,23 +285,19 @@ def code_numbers(model: nn.Module, used: Callable[[NumberUse], None]) -> Iterato
         model: any module.
         used: is told what the code does with code numbers.
     """
-    found = [
-        (module, attribute, value)
-        for name, module in model.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-        for attribute, value in vars(module).items()
-        if type(value) is int
-    ]
-    names = {id(module): name for name, module in model.named_modules()}
-    for module, attribute, value in found:
-        origin = Attribute(names[id(module)], attribute, value)
-        vars(module)[attribute] = CodeNumber(value, origin)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not isinstance(module, torch.jit.ScriptModule):
+            attributes = module.__dict__
+            for attribute in [key for key, value in attributes.items() if type(value) is int]:
+                value = attributes[attribute]
+                attributes[attribute] = CodeNumber(value, Attribute(name, attribute, value))
     token = _USED.set(used)
     try:
         yield
     finally:
         _USED.reset(token)
-        for module in model.modules():
-            for attribute, value in list(vars(module).items()):
+        for module in {*modules.values(), *model.modules()}:
+            for attribute, value in list(module.__dict__.items()):
                 if type(value) is CodeNumber:
-                    vars(module)[attribute] = int(value)
+                    module.__dict__[attribute] = int(value)

@@ -13,6 +13,7 @@ from latewood.core.coupling.code_numbers import (
     Extent,
     NumberUse,
     attribute_of,
+    counts_entries,
     divided_extent,
     origins,
     recomputed,
@@ -332,17 +333,21 @@ def _misused(
     if not len(here) or (use.comparison is None and _are_scored(labels, here)):
         return
     # There are never none, whatever becomes of them.
-    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and _extent(use.numbers[0]):
+    if type(use.numbers[-1]) is int and use.numbers[-1] == 0 and counts_entries(use.numbers[0]):
         return
     for kind in kinds[here].unique():
         alike = here[kinds[here] == kind]
         now = [int(number) for number in use.numbers]
-        then = [_recomputed(labels, number, alike[:1], follows) for number in use.numbers]
-        if use.comparison is None:
-            if then != now:
-                yield alike, "computes with"
-        elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
-            yield alike, "compares"
+        # A quotient may stay as it is when one channel comes, but not when all come twice.
+        for moving in (alike[:1], alike):
+            then = [_recomputed(labels, number, moving, follows) for number in use.numbers]
+            if use.comparison is None:
+                if then != now:
+                    yield alike, "computes with"
+                    break
+            elif None in then or (then[0] or 0) - (then[1] or 0) != now[0] - now[1]:
+                yield alike, "compares"
+                break
 
 
 def _counted_by(labels: Labels, origin: Attribute | Extent, follows: Follows) -> set[int]:

@@ -97,14 +97,14 @@ def _join(call: Call) -> Result:
     labels = [call.labels.of(piece) for piece in pieces]
     if call.name == "stack":
         dim %= call.output.ndim
-        stacked = joined([each.unsqueeze(dim) for each in labels], dim)
+        stacked = joined([piece.unsqueeze(dim) for piece in labels], dim)
         _unclear(call, stacked)
         return stacked
     for other in labels[1:]:
         if not call.labels.vary(labels[0], dim) and not call.labels.vary(other, dim):
             call.labels.couple(labels[0].narrow(dim, 0, 1), other.narrow(dim, 0, 1))
     result = joined(labels, dim)
-    ends = itertools.accumulate(each.shape[dim] for each in labels)
+    ends = itertools.accumulate(piece.shape[dim] for piece in labels)
     call.labels.boundaries.cut(result, dim, list(ends)[:-1])
     for axis in range(result.ndim):
         # Pieces of data beside pieces of channels: along other dimensions both have one size.
@@ -159,18 +159,18 @@ def note_division(
     varies = any(varies_along(labels, dim) for dim in range(labels.ndim))
     # Data without channels does not follow either, where the code counts some for its shape.
     if varies or any(next(origins(size), None) is not None for size in sizes):
-        held = tuple(None if size == -1 else size for size in sizes)
-        call.labels.divisions.append(Division(labels, held, new, call.where))
-        _note_blocks(call, labels, held, new)
+        code_sizes = tuple(None if size == -1 else size for size in sizes)
+        call.labels.divisions.append(Division(labels, code_sizes, new, call.where))
+        _note_blocks(call, labels, code_sizes, new)
 
 
 def _note_blocks(
-    call: Call, labels: Tensor, held: tuple[int | None, ...], new: tuple[int, ...]
+    call: Call, labels: Tensor, code_sizes: tuple[int | None, ...], new: tuple[int, ...]
 ) -> None:
     """A dimension of size 1 that the code made is where channels are: blocks are in front of it."""
     moving = [dim for dim in range(labels.ndim) if varies_along(labels, dim)]
     single = [dim for dim in new if labels.shape[dim] == 1]
-    if single and held[single[-1]] is not None:
+    if single and code_sizes[single[-1]] is not None:
         # One head, say, of which the labels do not show that the number would have to follow.
         _unclear(call, labels)
     elif single:

@@ -24,7 +24,7 @@ def einsum_rule(call: Call) -> Result:
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
     terms, output = _letters(equation, operands)
-    weights = [number for number, x in enumerate(operands) if call.labels.view(x) is not None]
+    weights = [number for number, x in enumerate(operands) if call.labels.source(x) is not None]
     repeated = any(len(set(term)) < len(term) for term in terms)
     if repeated or len(weights) > 1 or (weights and len(operands) != 2):
         return call.unknown()
@@ -40,7 +40,7 @@ def einsum_rule(call: Call) -> Result:
         for x, term in zip(operands, terms, strict=True)
     ]
     shape = call.output.shape
-    aligned = [_aligned(own, term, output).expand(shape) for own, term in labels]
+    aligned = [_aligned(entries, term, output).expand(shape) for entries, term in labels]
     result = aligned[0]
     for other in aligned[1:]:
         result = call.labels.merge(result, other)
@@ -141,8 +141,8 @@ def _weighted(
         first = first.narrow(dim, 0, 1)
     read(call, first.movedim(term.index(read_along), -1), atoms_in)
     for letter in {*summed, *made} - {read_along, *made[:1]}:
-        kept = call.labels.axis(weight, letters.index(letter), "per_channel")
-        call.labels.bar(kept, "fixed", f"{call.where} keeps a second dimension of its weight")
+        entries = call.labels.axis(weight, letters.index(letter), "per_channel")
+        call.labels.bar(entries, "fixed", f"{call.where} keeps a second dimension of its weight")
     if not made:
         return torch.full((), NONE).expand(call.output.shape)
     atoms_out = call.labels.axis(weight, letters.index(made[0]), "producer")

@@ -27,14 +27,16 @@ def _elementwise(call: Call) -> Result:
         return None
     shape = next(tensors_in(call.output)).shape
     labels = [call.labels.of(tensor).expand(shape) for tensor in tensors]
-    for tensor, own in zip(tensors, labels, strict=True):
-        _meet_fixed_size(call, tensor, own, labels)
+    if len(tensors) == 1 and tensors[0] not in call.labels.statistics:
+        return labels[0]
+    for tensor, its_labels in zip(tensors, labels, strict=True):
+        _meet_fixed_size(call, tensor, its_labels, labels)
     _pass_statistic(call, tensors, labels)
     # Entries of a parameter that stands beside channels, such as a table of positions, are theirs.
-    order = sorted(range(len(tensors)), key=lambda n: call.labels.view(tensors[n]) is not None)
+    order = sorted(range(len(tensors)), key=lambda n: call.labels.source(tensors[n]) is not None)
     result = labels[order[0]]
     for number in order[1:]:
-        bare = call.labels.view(tensors[number]) is not None
+        bare = call.labels.source(tensors[number]) is not None
         wider = bare and _varies_more(labels[number], result)
         join = call.labels.merge if wider else call.labels.meet
         result = join(result, labels[number])
@@ -47,14 +49,14 @@ def _pass_statistic(call: Call, tensors: list[Tensor], labels: list[Tensor]) -> 
     constancies = [known[tensor] for tensor in tensors if tensor in known]
     if not constancies or not isinstance(call.output, Tensor):
         return
-    rest = [own for tensor, own in zip(tensors, labels, strict=True) if tensor not in known]
-    channels = [own for own in rest if bool((compact(own) != NONE).any())]
+    rest = [row for tensor, row in zip(tensors, labels, strict=True) if tensor not in known]
+    channels = [row for row in rest if bool((compact(row) != NONE).any())]
     if not channels:
         known[call.output] = constancies[0]
     for constancy in constancies:
         wanted = call.labels.channels(compact(constancy.labels))
-        for own in channels:
-            if own.ndim == wanted.ndim and torch.equal(call.labels.channels(compact(own)), wanted):
+        for row in channels:
+            if row.ndim == wanted.ndim and torch.equal(call.labels.channels(compact(row)), wanted):
                 constancy.kind = "normalised"
                 constancy.reason = f"{call.where} divides channels by a mean over them"
 
@@ -76,16 +78,16 @@ def _scaled_view(call: Call, tensors: list[Tensor]) -> bool:
     return True
 
 
-def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tensor]) -> None:
+def _meet_fixed_size(call: Call, tensor: Tensor, its_labels: Tensor, labels: list[Tensor]) -> None:
     """Bars channels that are added to entries of none, along a dimension that has both."""
-    absent = compact(own) == NONE
+    absent = compact(its_labels) == NONE
     if not bool(absent.any()):
         return
     reason = f"{call.where} meets data of fixed size"
     sizes = call.labels.allocated.get(tensor, ())
     counted = any(next(origins(size), None) is not None for size in sizes)
     for other in labels:
-        if other is own:
+        if other is its_labels:
             continue
         if bool(absent.all()) and counted:
             # It was made without data, as wide as numbers say that may follow.
@@ -98,7 +100,7 @@ def _meet_fixed_size(call: Call, tensor: Tensor, own: Tensor, labels: list[Tenso
                 if tensor.shape[dim] > 1:
                     call.labels.must_not_vary(other, dim, "fixed", reason)
         elif any(call.labels.vary(other, dim) for dim in range(-tensor.ndim, 0)):
-            mine, theirs = compact_together(own, other)
+            mine, theirs = compact_together(its_labels, other)
             call.labels.bar(theirs[mine == NONE], "fixed", reason)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.label_layout import compact
 from latewood.core.coupling.labels import Labels, Used
@@ -23,6 +22,7 @@ from latewood.core.coupling.operation_kinds import (
     SELF_GATES,
     SPLITS,
 )
+from latewood.core.coupling.tensor_table import TensorTable
 from latewood.core.coupling.traced_call import Call, tensors_in
 from latewood.core.coupling.weight_uses import WeightUse, weight_uses
 
@@ -112,7 +112,7 @@ class Flow:
         self.scores: list[Scores] = []
         self.labels = labels
         self._parameters = set(parameters)
-        self._of = WeakIdKeyDictionary()
+        self._of: TensorTable[Node] = TensorTable()
         self._tables: dict[str, Node] = {}
 
     def of(self, tensor: Tensor) -> Node | None:

@@ -41,11 +41,12 @@ def gather_plan(
             follows.setdefault(channel, []).append(Resized(attribute.module, attribute.name, count))
     place = {name: position for position, name in enumerate(order)}
     axes = sorted(labels.axes, key=lambda axis: (place[axis[0]], axis[1]))
-    seats = _Seats.of([labels.channels(labels.axes[axis]) for axis in axes])
-    held: dict[int, dict[Barrier, None]] = {}
+    rows = [labels.axes[axis] for axis in axes]
+    seats = _Seats.of(labels.channels(torch.cat(rows)), [len(row) for row in rows])
+    barriers_of: dict[int, dict[Barrier, None]] = {}
     for barred, barrier in labels.barriers:
         for channel in labels.channels(barred).unique().tolist():
-            held.setdefault(channel, {})[barrier] = None
+            barriers_of.setdefault(channel, {})[barrier] = None
     aligned = _aligned(labels)
     normalised: dict[int, list[MetNorm]] = {}
     for norm in norms:
@@ -55,7 +56,7 @@ def gather_plan(
     scored = {
         channel for one in labels.scores for channel in labels.channels(one).unique().tolist()
     }
-    reasons_of = {channel: tuple(barriers) for channel, barriers in held.items()}
+    reasons_of = {channel: tuple(several) for channel, several in barriers_of.items()}
     groups: list[tuple[tuple[int, int], ChannelGroup]] = []
     for members_of in seats.alike(reasons_of):
         barriers = reasons_of.get(int(seats.channels[members_of[0]]), ())
@@ -112,19 +113,21 @@ class _Seats:
     positions: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> _Seats:
+    def of(cls, channels: Tensor, sizes: Sequence[int]) -> _Seats:
         """Sorts what lies along all axes.
 
         Args:
-            rows: the channel at each position of each axis.
+            channels: at each position of each axis, axis after axis.
+            sizes: of the axes.
         """
-        channel = torch.cat(list(rows)).numpy()
-        axis = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        position = np.concatenate([np.arange(len(row)) for row in rows])
-        order = np.lexsort((position, axis, channel))
-        channels, starts = np.unique(channel[order], return_index=True)
-        ends = np.append(starts, len(order))
-        return cls(channels, ends, axis[order], position[order])
+        channel = channels.numpy()
+        axis = np.repeat(np.arange(len(sizes)), sizes)
+        position = np.concatenate([np.arange(size) for size in sizes])
+        # Stable: they stand axis by axis, position by position.
+        order = np.argsort(channel, kind="stable")
+        ascending = channel[order]
+        starts = np.append(0, (ascending[1:] != ascending[:-1]).nonzero()[0] + 1)
+        return cls(ascending[starts], np.append(starts, len(order)), axis[order], position[order])
 
     def alike(self, barriers: Mapping[int, tuple[Barrier, ...]]) -> Iterator[np.ndarray]:
         """Numbers of channels that sit on the same axes equally often and have the same barriers.
@@ -138,9 +141,9 @@ class _Seats:
         kinds = {kind: number for number, kind in enumerate(dict.fromkeys(barriers.values()), 1)}
         kind_of = np.zeros(len(self.channels), dtype=np.int64)
         if barriers:
-            held = np.array(list(barriers))
-            places = np.searchsorted(self.channels, held)
-            here = self.channels[places.clip(max=len(self.channels) - 1)] == held
+            numbers = np.array(list(barriers))
+            places = np.searchsorted(self.channels, numbers)
+            here = self.channels[places.clip(max=len(self.channels) - 1)] == numbers
             kind_of[places[here]] = np.array([kinds[kind] for kind in barriers.values()])[here]
         order = np.lexsort((*sums, kind_of))
         keys = np.stack([*sums, kind_of])[:, order]
@@ -153,13 +156,13 @@ class _Seats:
         start = self.starts[numbers]
         one = slice(start[0], self.starts[numbers[0] + 1])
         axes, counts = np.unique(self.axes[one], return_counts=True)
-        found: dict[int, Tensor] = {}
+        places: dict[int, Tensor] = {}
         offset = 0
         for axis, count in zip(axes.tolist(), counts.tolist(), strict=True):
             seats = start[:, None] + offset + np.arange(count)
-            found[axis] = torch.from_numpy(self.positions[seats])
+            places[axis] = torch.from_numpy(self.positions[seats])
             offset += count
-        return found
+        return places
 
 
 def _distinct(groups: Iterator[ChannelGroup]) -> Iterator[ChannelGroup]:
@@ -193,25 +196,25 @@ def _settle_elements(labels: Labels) -> None:
     for name, atoms in labels.elements.items():
         channels = labels.channels(atoms)
         shared = (labels.components.sizes(channels) > 1) & (channels != NONE)
-        found = {
+        rows = {
             axis: chosen
             for axis in range(atoms.ndim)
             if (chosen := _along(atoms, channels, shared, axis)) is not None
         }
         if not bool(shared.any()):
             continue
-        if not found or any(known == name for known, _ in labels.axes):
+        if not rows or any(known == name for known, _ in labels.axes):
             labels.bar(atoms, "mixed", f"{name} holds channels along more than one axis")
             continue
-        counts = {axis: len(labels.channels(row).unique()) for axis, row in found.items()}
+        counts = {axis: len(labels.channels(row).unique()) for axis, row in rows.items()}
         likely = [axis for axis, count in counts.items() if count == max(counts.values())]
         if len(likely) > 1:
-            likely = _as_long_as_others(labels, found, likely)
+            likely = _as_long_as_others(labels, rows, likely)
         if len(likely) != 1:
             labels.bar(atoms, "mixed", f"{name} does not show which axis holds its channel")
             continue
         (axis,) = likely
-        labels.axes[name, axis] = found[axis]
+        labels.axes[name, axis] = rows[axis]
         labels.roles[name, axis] = ["per_channel"]
 
 

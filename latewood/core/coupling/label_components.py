@@ -22,7 +22,7 @@ class Components:
     def __init__(self) -> None:
         # The last entry answers for NONE, which is -1.
         self._parent = np.full(1, NONE)
-        self._waiting: list[Tensor] = []
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._sizes: np.ndarray | None = None
         self.count = 0
 
@@ -41,14 +41,14 @@ class Components:
         self._sizes = None
         return torch.arange(start, self.count)
 
-    def join(self, left: Tensor, right: Tensor) -> None:
+    def join(self, left: np.ndarray, right: np.ndarray) -> None:
         """Declares labels at the same place to be one component.
 
         Args:
             left: labels (n,), none of them NONE.
             right: labels (n,), none of them NONE.
         """
-        self._waiting.append(torch.stack([left, right]))
+        self._waiting.append((left, right))
 
     def roots(self, labels: Tensor) -> Tensor:
         """One label of each label's component, the same for all of it; NONE for NONE."""
@@ -64,26 +64,27 @@ class Components:
         return torch.from_numpy(self._sizes[roots.numpy()])
 
     def _resolved(self, labels: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self._parent[labels]
+        roots: np.ndarray = self._parent[labels]
         while True:
-            further = self._parent[found]
-            if np.array_equal(further, found):
+            further = self._parent[roots]
+            if np.array_equal(further, roots):
                 break
-            found = further
-        self._parent[labels] = found
-        return found
+            roots = further
+        self._parent[labels] = roots
+        return roots
 
     def _merge(self) -> None:
         if not self._waiting:
             return
-        pairs = torch.cat(self._waiting, 1).numpy()
+        left, right = (
+            self._resolved(np.concatenate(ends)) for ends in zip(*self._waiting, strict=True)
+        )
         self._waiting.clear()
-        left, right = self._resolved(pairs[0]), self._resolved(pairs[1])
         different = left != right
         if not different.any():
             return
         left, right = left[different], right[different]
-        nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+        nodes, places = _numbered(np.concatenate([left, right]), self.count)
         one, other = places[: len(left)], places[len(left) :]
         least = np.arange(len(nodes))
         while True:
@@ -98,3 +99,16 @@ class Components:
                 break
         self._parent[nodes] = nodes[least]
         self._sizes = None
+
+
+def _numbered(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, ascending, and which of them each one is; all are below a count."""
+    if 8 * len(labels) < count:
+        return np.unique(labels, return_inverse=True)
+    # Most labels occur, and a table of all costs less than sorting them.
+    occurs = np.zeros(count, dtype=bool)
+    occurs[labels] = True
+    nodes = np.flatnonzero(occurs)
+    numbers = np.empty(count, dtype=np.int64)
+    numbers[nodes] = np.arange(len(nodes))
+    return nodes, numbers[labels]

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.block_boundaries import BlockBoundaries
 from latewood.core.coupling.code_numbers import Extent, NumberUse
 from latewood.core.coupling.label_components import NONE, Components
 from latewood.core.coupling.label_layout import compact, compact_together
 from latewood.core.coupling.plan import Barrier, BarrierKind, Role
+from latewood.core.coupling.tensor_table import TensorTable
 
 __all__ = [
     "NONE",
@@ -179,15 +179,16 @@ class Labels:
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.components = Components()
         self.boundaries = BlockBoundaries()
-        self.allocated = WeakIdKeyDictionary()
-        self.statistics = WeakIdKeyDictionary()
+        self.allocated: TensorTable[tuple[int, ...]] = TensorTable()
+        self.statistics: TensorTable[Constancy] = TensorTable()
         self.used: list[Used] = []
         self.number_uses: list[tuple[NumberUse, str]] = []
         # Held, since an id may be another tensor's once its own is gone.
         self._named = [*others, *tensors.items()]
         self._names = {id(tensor): name for name, tensor in self._named}
-        self._of = WeakIdKeyDictionary()
-        self._views = WeakIdKeyDictionary()
+        self._of: TensorTable[Tensor] = TensorTable()
+        self._labelled: TensorTable[None] = TensorTable()
+        self._views: TensorTable[WeightView] = TensorTable()
 
     def name(self, tensor: Any) -> str | None:
         """The name of a parameter or buffer; None for other tensors."""
@@ -206,9 +207,9 @@ class Labels:
 
         A parameter or buffer met outside a layer's own operation gets one label an element.
         """
-        found: Tensor | None = self._of.get(tensor)
-        if found is not None and found.shape == tensor.shape:
-            return found
+        labels: Tensor | None = self._of.get(tensor)
+        if labels is not None and labels.shape == tensor.shape:
+            return labels
         view = self.view(tensor)
         if view is None or tensor.ndim == 0:
             return torch.full((), NONE).expand(tensor.shape)
@@ -220,6 +221,10 @@ class Labels:
         if compact(labels).numel() > _MANY:
             labels = self._collapsed(labels)
         self._of[tensor] = labels
+        if bool((compact(labels) != NONE).any()):
+            self._labelled[tensor] = None
+        else:
+            self._labelled.pop(tensor)
 
     def _collapsed(self, labels: Tensor) -> Tensor:
         """Labels repeated along the dimensions in which they turned out to be the same channels."""
@@ -243,13 +248,13 @@ class Labels:
 
     def view(self, tensor: Tensor) -> WeightView | None:
         """Which elements of which parameter or buffer a tensor holds; None if it is none."""
-        found: WeightView | None = self._views.get(tensor)
+        view: WeightView | None = self._views.get(tensor)
         name = self.name(tensor)
-        if found is None and name is not None:
+        if view is None and name is not None:
             grid = torch.meshgrid(*map(torch.arange, self.shapes[name]), indexing="ij")
-            found = WeightView(name, grid)
-            self._views[tensor] = found
-        return found
+            view = WeightView(name, grid)
+            self._views[tensor] = view
+        return view
 
     def put_view(self, tensor: Tensor, view: WeightView) -> None:
         """Remembers that a tensor holds elements of a parameter."""
@@ -259,8 +264,7 @@ class Labels:
         """Whether an element of the tensor belongs to a channel, as far as is known."""
         if id(tensor) in self._names or tensor in self._views or tensor in self.statistics:
             return True
-        found: Tensor | None = self._of.get(tensor)
-        return found is not None and bool((compact(found) != NONE).any())
+        return tensor in self._labelled
 
     def axis(self, tensor: Tensor, dim: int, role: Role) -> Tensor:
         """Labels along a dimension of a weight; NONE where they cannot be told.
@@ -284,10 +288,13 @@ class Labels:
 
     def couple(self, left: Tensor, right: Tensor) -> None:
         """Declares labels at the same (broadcast) place to be one channel."""
-        left, right = compact_together(*torch.broadcast_tensors(left, right))
-        different = (left != right) & (left != NONE) & (right != NONE)
+        if left.shape != right.shape:
+            left, right = torch.broadcast_tensors(left, right)
+        # Their numpy forms cost half as much where labels are few, as they mostly are.
+        one, other = (labels.numpy() for labels in compact_together(left, right))
+        different = (one != other) & (one != NONE) & (other != NONE)
         if different.any():
-            self.components.join(left[different], right[different])
+            self.components.join(one[different], other[different])
 
     def alike_in_front(self, labels: Tensor) -> Tensor:
         """Couples labels along all dimensions but the last; returns those left (1, ..., size)."""
@@ -316,8 +323,8 @@ class Labels:
             The labels of what both make together.
         """
         for many, few in ((left, right), (right, left)):
-            wide = [dim for dim in range(many.ndim) if self.vary(many, dim)]
-            distinct = all(varies_along(few, dim) for dim in wide)
+            dims = [dim for dim in range(many.ndim) if varies_along(many, dim)]
+            distinct = all(varies_along(few, dim) or not self.vary(many, dim) for dim in dims)
             if not distinct and bool((compact(few) != NONE).any()):
                 self.shared.append((many, few))
                 return many

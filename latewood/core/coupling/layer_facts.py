@@ -164,13 +164,15 @@ def _merged_parts(calls: Sequence[tuple[WeightUse, Ways]], labels: Labels) -> tu
         return (_part(None, whole),)
     alike: dict[frozenset[Way], list[int]] = {}
     for row in range(count):
-        own = whole.union(way for way, rows in covered.items() if rows is not None and row in rows)
-        alike.setdefault(own, []).append(row)
+        taken = whole.union(
+            way for way, rows in covered.items() if rows is not None and row in rows
+        )
+        alike.setdefault(taken, []).append(row)
     if len(alike) == 1:
         return (_part(None, next(iter(alike))),)
     by_facts: dict[tuple[str | None, bool | None], list[int]] = {}
-    for own, places in alike.items():
-        part = _part(None, own)
+    for taken, places in alike.items():
+        part = _part(None, taken)
         by_facts.setdefault((part.activation, part.normalised), []).extend(places)
     if len(by_facts) == 1:
         return (LayerPart(None, *next(iter(by_facts))),)
@@ -189,10 +191,10 @@ def covered_rows(rows: Tensor | None, covers: Sequence[Tensor], labels: Labels) 
         return None
     if not covers:
         return set(range(len(rows)))
-    held = torch.cat(list(covers)).unique()
-    inside = torch.isin(rows, held)
+    covered = torch.cat(list(covers)).unique()
+    inside = torch.isin(rows, covered)
     if not bool(inside.any()):
-        inside = torch.isin(labels.channels(rows), labels.channels(held))
+        inside = torch.isin(labels.channels(rows), labels.channels(covered))
     return set(inside.nonzero().flatten().tolist())
 
 

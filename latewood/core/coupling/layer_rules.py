@@ -40,7 +40,7 @@ def write(call: Call, tensor: Tensor | None, atoms: Tensor) -> None:
     """Couples a bias or another vector with one entry a channel with labels (..., size)."""
     if tensor is None:
         return
-    if call.labels.view(tensor) is not None:
+    if call.labels.source(tensor) is not None:
         entries = call.labels.axis(tensor, 0, "per_channel")
         call.labels.couple(entries, atoms)
         bar_beside_data(call, entries, atoms)
@@ -78,7 +78,7 @@ def _contract(
     call: Call, labels: Tensor, weight: Tensor, axis_in: int, bias: Tensor | None
 ) -> Tensor:
     """Labels of a product of activations, labels (..., size), with a matrix."""
-    if call.labels.view(weight) is None:
+    if call.labels.source(weight) is None:
         reason = f"{call.where} uses a weight computed on the way"
         call.labels.bar(call.labels.of(weight), "unknown", reason)
     atoms_in = call.labels.axis(weight, axis_in, "consumer")
@@ -139,18 +139,18 @@ def _matmul(call: Call) -> Result:
 
 def _multiplied(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) -> Result:
     labels = call.labels
-    if labels.view(right) is not None and labels.view(left) is None:
+    if labels.source(right) is not None and labels.source(left) is None:
         if right.ndim == 2:
             return _contract(call, labels.of(left), right, 0, bias)
         if right.ndim == 3 == left.ndim:
             return _batched(call, left, right, bias)
-    if labels.view(left) is not None and left.ndim == 2 <= right.ndim:
+    if labels.source(left) is not None and left.ndim == 2 <= right.ndim:
         # W x is x' W', seen from the other side.
         result = _contract(call, labels.of(right).transpose(-1, -2), left, 1, None)
         column: Tensor = torch.atleast_2d(result).transpose(-1, -2)
         write(call, bias, column)
         return column
-    if left.ndim < 2 or right.ndim < 2 or labels.view(left) or labels.view(right):
+    if left.ndim < 2 or right.ndim < 2 or labels.source(left) or labels.source(right):
         return call.unknown()
     return _product(call, labels.of(left), labels.of(right).transpose(-1, -2), bias)
 
@@ -165,7 +165,7 @@ def _batched(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) -> Re
         for labels in (inputs, atoms_in, atoms_out):
             call.labels.bar(labels, "fixed", reason)
     read(call, inputs, atoms_in)
-    if bias is not None and call.labels.view(bias) is not None and bias.ndim == 3:
+    if bias is not None and call.labels.source(bias) is not None and bias.ndim == 3:
         call.labels.couple(call.labels.axis(bias, 2, "per_channel"), atoms_out)
     else:
         write(call, bias, atoms_out)
@@ -175,7 +175,7 @@ def _batched(call: Call, left: Tensor, right: Tensor, bias: Tensor | None) -> Re
 def _grouped_product(call: Call) -> Result:
     """Rows in groups, a matrix for each group: (rows, in) with (groups, in, out)."""
     left, right = call.positional[:2]
-    if left.ndim != 2 or right.ndim != 3 or call.labels.view(right) is None:
+    if left.ndim != 2 or right.ndim != 3 or call.labels.source(right) is None:
         return call.unknown()
     atoms_in = call.labels.axis(right, 1, "consumer")
     atoms_out = call.labels.axis(right, 2, "producer")
@@ -224,10 +224,20 @@ def _given(call: Call) -> dict[str, Any]:
 def _batch_norm(call: Call) -> Result:
     given = _given(call)
     labels = call.labels.of(given["input"])
+    last = labels.movedim(1, -1)
+    first = None
     for name in ("running_mean", "running_var", "weight", "bias"):
         vector = given.get(name)
-        if vector is not None:
-            read(call, labels.movedim(1, -1), call.labels.axis(vector, 0, "per_channel"))
+        if vector is None:
+            continue
+        entries = call.labels.axis(vector, 0, "per_channel")
+        if first is None or call.labels.name(vector) is None:
+            read(call, last, entries)
+            first = entries
+        else:
+            # As the first: what all read needs to be looked at once.
+            call.labels.couple(first, entries)
+            call.labels.boundaries.follow(entries, last, moved=True)
     return labels
 
 

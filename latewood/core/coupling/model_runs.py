@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from latewood.core.coupling.trace import outputs_of, run_model
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.core.double_precision import in_float64
-from latewood.core.modes import attributes_restored
+from latewood.core.modes import attributes_restored, buffers_restored
 
 __all__ = ["DOUBLE_OVER_SINGLE", "ModelOutputs", "ModelRuns"]
 
@@ -96,7 +96,7 @@ class ModelRuns:
                 (float((one - two).abs().max()) for one, two in pairs if two.numel()), default=0.0
             )
             errors.append(error / (largest or 1.0) * (training_scale if training else 1.0))
-        error = max(errors, key=lambda each: each if each == each else float("inf"))
+        error = max(errors, key=lambda value: value if value == value else float("inf"))
         return error * (1.0 if self.double else DOUBLE_OVER_SINGLE)
 
     def magnification(self, exact: list[ModelOutputs]) -> float:
@@ -118,9 +118,10 @@ class ModelRuns:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(attributes_restored(self.model))
+            stack.enter_context(buffers_restored(self.model))
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_other_generators_seeded())
-            stack.enter_context(_in_mode(self.model, training))
+            _enter_mode(self.model, training)
             if self.double:
                 stack.enter_context(in_float64())
             stack.enter_context(noise)
@@ -144,20 +145,13 @@ def _other_generators_seeded() -> Iterator[None]:
         np.random.set_state(before[1])  # noqa: NPY002
 
 
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """A mode without dropout; what a run writes into buffers is undone."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if training]
+def _enter_mode(model: nn.Module, training: bool) -> None:
+    """A mode without dropout."""
     model.train(training)
     for module in model.modules():
         # These hand its probability to one large operation.
         if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
             module.dropout = 0.0
-    try:
-        yield
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 class _Noise(TorchFunctionMode):

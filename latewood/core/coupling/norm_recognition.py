@@ -299,10 +299,12 @@ def _holds(seen: _Seen, form: _Form, size: float) -> bool:
     dim = next(iter(seen.dims.values()))
     if dim >= after.ndim or after.shape[dim] != old + _ADDED or before.shape[dim] != old:
         return False
-    kept, new = after.split([old, _ADDED], dim)
+    old_part, new = after.split([old, _ADDED], dim)
     if form.weight is None:
-        kept = kept * math.sqrt(ratio)
-    close = kept.shape == before.shape and torch.allclose(kept, before, _TOLERANCE, _TOLERANCE)
+        old_part = old_part * math.sqrt(ratio)
+    close = old_part.shape == before.shape and torch.allclose(
+        old_part, before, _TOLERANCE, _TOLERANCE
+    )
     return close and bool((new.abs() <= _TOLERANCE).all())
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from latewood.core.coupling.label_layout import compact
 from latewood.core.coupling.labels import NONE, Labels, varies_along
+from latewood.core.coupling.tensor_table import TensorTable
 from latewood.core.coupling.traced_call import Call, Result, tensors_in
 
 __all__ = ["SILENT", "Padded", "PaddedValues"]
@@ -56,7 +56,7 @@ class PaddedValues:
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
-        self._of = WeakIdKeyDictionary()
+        self._of: TensorTable[Padded] = TensorTable()
         self.factors: set[str] = set()
         self.summands: set[str] = set()
         self.read: dict[str, list[Padded]] = {}
@@ -108,19 +108,19 @@ class PaddedValues:
             self._of[base] = _joined([self.of(base), value], call.where)
 
     def _names(self, tensors: list[Tensor]) -> set[str]:
-        views = (self._labels.view(tensor) for tensor in tensors)
-        return {view.name for view in views if view is not None}
+        names = (self._labels.source(tensor) for tensor in tensors)
+        return {name for name in names if name is not None}
 
     def _contracted(self, call: Call, operands: list[Tensor], result: Result) -> Padded:
         """A weight makes new channels, unless it has one matrix a channel."""
-        weights = [tensor for tensor in operands if self._labels.view(tensor) is not None]
-        inputs = [tensor for tensor in operands if self._labels.view(tensor) is None]
+        weights = [tensor for tensor in operands if self._labels.source(tensor) is not None]
+        inputs = [tensor for tensor in operands if self._labels.source(tensor) is None]
         matrices = [tensor for tensor in weights if tensor.ndim > 1]
         values = [self.of(tensor) for tensor in inputs]
         for tensor in matrices:
-            view = self._labels.view(tensor)
-            if view is not None:
-                self.read.setdefault(view.name, []).extend(values)
+            name = self._labels.source(tensor)
+            if name is not None:
+                self.read.setdefault(name, []).extend(values)
         if not matrices:
             return _other(f"{call.where} multiplies channels by each other")
         self.summands |= self._names([tensor for tensor in weights if tensor.ndim == 1])
@@ -136,14 +136,14 @@ class PaddedValues:
     def _multiplied(self, call: Call, operands: list[Tensor]) -> Padded:
         values: list[Padded] = []
         for tensor in operands:
-            view = self._labels.view(tensor)
-            if view is not None:
-                self.factors.add(view.name)
+            name = self._labels.source(tensor)
+            if name is not None:
+                self.factors.add(name)
             # What is the same for all channels, such as a statistic, is a number here.
             labels = compact(self._labels.of(tensor))
             if labels.numel() > 1 and bool((labels != NONE).any()):
-                own = self.of(tensor) if view is None else _other("")
-                values.append(own)
+                value = self.of(tensor) if name is None else _other("")
+                values.append(value)
         if len(values) < 2:
             return values[0] if values else _joined([self.of(each) for each in operands], "")
         numerator = values[:1] if "div" in call.name else values

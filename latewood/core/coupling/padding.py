@@ -73,9 +73,9 @@ def _of_norms(group: ChannelGroup, met: Sequence[MetNorm], kind: Literal["mean",
             return f"{norm.module} has no scale that could make up for the number of channels"
         if norm.eps is None:
             return f"{norm.module} has no attribute that its eps could be changed by"
-        for held in seen.inputs:
-            if _held(held, kind) != kind:
-                reason = held.reason or "it normalises channels that a norm has made"
+        for padded in seen.inputs:
+            if _held(padded, kind) != kind:
+                reason = padded.reason or "it normalises channels that a norm has made"
                 wanted = "the mean of the others" if kind == "mean" else "0"
                 return f"new channels would not be {wanted} in {norm.module}: {reason}"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final, Literal
 
 from torch import Tensor
@@ -294,10 +295,9 @@ class ChannelPlan:
         Raises:
             RequestError: there is none; the message lists the names.
         """
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise invalid("group", name, f"one of {', '.join(group.name for group in self.groups)}")
+        if name not in self._by_name:
+            raise invalid("group", name, f"one of {', '.join(self._by_name)}")
+        return self._by_name[name]
 
     def owner(self, tensor: str, axis: int) -> tuple[ChannelGroup, ...]:
         """The groups with channels on one axis; a concatenation puts several there.
@@ -306,11 +306,19 @@ class ChannelPlan:
             tensor: name of the parameter or buffer.
             axis: the axis.
         """
-        return tuple(
-            group
-            for group in self.groups
-            if any(member.tensor == tensor and member.axis == axis for member in group.members)
-        )
+        return tuple(self._by_axis.get((tensor, axis), ()))
+
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def _by_axis(self) -> dict[tuple[str, int], list[ChannelGroup]]:
+        owners: dict[tuple[str, int], list[ChannelGroup]] = {}
+        for group in self.groups:
+            for axis in dict.fromkeys((member.tensor, member.axis) for member in group.members):
+                owners.setdefault(axis, []).append(group)
+        return owners
 
     def in_units(self) -> ChannelPlan:
         """The plan with the channels of aligned groups taken together, so that any number goes."""

@@ -93,14 +93,14 @@ def _take_listed(call: Call, labels: Tensor, dim: int) -> None:
 def _select(call: Call) -> Result:
     first, rest, named = call.split_first()
     dim = rest[0] if rest else named.get("dim", 0)
-    if call.labels.view(first) is None:
+    if call.labels.source(first) is None:
         _take_listed(call, call.labels.of(first), dim)
     return move(call)
 
 
 def _narrow(call: Call) -> Result:
     first, dim, start, length = call.arguments("input", "dim", "start", "length")
-    if call.labels.view(first) is None and isinstance(start, int):
+    if call.labels.source(first) is None and isinstance(start, int):
         item = slice(start, start + length)
         _take_slice(call, first, call.labels.of(first), dim % first.ndim, item)
     return move(call)
@@ -109,7 +109,7 @@ def _narrow(call: Call) -> Result:
 def _chunk(call: Call) -> Result:
     first, parts, dim = call.arguments("input", "chunks", "dim")
     dim = 0 if dim is None else dim % first.ndim
-    if call.labels.view(first) is None:
+    if call.labels.source(first) is None:
         if isinstance(parts, int) and first.shape[dim] % parts == 0:
             size = call.size(first, dim)
             bounds = tuple(size * number // parts for number in range(parts + 1))
@@ -123,7 +123,7 @@ def _split(call: Call) -> Result:
     first, rest, named = call.split_first("tensor")
     sizes: Any = rest[0] if rest else named.get("split_size_or_sections", named.get("split_size"))
     dim = (rest[1] if len(rest) > 1 else named.get("dim", 0)) % first.ndim
-    if call.labels.view(first) is None:
+    if call.labels.source(first) is None:
         total = first.shape[dim]
         even = isinstance(sizes, int)
         listed = [sizes] * (total // sizes) if even else list(sizes)
@@ -150,7 +150,7 @@ def _split(call: Call) -> Result:
 def _unbind(call: Call) -> Result:
     first, rest, named = call.split_first()
     dim = rest[0] if rest else named.get("dim", 0)
-    if call.labels.view(first) is None:
+    if call.labels.source(first) is None:
         _take_listed(call, call.labels.of(first), dim)
     return move(call)
 
@@ -185,7 +185,7 @@ def _gather(call: Call) -> Result:
 
 def _index_select(call: Call) -> Result:
     first, dim, _ = call.arguments("input", "dim", "index")
-    if call.labels.view(first) is None:
+    if call.labels.source(first) is None:
         _take_listed(call, call.labels.of(first), dim)
     return move(call)
 
@@ -215,9 +215,9 @@ def _assign(call: Call) -> Result:
     labels = call.labels.of(target).clone()
     if isinstance(value, Tensor):
         written = labels[index]
-        own = call.labels.of(value).expand(written.shape)
-        call.labels.couple(written, own)
-        labels[index] = torch.where(written != NONE, written, own)
+        entries = call.labels.of(value).expand(written.shape)
+        call.labels.couple(written, entries)
+        labels[index] = torch.where(written != NONE, written, entries)
     _note_index(call, target, labels, index)
     _bar_beside_allocation(call, target, labels)
     call.labels.put(target, labels)

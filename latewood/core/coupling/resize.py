@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latewood.core.coupling.attributes import Sizes
+from latewood.core.coupling.axis_layout import AxisLayout, moved_group
+from latewood.core.coupling.followers import followers
 from latewood.core.coupling.layer import Layer
-from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan, Member
+from latewood.core.coupling.plan import BarrierKind, ChannelGroup, ChannelPlan
 from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
-from latewood.core.transforms import Follows, transformations
 from latewood.errors import RequestError, invalid
 
 __all__ = [
@@ -63,15 +64,15 @@ def slice_channels(
             which nothing says how it follows, or an optimizer state whose shape is not its
             parameter's.
     """
-    kept: dict[str, list[int]] = {}
+    chosen_channels: dict[str, list[int]] = {}
     for name, chosen in keep.items():
         group = changeable(plan, name, allow)
         indices = sorted(valid_indices(chosen, group, "keep"))
         if not indices or len(set(indices)) < len(indices):
             raise invalid(f"keep[{name!r}]", list(indices), "distinct channels, at least one")
         group.require_width(len(indices), "keep")
-        kept[name] = indices
-    return Resizing.of(model, plan, kept, optimizers).apply()
+        chosen_channels[name] = indices
+    return Resizing.of(model, plan, chosen_channels, optimizers).apply()
 
 
 def changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> ChannelGroup:
@@ -86,11 +87,11 @@ def changeable(plan: ChannelPlan, name: str, allow: Collection[BarrierKind]) -> 
         RequestError: no such group, or one that cannot change.
     """
     group = plan[name]
-    held = [barrier for barrier in group.barriers if barrier.kind not in allow]
-    if held:
+    barriers = [barrier for barrier in group.barriers if barrier.kind not in allow]
+    if barriers:
         raise RequestError(
             f"{name}: its channels cannot change: "
-            + "; ".join(dict.fromkeys(barrier.reason for barrier in held))
+            + "; ".join(dict.fromkeys(barrier.reason for barrier in barriers))
         )
     return group
 
@@ -107,46 +108,11 @@ def valid_indices(indices: Indices, group: ChannelGroup, argument: str) -> list[
         RequestError: a number that is no channel of the group.
     """
     listed = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-    if any(type(each) is not int or not 0 <= each < group.width for each in listed):
+    if any(type(number) is not int or not 0 <= number < group.width for number in listed):
         raise invalid(
             f"{argument}[{group.name!r}]", listed, f"integers from 0 to {group.width - 1}"
         )
     return listed
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A new axis: its old size, the old position each new one holds, and which are copies.
-
-    Args:
-        size: of the old axis.
-        source: old position by new position.
-        copied: whether a new position holds a copy.
-        kept: new position by old position, of what stays; -1 for what goes.
-        copy_keys: of each copy, ascending, its old position and its channel's new number in one.
-        copy_positions: the new position of each copy.
-        channels: what the old position is multiplied by in a key.
-    """
-
-    size: int
-    source: Tensor
-    copied: Tensor
-    kept: Tensor
-    copy_keys: Tensor
-    copy_positions: Tensor
-    channels: int
-
-    def moved(self, indices: Tensor, width: int) -> Tensor:
-        """Where the positions of channels are on the new axis.
-
-        Args:
-            indices: old positions (channels, multiplicity), those of copies behind those that stay.
-            width: number of channels before; what comes behind them are copies.
-        """
-        numbers = torch.arange(width, max(width, len(indices))).unsqueeze(1)
-        keys = indices[width:] * self.channels + numbers
-        found = torch.searchsorted(self.copy_keys, keys)
-        return torch.cat([self.kept[indices[:width]], self.copy_positions[found]])
 
 
 @dataclass(frozen=True)
@@ -164,7 +130,7 @@ class Resizing:
 
     plan: ChannelPlan
     chosen: Mapping[str, Sequence[int]]
-    layouts: Mapping[tuple[str, int], _Layout]
+    layouts: Mapping[tuple[str, int], AxisLayout]
     changes: Sequence[_Change]
     layers: Sequence[Sizes]
     counts: Sequence[tuple[nn.Module, str, int]]
@@ -190,14 +156,14 @@ class Resizing:
                 optimizer state whose shape is not its parameter's.
         """
         places = dict(layer_tensors(model))
-        layouts: dict[tuple[str, int], _Layout] = {}
+        layouts: dict[tuple[str, int], AxisLayout] = {}
         for group in plan:
             for member in group.members if group.name in chosen else ():
                 key = (member.tensor, member.axis)
                 if key not in layouts:
                     module, name = places[member.tensor]
                     size = stored_tensor(module, name).shape[member.axis]
-                    layouts[key] = _layout(key, size, plan, chosen)
+                    layouts[key] = AxisLayout.of(key, size, plan, chosen)
         modules = {id(module): module for name, _ in layouts for module in [places[name][0]]}
         # A convolution of one group looks like any other; the plan still knows.
         grouped = {
@@ -209,7 +175,7 @@ class Resizing:
         changes = [
             change
             for (name, axis), layout in layouts.items()
-            for change in _changes(*places[name], axis, layout, list(optimizers))
+            for change in _changes(name, *places[name], axis, layout, list(optimizers))
         ]
         layers = [Sizes.of(module, grouped=number in grouped) for number, module in modules.items()]
         return cls(plan, chosen, layouts, changes, layers, _counts(model, plan, chosen))
@@ -224,60 +190,16 @@ class Resizing:
             setattr(module, attribute, value)
         layers = self.plan.layers.items()
         facts = {name: _resized(layer, self.layouts) for name, layer in layers}
-        groups = tuple(_moved(group, self.chosen, self.layouts) for group in self.plan)
+        groups = tuple(moved_group(group, self.chosen, self.layouts) for group in self.plan)
         return ChannelPlan(groups, facts)
 
 
-def _resized(layer: Layer, layouts: Mapping[tuple[str, int], _Layout]) -> Layer:
+def _resized(layer: Layer, layouts: Mapping[tuple[str, int], AxisLayout]) -> Layer:
     def source(axis: int) -> tuple[int, Tensor] | None:
         layout = layouts.get((layer.weight, axis))
         return None if layout is None else (layout.size, layout.source)
 
     return layer.resized(source)
-
-
-def _layout(
-    key: tuple[str, int], size: int, plan: ChannelPlan, chosen: Mapping[str, Sequence[int]]
-) -> _Layout:
-    stays = torch.ones(size, dtype=torch.bool)
-    channels = 1 + max(len(wanted) for wanted in chosen.values())
-    none = torch.zeros(0, dtype=torch.long)
-    behind, sources, numbers = [none], [none], [none]
-    for group in plan.owner(*key):
-        if group.name not in chosen:
-            continue
-        member = next(m for m in group.members if (m.tensor, m.axis) == key)
-        wanted = torch.tensor(chosen[group.name], dtype=torch.long)
-        goes = torch.ones(group.width, dtype=torch.bool)
-        goes[wanted] = False
-        stays[member.indices[goes].flatten()] = False
-        copies = wanted[group.width :]
-        if not len(copies):
-            continue
-        new = torch.arange(group.width, len(wanted))
-        for start, stop in member.runs or ((0, member.multiplicity),):
-            block = member.indices[copies, start:stop]
-            sources.append(block.flatten())
-            numbers.append(new.repeat_interleave(stop - start))
-            behind.append(member.indices[-1, stop - 1].expand(block.numel()))
-    old = stays.nonzero().flatten()
-    copied_from, number = torch.cat(sources), torch.cat(numbers)
-    # Copies stand behind the position that ends their block, in the order in which they came.
-    order = torch.argsort(torch.cat([2 * old, 2 * torch.cat(behind) + 1]), stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    kept = torch.full((size,), -1)
-    kept[old] = place[: len(old)]
-    keys, by_key = torch.sort(copied_from * channels + number)
-    return _Layout(
-        size,
-        source=torch.cat([old, copied_from])[order],
-        copied=order >= len(old),
-        kept=kept,
-        copy_keys=keys,
-        copy_positions=place[len(old) :][by_key],
-        channels=channels,
-    )
 
 
 @dataclass(frozen=True)
@@ -286,7 +208,7 @@ class _Change:
 
     tensor: Tensor
     axis: int
-    layout: _Layout
+    layout: AxisLayout
     start: float | None = None
 
     def apply(self) -> None:
@@ -358,54 +280,21 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
 
 
 def _changes(
-    module: nn.Module, name: str, axis: int, layout: _Layout, optimizers: Sequence[Optimizer]
+    name: str,
+    module: nn.Module,
+    attribute: str,
+    axis: int,
+    layout: AxisLayout,
+    optimizers: Sequence[Optimizer],
 ) -> list[_Change]:
-    stored = stored_tensor(module, name)
+    stored = stored_tensor(module, attribute)
     changes = []
-    for tensor, where, start in [(stored, axis, None), *_followers(module, name, axis)]:
+    for tensor, where, start in [(stored, axis, None), *followers(module, attribute, axis, name)]:
         changes.append(_Change(tensor, where, layout, start))
         for optimizer in optimizers:
             for _, value in state_that_follows(tensor, optimizer, name):
                 changes.append(_Change(value, where, layout, start=0.0))
     return changes
-
-
-def _followers(
-    module: nn.Module, name: str, axis: int
-) -> Iterator[tuple[Tensor, int, float | None]]:
-    """The tensors of a weight's transformations that change with one of its axes.
-
-    Each comes with the axis of its own that changes, and with what new entries start with.
-    """
-    shape = stored_tensor(module, name).shape
-    for transformation in transformations(module, name):
-        declared: Mapping[str, Follows] = getattr(transformation, "follows", {})
-        tensors = [*transformation.named_parameters(), *transformation.named_buffers()]
-        for tensor_name, tensor in tensors:
-            follows = declared.get(tensor_name)
-            if follows is None and tensor.numel() <= 1:
-                continue
-            if follows is None or (axes := _axes_in(tensor, shape, follows)) is None:
-                kind = type(transformation).__name__
-                raise RequestError(
-                    f"{name}: {kind} holds {tensor_name} of shape {tuple(tensor.shape)} for a "
-                    f"weight of shape {tuple(shape)}; expected {kind}.follows to say how it follows"
-                )
-            if axis in axes:
-                yield tensor, axes[axis], follows.start
-
-
-def _axes_in(tensor: Tensor, shape: torch.Size, follows: Follows) -> dict[int, int] | None:
-    """The tensor's own axis by that of the weight; None if it does not have the shape it says."""
-    if follows.axis is None:
-        return {axis: axis for axis in range(len(shape))} if tensor.shape == shape else None
-    if not -len(shape) <= follows.axis < len(shape):
-        return None
-    axis = follows.axis % len(shape)
-    if tensor.shape == shape[axis : axis + 1]:
-        return {axis: 0}
-    broadcast = [size if position == axis else 1 for position, size in enumerate(shape)]
-    return {axis: axis} if list(tensor.shape) == broadcast else None
 
 
 def _counts(
@@ -414,32 +303,10 @@ def _counts(
     counts: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
     for name, wanted in chosen.items():
         group = plan[name]
-        for each in group.resized:
-            module = model.get_submodule(each.module)
-            change = each.per_channel * (len(wanted) - group.width)
-            key = (each.module, each.attribute)
-            module, _, value = counts.get(key, (module, "", getattr(module, each.attribute)))
-            counts[key] = (module, each.attribute, value + change)
+        for number in group.resized:
+            module = model.get_submodule(number.module)
+            change = number.per_channel * (len(wanted) - group.width)
+            key = (number.module, number.attribute)
+            module, _, value = counts.get(key, (module, "", getattr(module, number.attribute)))
+            counts[key] = (module, number.attribute, value + change)
     return list(counts.values())
-
-
-def _moved(
-    group: ChannelGroup,
-    chosen: Mapping[str, Sequence[int]],
-    layouts: Mapping[tuple[str, int], _Layout],
-) -> ChannelGroup:
-    if all((member.tensor, member.axis) not in layouts for member in group.members):
-        return group
-    wanted = chosen.get(group.name, range(group.width))
-    chosen_channels = torch.tensor(list(wanted), dtype=torch.long)
-    members: list[Member] = []
-    for member in group.members:
-        layout = layouts.get((member.tensor, member.axis))
-        indices = member.indices[chosen_channels]
-        if layout is not None:
-            indices = layout.moved(indices, group.width)
-        # One channel alone no longer shows its blocks.
-        alone = len(indices) == 1 and member.runs is not None
-        blocks = tuple(start for start, _ in member.runs or ()) if alone else ()
-        members.append(replace(member, indices=indices, blocks=blocks))
-    return replace(group, width=len(wanted), members=tuple(members))

@@ -26,8 +26,8 @@ def _recurrent(call: Call) -> Result:
     states, weights = call.positional[2 if packed else 1], call.positional[3 if packed else 2]
     has_biases, layers, _, _, bidirectional, *_ = call.positional[4 if packed else 3 :]
     directions = 2 if bidirectional else 1
-    each = len(weights) // (layers * directions)
-    cells = [weights[start : start + each] for start in range(0, len(weights), each)]
+    count = len(weights) // (layers * directions)
+    cells = [weights[start : start + count] for start in range(0, len(weights), count)]
     gates = _GATES[call.name]
     entering = call.labels.of(inputs)
     unit = out = None

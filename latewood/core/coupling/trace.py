@@ -22,14 +22,18 @@ from latewood.core.coupling.labels import Labels
 from latewood.core.coupling.layer_facts import layer_facts
 from latewood.core.coupling.plan import ChannelPlan
 from latewood.core.coupling.traced_call import Rule, tensors_in
-from latewood.core.coupling.watched_run import (
-    Running,
-    is_watching,
-    watched,
+from latewood.core.coupling.unreached import follow_unreached, with_unreached
+from latewood.core.coupling.watched_run import Running, is_watching, watched
+from latewood.core.modes import (
+    attributes_restored,
+    buffers_restored,
+    evaluated,
+    uncompiled,
+    unfused,
 )
-from latewood.core.modes import attributes_restored, evaluated, uncompiled, unfused
 from latewood.core.parameter_uses import parameter_uses
 from latewood.core.selection import parametrization_list, stored_tensor
+from latewood.core.transforms import transformations
 from latewood.errors import RequestError, invalid, listed
 
 __all__ = [
@@ -112,7 +116,7 @@ def traced(
         labels = Labels(computed, _other_uses(model, computed), by_head_size=by_head_size)
         weights = [name for name, (module, kind) in tensors.items() if kind not in module._buffers]
         watcher = ChannelWatcher(labels, Flow(labels, weights), functions)
-        _bar_split_weights(watcher.labels, computed, tensors)
+        _bar_computed_weights(watcher.labels, computed, tensors)
         _tie(watcher.labels, computed, tie)
         _freeze(watcher.labels, computed, freeze)
         with (
@@ -140,10 +144,11 @@ def traced(
             given = type(example_inputs).__name__
             raise invalid("example_inputs", given, "inputs that reach a weight")
         norms = list(watcher.norms.recognised())
+        unreached = follow_unreached(model, labels)
     plan = gather_plan(watcher.labels, list(tensors), norms, watcher.values)
     layers = layer_facts(watcher.flow.nodes, [end for end in ends if end is not None], labels)
     order = {name: layers[name] for name in tensors if name in layers}
-    return replace(plan, layers=order), watcher.flow
+    return with_unreached(replace(plan, layers=order), unreached), watcher.flow
 
 
 @contextmanager
@@ -200,7 +205,7 @@ def _teach_modules(
     running: Running,
 ) -> None:
     """Has modules with a rule of their own run as one operation; undone with the attributes."""
-    for module in model.modules():
+    for module in model.modules() if classes else ():
         for kind, rule in classes.items():
             if isinstance(module, kind):
                 forward = partial(watcher.run_module, rule, module.forward, running)
@@ -231,7 +236,7 @@ def _freeze(labels: Labels, computed: Mapping[str, Tensor], patterns: Iterable[s
             labels.bar_all_axes(computed[name], "fixed", f"{name} is frozen by {pattern!r}")
 
 
-def _bar_split_weights(
+def _bar_computed_weights(
     labels: Labels, computed: Mapping[str, Tensor], owners: Mapping[str, tuple[nn.Module, str]]
 ) -> None:
     for name, owner in owners.items():
@@ -240,6 +245,13 @@ def _bar_split_weights(
         except RequestError:
             reason = f"{name} is computed from several tensors, as weight norm does"
             labels.bar_all_axes(computed[name], "fixed", reason)
+            continue
+        for transformation in transformations(*owner):
+            # Ours act entry by entry, or say otherwise how they follow.
+            if getattr(transformation, "order", None) is None:
+                kind = type(transformation).__name__
+                reason = f"{name} is computed by {kind}, which says nothing of channels"
+                labels.bar_all_axes(computed[name], "fixed", reason)
 
 
 def layer_tensors(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
@@ -266,8 +278,8 @@ def _identity(module: nn.Module, name: str) -> Tensor | None:
     if parametrize.is_parametrized(module, name):
         return next(parametrization_list(module, name).parameters(recurse=False), None)
     # The collections of scripted modules have no ``get``.
-    found = dict(module._parameters.items()).get(name)
-    return dict(module._buffers.items()).get(name) if found is None else found
+    parameter = dict(module._parameters.items()).get(name)
+    return dict(module._buffers.items()).get(name) if parameter is None else parameter
 
 
 @contextmanager
@@ -295,6 +307,7 @@ def prepared(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         unfused(),
         torch.no_grad(),
         attributes_restored(model),
+        buffers_restored(model),
     ):
         yield {name: getattr(*place) for name, place in layer_tensors(model)}
 

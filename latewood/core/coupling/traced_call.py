@@ -112,8 +112,16 @@ class Call(Operation):
     @classmethod
     def of(cls, operation: Operation, labels: Labels) -> Call:
         """An operation with the labels of what it was given."""
-        facts = [getattr(operation, field.name) for field in dataclasses.fields(operation)]
-        call = cls(*facts, labels=labels)
+        call = cls(
+            operation.function,
+            operation.name,
+            operation.positional,
+            operation.named,
+            operation.modules,
+            operation.output,
+            operation.changed,
+            labels=labels,
+        )
         # Several look at them, and arguments may be deep.
         vars(call)["tensors"] = operation.tensors
         return call
@@ -126,7 +134,7 @@ class Call(Operation):
         """Bars every channel that goes in: a rule for this use of the operation is missing."""
         reason = f"no rule for {self.where}"
         for tensor in self.tensors:
-            if self.labels.view(tensor) is None:
+            if self.labels.source(tensor) is None:
                 self.labels.bar(self.labels.of(tensor), "unknown", reason)
             self.labels.bar_all_axes(tensor, "unknown", reason)
         return None
@@ -158,12 +166,22 @@ def argument_names(
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists, mappings and dataclasses."""
+    tensors: list[Tensor] = []
+    _gather(tree, tensors)
+    return iter(tensors)
+
+
+def _gather(tree: Any, tensors: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        yield tree
+        tensors.append(tree)
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from tensors_in(item)
+            _gather(item, tensors)
+    elif tree is None or isinstance(tree, (int, float, str)):
+        return
     elif isinstance(tree, Mapping):
-        yield from tensors_in(list(tree.values()))
+        for item in tree.values():
+            _gather(item, tensors)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        yield from tensors_in([getattr(tree, field.name) for field in dataclasses.fields(tree)])
+        for field in dataclasses.fields(tree):
+            _gather(getattr(tree, field.name), tensors)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import (
     TorchFunctionMode,
@@ -17,34 +15,25 @@ from torch.overrides import (
 )
 
 from latewood.core.coupling.traced_call import Operation
+from latewood.core.module_calls import ModuleCall, module_calls
 
-__all__ = ["ModuleCall", "Running", "Watcher", "is_watching", "module_calls", "watched"]
+__all__ = ["Running", "Watcher", "is_watching", "watched"]
+
+_FACTS: Final = frozenset(
+    (
+        Tensor.dim,
+        Tensor.is_complex,
+        Tensor.is_floating_point,
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad")
+        ),
+    )
+)
+"""Asked of a tensor, they say nothing about its entries or sizes, and pass unseen."""
 
 Running = list[tuple[str, nn.Module]]
 """Names and modules being called, outermost first."""
-
-
-@dataclass(frozen=True, eq=False)
-class ModuleCall:
-    """A call of a module; of two calls of one module each is itself.
-
-    Args:
-        name: qualified name of the module; "" is the model itself.
-        module: the module.
-        positional: its positional arguments.
-        named: its keyword arguments.
-    """
-
-    name: str
-    module: nn.Module
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
-
-    @property
-    def first(self) -> Tensor | None:
-        """The first positional argument, if it is a tensor."""
-        given = self.positional[0] if self.positional else None
-        return given if isinstance(given, Tensor) else None
 
 
 class Watcher:
@@ -100,48 +89,6 @@ def watched(model: nn.Module, *watchers: Watcher) -> Iterator[Running]:
         yield running
 
 
-@contextmanager
-def module_calls(
-    modules: dict[str, nn.Module],
-    entered: Callable[[ModuleCall], None],
-    left: Callable[[ModuleCall, Any], None] | None = None,
-) -> Iterator[None]:
-    """Reports the calls of modules while it lasts.
-
-    Args:
-        modules: by the names under which they are reported.
-        entered: is told of a call, when it begins.
-        left: is told of the same call and of what it returned; None where it raised.
-    """
-    calls: list[ModuleCall] = []
-    handles = []
-    for name, module in modules.items():
-
-        def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            call = ModuleCall(name, module, args, kwargs)
-            calls.append(call)
-            entered(call)
-
-        def leave(module: nn.Module, _: Any, __: Any, output: Any) -> None:
-            call = calls.pop()
-            # Calls whose hooks somebody took away meanwhile never leave.
-            while call.module is not module:
-                call = calls.pop()
-            if left is not None:
-                left(call, output)
-
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        # One that raises leaves too, since its caller may go on.
-        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class _Operations(TorchFunctionMode):
     def __init__(self, watchers: Sequence[Watcher], running: Running) -> None:
         super().__init__()
@@ -173,17 +120,18 @@ class _Operations(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if self.is_paused:
+        if self._pauses or function in _FACTS:
             return function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "").strip("_")
-        operation = Operation(function, name, args, kwargs or {}, tuple(self._running))
+        named, modules = kwargs or {}, tuple(self._running)
+        operation = Operation(function, name, args, named, modules)
         tensors = operation.tensors
         versions = [(tensor, _version(tensor)) for tensor in tensors]
         for watcher in self._watchers:
             watcher.before(operation)
-        output = function(*args, **operation.named)
+        output = function(*args, **named)
         changed = tuple(tensor for tensor, before in versions if _version(tensor) > before)
-        operation = dataclasses.replace(operation, output=output, changed=changed)
+        operation = Operation(function, name, args, named, modules, output, changed)
         vars(operation)["tensors"] = tensors
         for watcher in self._watchers:
             seen = watcher.after(operation)

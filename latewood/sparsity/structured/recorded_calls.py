@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
 from latewood.core.coupling.trace import run_model
 from latewood.core.modes import undisturbed, unfused
+from latewood.core.module_calls import ModuleCall, module_calls
 from latewood.slim.comparison import Examples
 from latewood.slim.layer_times import CallArguments
 
@@ -31,14 +31,12 @@ def recorded_calls(
         For each module that was called, the arguments of its calls as they were then.
     """
     calls: dict[str, list[CallArguments]] = {}
-    with ExitStack() as stack, undisturbed(model), unfused():
-        for name in names:
 
-            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                calls.setdefault(name, []).append(copied_arguments((args, kwargs)))
+    def note(call: ModuleCall) -> None:
+        calls.setdefault(call.name, []).append(copied_arguments((call.positional, call.named)))
 
-            module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+    modules = {name: model.get_submodule(name) for name in names}
+    with undisturbed(model), unfused(), module_calls(modules, note):
         run_model(model, example_inputs)
     return calls
 

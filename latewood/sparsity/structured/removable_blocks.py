@@ -15,7 +15,8 @@ from latewood.core.coupling import ChannelGroup, ChannelPlan
 from latewood.core.coupling.dependence import Dependence
 from latewood.core.coupling.operation_table import dependence_rule
 from latewood.core.coupling.trace import layer_tensors, prepared, run_model
-from latewood.core.coupling.watched_run import ModuleCall, Watcher, watched
+from latewood.core.coupling.watched_run import Watcher, watched
+from latewood.core.module_calls import ModuleCall
 from latewood.slim.idle_blocks import Idleness, Overwrites, Values
 from latewood.slim.layer_times import CallArguments
 from latewood.slim.replaceable_modules import replaceable_modules

@@ -48,6 +48,7 @@ def insists(condition):
         lambda model, hidden: model.width == hidden.size(1),
         lambda model, hidden: hidden.shape == (len(hidden), model.width),
         lambda model, hidden: hidden.shape[-1] > 0,
+        lambda model, hidden: hidden.numel() != 0,
     ],
 )
 def test_an_attribute_that_code_checks_follows(condition):
@@ -70,6 +71,14 @@ def test_an_attribute_that_code_checks_follows(condition):
         (lambda model, hidden: 1 / hidden.shape[-1], "computes with"),
         (lambda model, hidden: hidden.shape[-1] ** -0.5, "computes with"),
         (lambda model, hidden: hidden.size(1), "computes with"),
+        (lambda model, hidden: hidden.numel(), "computes with"),
+        (lambda model, hidden: len(hidden.T), "computes with"),
+        (lambda model, hidden: hidden.size(1) * 0.5, "computes with"),
+        (lambda model, hidden: 8 - int(hidden.size(1)), "computes with"),
+        (lambda model, hidden: hidden.size(1) // 4, "computes with"),
+        (lambda model, hidden: hidden.size(1) >> 2, "computes with"),
+        (insists(lambda model, hidden: hidden.shape[-1] > 7.5), "computes with"),
+        (insists(lambda model, hidden: hidden.shape[-1] // 8 == 1), "compares"),
         (lambda model, hidden: torch.tensor(float(hidden.size(1))), "computes with"),
         (lambda model, hidden: torch.full((3,), hidden.size(1)), "computes with"),
     ],

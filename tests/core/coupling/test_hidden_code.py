@@ -98,6 +98,32 @@ def test_weights_that_hooks_compute_stay_and_the_rest_goes_on(form):
     assert slim(model, INPUTS)[-1].in_features == 5
 
 
+class Exponential(nn.Module):
+    """A pair of rows is none any more: exp(z) and exp(-z) do not cancel."""
+
+    def forward(self, weight):
+        return weight.exp()
+
+
+class Symmetric(nn.Module):
+    """Part of it is no symmetric form of a part."""
+
+    def forward(self, weight):
+        return weight.triu() + weight.triu(1).T
+
+
+@pytest.mark.parametrize("form", [Exponential, Symmetric])
+def test_weights_that_others_compute_keep_their_channels(form):
+    model, x = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(2, 3)
+    nn.utils.parametrize.register_parametrization(model[1], "weight", form())
+    plan = trace_channels(model, x)
+    for name in ("0", "1"):
+        assert [(barrier.kind, barrier.reason) for barrier in plan[name].barriers] == [
+            ("fixed", f"1.weight is computed by {form.__name__}, which says nothing of channels")
+        ]
+    assert not plan.free
+
+
 def test_models_without_values_are_refused_where_values_matter():
     with torch.device("meta"):
         model, inputs = net(), (torch.empty(2, 4),)

@@ -1,5 +1,6 @@
 """Components of labels against dense linear algebra."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ def test_components_are_those_of_the_graph(batches):
         pairs = [(left % components.count, right % components.count) for left, right in pairs]
         edges += pairs
         if pairs:
-            components.join(*torch.tensor(pairs).T)
+            components.join(*np.array(pairs).T)
         components.roots(torch.arange(components.count))  # merges what is known so far
     reach = torch.eye(components.count)
     for left, right in edges:

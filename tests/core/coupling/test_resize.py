@@ -310,7 +310,7 @@ def test_state_that_does_not_follow_its_parameter_changes_nothing():
     plan = trace_channels(model, inputs)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     optimizer.state[model.head.weight]["rows"] = torch.zeros(2)
-    with pytest.raises(RequestError, match=r"its rows of weight has shape \(2,\)"):
+    with pytest.raises(RequestError, match=r"its rows of head\.weight has shape \(2,\)"):
         slice_channels(model, plan, {"mix": [0]}, optimizers=[optimizer])
     assert model.mix.weight.shape == (4, 5, 1, 1)
 
@@ -326,8 +326,8 @@ def test_a_transformation_that_does_not_follow_its_weight_is_refused(precision, 
     odd.follows = follows
     attach(model.head, "weight", odd)
     says = (
-        r"Precision holds blocks of shape \(7, 3\) for a weight of shape \(2, 16\); expected "
-        r"Precision\.follows to say"
+        r"head\.weight: Precision holds blocks of shape \(7, 3\) for a weight of shape \(2, 16\); "
+        r"expected Precision\.follows to say"
     )
     with pytest.raises(RequestError, match=says):
         slice_channels(model, plan, {"mix": [0]})
