@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.misfits import is_plain
 from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
-from latewood.optim.base import Optimizer, ParameterBatch, form_of, local, number, positive, switch
+from latewood.optim.base import Optimizer, form_of, number
+from latewood.optim.call_site import call_level
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
+from latewood.optim.options import positive, switch
+from latewood.optim.parameter_batch import ParameterBatch, local
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,6 +65,9 @@ class AvaGrad(Optimizer):
         maximize: climb instead of descend.
         capturable: keep counts on the device, so that a CUDA graph can hold the step.
         differentiable: refused if True.
+        stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so
+            that steps smaller than half their spacing are not lost.
+        rounding_seed: of the noise, which follows from it, the step and the parameter's position.
         process_group: processes that hold other parameters of the same model (pipeline stages,
             whole-parameter sharding); their rates count into the global gamma. DTensors need none.
             Copies and pickles of the optimizer do not keep it.
@@ -91,6 +97,8 @@ class AvaGrad(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         process_group: ProcessGroup | None = None,
     ) -> None:
         if gamma_mode not in _MODES:
@@ -118,12 +126,24 @@ class AvaGrad(Optimizer):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
         self._process_group = process_group
         self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A state brings its mode along: groups that are added later follow it.
+        of_state = {
+            name: {group[name] for group in state["param_groups"] if name in group}
+            for name in ("gamma_mode", "gamma_scope")
+        }
+        for name, values in of_state.items():
+            if len(values) > 1:
+                raise invalid(name, sorted(values), "the same in all groups of a state")
         super().__setstate__(state)
+        for name, values in of_state.items():
+            self.defaults.update({name: value for value in values})
         self.__dict__.setdefault("_process_group", None)
         self._forget()
         for group in self.param_groups:
@@ -132,7 +152,7 @@ class AvaGrad(Optimizer):
     def _forget(self) -> None:
         # Sums of squared rates that a step left behind for the next one; never part of the state,
         # since the second moments say the same.
-        self._known_sums: dict[int, _KnownSums] = {}
+        self._sums_left: list[tuple[_Origin, list[Number]]] = []
         self._may_warn = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -143,8 +163,8 @@ class AvaGrad(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        positive(group, "eps")
-        switch(group, "decoupled_weight_decay")
+        group["eps"] = positive("eps", group["eps"])
+        switch("decoupled_weight_decay", group["decoupled_weight_decay"])
         for name in ("gamma_mode", "gamma_scope"):
             if group[name] != self.defaults[name]:
                 raise invalid(name, group[name], "the same in all groups")
@@ -155,7 +175,8 @@ class AvaGrad(Optimizer):
     def _init_state(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         super()._init_state(group, parameter, state)
         if group["gamma_scope"] == "tensor":
-            state["gamma"] = group["gamma"].detach().clone()
+            with torch.inference_mode(parameter.is_inference()):
+                state["gamma"] = group["gamma"].detach().clone()
 
     def _scalars(self, group: dict[str, Any], step: Number) -> Scalars:
         return delayed_scalars(
@@ -170,12 +191,13 @@ class AvaGrad(Optimizer):
         if not batches and self._process_group is None:
             return
         mode = self.param_groups[0]["gamma_mode"]
-        counts = self._advance(batches)
+        counts = self._advance(batches, plans)
         scalars = [self._numbers(b, c) for b, c in zip(batches, counts, strict=True)]
         if mode == "official":
             gammas = [[number(gamma) for gamma in self._stored(batch)] for batch in batches]
         else:
-            sums = self._sums_of_rates(batches, scalars)
+            origins = [self._origin(b, n) for b, n in zip(batches, scalars, strict=True)]
+            sums = self._sums_of_rates(batches, origins)
             gammas = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         scaled = [_scaled(s, g) for s, g in zip(scalars, gammas, strict=True)]
@@ -185,14 +207,14 @@ class AvaGrad(Optimizer):
             self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         else:
-            self._remember(batches, scalars, sums)
+            self._leave(plans, origins, scalars, sums)
 
     def _normalise(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
     ) -> list[list[Number]]:
         """One gamma for every parameter, by mode and scope; kept in the groups or the state."""
         mode, scope = (self.param_groups[0][name] for name in ("gamma_mode", "gamma_scope"))
-        sizes = [[_size(parameter) for parameter in batch.parameters] for batch in batches]
+        sizes = [_sizes(batch.parameters) for batch in batches]
         # In aligned mode a parameter in its first step does not move, so its rates do not count.
         active = [[step > 1.0 if mode == "aligned" else True for step in c] for c in counts]
         if scope == "global":
@@ -232,37 +254,43 @@ class AvaGrad(Optimizer):
         return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
 
     def _sums_of_rates(
-        self, batches: list[ParameterBatch], scalars: list[list[Scalars]]
+        self, batches: list[ParameterBatch], origins: list[_Origin]
     ) -> list[list[Number]]:
         """Sums of the squared rates about to be applied: left by the last step, or computed."""
         sums = []
-        for index, (batch, numbers) in enumerate(zip(batches, scalars, strict=True)):
-            known = None if self._on_device() else self._known_sums.get(index)
-            corrections = [n.previous for n in numbers]
-            eps = [n.eps for n in numbers]
-            if known is not None and known.still_holds(batch.exp_avg_sqs, corrections, eps):
-                sums.append(known.totals)
-                continue
-            moments = [local(moment) for moment in batch.exp_avg_sqs]
-            totals = rate_sums(moments, corrections, eps, form_of(batch.group))
+        for index, (batch, origin) in enumerate(zip(batches, origins, strict=True)):
+            if index < len(self._sums_left) and not self._on_device():
+                of_these, totals = self._sums_left[index]
+                if of_these == origin:
+                    sums.append(totals)
+                    continue
+            moments = [local(moment) for moment in batch.moments["exp_avg_sq"]]
+            totals = rate_sums(moments, origin.corrections, origin.eps, form_of(batch.group))
             sums.append(over_shards(batch.parameters, totals))
         return sums
 
-    def _remember(
-        self, batches: list[ParameterBatch], scalars: list[list[Scalars]], sums: list[list[Number]]
+    def _origin(self, batch: ParameterBatch, numbers: list[Scalars]) -> _Origin:
+        moments = batch.moments["exp_avg_sq"]
+        places = () if self._on_device() else _places(moments)
+        return _Origin(moments, places, [n.previous for n in numbers], [n.eps for n in numbers])
+
+    def _leave(
+        self,
+        plans: list[StepPlan],
+        origins: list[_Origin],
+        scalars: list[list[Scalars]],
+        sums: list[list[Number]],
     ) -> None:
-        self._known_sums = {}
+        """Keeps the sums for the next step, with what they were made of."""
+        self._sums_left = []
         if self._on_device():
             return
-        for index, (batch, numbers, totals) in enumerate(zip(batches, scalars, sums, strict=True)):
-            self._known_sums[index] = _KnownSums(
-                batch.exp_avg_sqs,
-                [moment._version for moment in batch.exp_avg_sqs],
-                _addresses(batch.exp_avg_sqs),
-                [n.following for n in numbers],
-                [n.eps for n in numbers],
-                totals,
-            )
+        for plan, origin, numbers, totals in zip(plans, origins, scalars, sums, strict=True):
+            # The native form leaves no trace on a moment.
+            same = set(plan.carriers) == {"native"}
+            places = origin.places if same else _places(origin.moments)
+            following = [n.following for n in numbers]
+            self._sums_left.append((replace(origin, places=places, corrections=following), totals))
 
     def _look_for_untouched(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
@@ -274,7 +302,7 @@ class AvaGrad(Optimizer):
         if self.param_groups[0]["gamma_scope"] == "tensor":
             return
         parts = [
-            ([local(v) for v in b.exp_avg_sqs], s, [b.group["eps"]] * len(s))
+            ([local(v) for v in b.moments["exp_avg_sq"]], s, [b.group["eps"]] * len(s))
             for b, s in zip(batches, sums, strict=True)
         ]
         if self.param_groups[0]["gamma_scope"] == "global":
@@ -286,7 +314,7 @@ class AvaGrad(Optimizer):
                 f"{type(self).__name__}: coordinates that never had a gradient dominate gamma and "
                 "shrink every step more than tenfold; use eps >= 1e-3 or gamma_scope='tensor'",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=call_level(),
             )
 
 
@@ -314,6 +342,8 @@ class AvaGradW(AvaGrad):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -330,36 +360,35 @@ class AvaGradW(AvaGrad):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
             process_group=process_group,
         )
 
 
-class _KnownSums(NamedTuple):
-    """Sums of squared rates of one batch, and what they were made of."""
+@dataclass(frozen=True)
+class _Origin:
+    """What sums of squared rates are made of; equal where they need not be made again.
 
-    moments: list[Tensor]
-    versions: list[int]
-    addresses: list[int]
+    Args:
+        moments: second moments; kept, so that no other can take the place of one.
+        places: which they are, their versions and where they lie: data that was replaced under a
+            tensor, as growth does, has no version.
+        corrections, eps: of each.
+    """
+
+    moments: list[Tensor] = field(compare=False)
+    places: tuple[object, ...]
     corrections: list[Number]
     eps: list[float]
-    totals: list[Number]
-
-    def still_holds(
-        self, moments: list[Tensor], corrections: list[Number], eps: list[float]
-    ) -> bool:
-        return (
-            len(moments) == len(self.moments)
-            and all(map(operator.is_, moments, self.moments))
-            and [moment._version for moment in moments] == self.versions
-            and _addresses(moments) == self.addresses
-            and corrections == self.corrections
-            and eps == self.eps
-        )
 
 
-def _addresses(moments: list[Tensor]) -> list[int]:
-    """Where moments lie: data that was replaced under a tensor, as growth does, has no version."""
-    return list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
+def _places(moments: list[Tensor]) -> tuple[object, ...]:
+    if any(map(Tensor.is_inference, moments)):
+        return (object(),)  # like no other: such tensors have no versions
+    versions = [moment._version for moment in moments]
+    addresses = list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
+    return list(map(id, moments)), versions, addresses
 
 
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
@@ -373,8 +402,8 @@ def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
     return [known[pair] for pair in pairs]
 
 
-def _size(parameter: Tensor) -> int:
-    return parameter.numel() * (2 if parameter.is_complex() else 1)
+def _sizes(parameters: list[Tensor]) -> list[int]:
+    return [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
 
 
 def _store(stored: Tensor, gamma: Number) -> None:

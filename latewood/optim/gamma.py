@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latewood.errors import WorkError
 from latewood.kernels.optimizers import Number
-from latewood.optim.base import is_sharded
+from latewood.optim.parameter_batch import is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,7 +52,8 @@ def normaliser(
     if isinstance(some[1], Tensor):
         moving = some[1] > 0
         rates = torch.where(moving, some[0], every[0])
-        return (torch.where(moving, some[1], every[1]) / rates).sqrt()
+        size = torch.where(moving, some[1], every[1])
+        return torch.where(size > 0, size / rates, 1.0).sqrt()
     total, size = some if some[1] > 0 else every
     if size == 0.0:
         # Only tensors without elements, which no factor moves.

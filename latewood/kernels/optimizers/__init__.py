@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latewood.kernels.misfits import Misfit, memory_misfit
 from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers.fitting import TYPES
 from latewood.kernels.optimizers.foreach_steps import step_foreach
 from latewood.kernels.optimizers.reference_steps import (
     Number,
@@ -25,6 +26,7 @@ from latewood.kernels.optimizers.reference_steps import (
     step_reference,
     working_dtype,
 )
+from latewood.kernels.optimizers.stochastic_rounding import noise_key
 from latewood.kernels.optimizers.step_plan import Carrier, Form, StepPlan, parameter_name, plan_step
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "StepTensors",
     "advance",
     "fused_exists",
+    "noise_key",
     "plan_step",
     "rate_sums",
     "run_step",
@@ -151,5 +154,5 @@ def fused_exists(device: torch.device, dtype: torch.dtype) -> bool:
     On the CPU there is, even where the native kernels are not built: plain torch stands in.
     """
     if device.type == "cpu":
-        return native_steps.knows(dtype)
+        return dtype in TYPES
     return triton_steps.exists(device, dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import native, tensors_are_virtual
+from latewood.kernels.optimizers.fitting import gradient_like
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
@@ -19,21 +20,12 @@ from latewood.kernels.optimizers.reference_steps import (
 __all__ = [
     "advance_native",
     "exists",
-    "fits_native",
-    "knows",
     "rate_sums_native",
     "step_native",
 ]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
-_TYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_NOT_AT_ALL = 2
-
-
-def knows(dtype: torch.dtype) -> bool:
-    """Whether the native form is written for parameters of this precision."""
-    return dtype in _TYPES
 
 
 def exists() -> bool:
@@ -52,18 +44,6 @@ def advance_native(steps: list[Tensor]) -> list[float] | None:
         return None
     counts: list[float] | None = module.optim_advance(steps)
     return counts
-
-
-def fits_native(tensors: StepTensors) -> list[bool] | None:
-    """Which entries the native form can work on, or None where it can work on all of them as is."""
-    module = native()
-    assert module is not None
-    codes = module.optim_fits((tensors.parameters, tensors.gradients, *tensors.moments()))
-    if not codes:
-        return None
-    # A copy in the precision of a narrower parameter would round the gradient once more.
-    alike = [g.dtype == p.dtype for g, p in zip(tensors.gradients, tensors.parameters, strict=True)]
-    return [code != _NOT_AT_ALL and same for code, same in zip(codes, alike, strict=True)]
 
 
 def step_native(
@@ -92,18 +72,19 @@ def step_native(
     rows = {key: row for row, key in enumerate(distinct)}
     numbers = [float(number) for numbers in distinct.values() for number in numbers]
     places = list(map(rows.__getitem__, identities))
+    keys = [-1 if k is None else int(k) for k in tensors.keys()] if tensors.noise_keys else []
 
     def step(gradients: list[Tensor]) -> list[Number] | None:
         columns = (tensors.parameters, gradients, *tensors.moments())
         threads = torch.get_num_threads()
         sums: list[Number] | None = module.optim_step(
-            _RULES[rule], _RATES[rates], columns, places, numbers, threads
+            _RULES[rule], _RATES[rates], columns, places, numbers, keys, threads
         )
         return sums
 
     sums = step(tensors.gradients)
     if sums is None:
-        sums = step(list(map(_like, tensors.gradients, tensors.parameters)))
+        sums = step(list(map(gradient_like, tensors.gradients, tensors.parameters)))
     assert sums is not None
     # Autograd must notice, as it does when torch itself writes in place.
     torch.autograd.graph.increment_version(tensors.parameters)
@@ -127,10 +108,3 @@ def rate_sums_native(
         moments, list(map(float, corrections)), list(eps), torch.get_num_threads()
     )
     return sums
-
-
-def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient in the layout of its parameter, copied where it must be."""
-    if gradient.stride() == parameter.stride():
-        return gradient.resolve_neg()
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
