@@ -117,13 +117,22 @@ std::vector<int> fits(const Columns &columns) {
   return fully ? std::vector<int>() : codes;
 }
 
+// Where a count of steps lies; nowhere if it is not a float32 of its own.
+float *count_of(nb::handle step) {
+  TensorView view;
+  if (!view_tensor(step, &view) || view.dim != 0 || view.dtype != tensor_types().float32)
+    return nullptr;
+  return static_cast<float *>(view.data);
+}
+
 // `rows` says which row of numbers is a tensor's, `keys` the key of the noise that a tensor is
-// rounded with, or -1; nobody's if there are none. Before anything is written it refuses what does
-// not fit, and returns nothing where a gradient has to be copied first.
+// rounded with, or -1; nobody's if there are none. `steps` are counted up. Before anything is written
+// it refuses what does not fit, and returns nothing where a gradient has to be copied first.
 std::optional<std::vector<double>> step(int rule, int rates, const Columns &columns,
                                         const std::vector<std::size_t> &rows,
                                         const std::vector<double> &numbers,
-                                        const std::vector<std::int64_t> &keys, int threads) {
+                                        const std::vector<std::int64_t> &keys, nb::list steps,
+                                        int threads) {
   constexpr std::size_t row = sizeof(StepNumbers) / sizeof(double);
   require(rule >= 0 && rule <= int(StepRule::bounded), "there is no such rule");
   require(rates >= 0 && rates <= int(StepRates::after), "there are no such rates");
@@ -143,6 +152,13 @@ std::optional<std::vector<double>> step(int rule, int rates, const Columns &colu
     sizes[t] = fitted[t].size;
   }
   if (!fully) return std::nullopt;
+  std::vector<float *> counted;
+  counted.reserve(steps.size());
+  for (const nb::handle step : steps) {
+    counted.push_back(count_of(step));
+    require(counted.back(), "a count of steps is not a float32 of its own");
+  }
+  for (float *const count : counted) *count += 1;
   const nb::gil_scoped_release unlocked;
   return for_each_chunk(sizes, threads, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
     const double *n = &numbers[row * rows[t]];
@@ -175,26 +191,22 @@ std::optional<std::vector<double>> rate_sums(nb::list moments,
   });
 }
 
-// Counts one step for each count and returns the counts; nothing if one is not a float32 of its own.
-std::optional<std::vector<double>> advance(nb::list steps) {
-  std::vector<float *> starts;
-  starts.reserve(steps.size());
+// What the counts of steps say; nothing if one is not a float32 of its own.
+std::optional<std::vector<double>> counts(nb::list steps) {
+  std::vector<double> said;
+  said.reserve(steps.size());
   for (const nb::handle step : steps) {
-    TensorView view;
-    if (!view_tensor(step, &view) || view.dim != 0 || view.dtype != tensor_types().float32)
-      return std::nullopt;
-    starts.push_back(static_cast<float *>(view.data));
+    const float *const start = count_of(step);
+    if (!start) return std::nullopt;
+    said.push_back(*start);
   }
-  std::vector<double> counts;
-  counts.reserve(starts.size());
-  for (float *const step : starts) counts.push_back(*step += 1);
-  return counts;
+  return said;
 }
 
 }  // namespace
 
 void bind_optim(nb::module_ &module) {
-  module.def("optim_advance", &advance);
+  module.def("optim_counts", &counts);
   module.def("optim_fits", &fits);
   module.def("optim_step", &step);
   module.def("optim_rate_sums", &rate_sums);

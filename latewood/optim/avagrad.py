@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,14 +13,15 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
-from latewood.kernels.misfits import is_plain
-from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
+from latewood.kernels.misfits import require_memory
+from latewood.kernels.optimizers import Number, Rates, Scalars, UpdateRule, plan_step, rate_sums
 from latewood.optim.base import Optimizer, form_of, number
 from latewood.optim.call_site import call_level
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
 from latewood.optim.options import positive, switch
 from latewood.optim.parameter_batch import ParameterBatch, local
+from latewood.optim.rate_origin import RateOrigin, places
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -152,7 +153,7 @@ class AvaGrad(Optimizer):
     def _forget(self) -> None:
         # Sums of squared rates that a step left behind for the next one; never part of the state,
         # since the second moments say the same.
-        self._sums_left: list[tuple[_Origin, list[Number]]] = []
+        self._sums_left: list[tuple[RateOrigin, list[Number]]] = []
         self._may_warn = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -187,62 +188,68 @@ class AvaGrad(Optimizer):
             factor=self._factor(group),
         )
 
-    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
+    def _update(self, batches: list[ParameterBatch]) -> None:
         if not batches and self._process_group is None:
             return
         mode = self.param_groups[0]["gamma_mode"]
-        counts = self._advance(batches, plans)
+        counts = self._counts(batches)
         scalars = [self._numbers(b, c) for b, c in zip(batches, counts, strict=True)]
         if mode == "official":
-            gammas = [[number(gamma) for gamma in self._stored(batch)] for batch in batches]
+            gammas = [self._read_gammas(batch) for batch in batches]
         else:
             origins = [self._origin(b, n) for b, n in zip(batches, scalars, strict=True)]
             sums = self._sums_of_rates(batches, origins)
-            gammas = self._normalise(batches, counts, sums)
+            gammas, kept = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         scaled = [_scaled(s, g) for s, g in zip(scalars, gammas, strict=True)]
-        sums = self._apply(plans, scaled, self._rates(mode))
+        sums = self._apply(batches, counts, scaled, self._rates(mode))
         sums = [over_shards(b.parameters, s) for b, s in zip(batches, sums, strict=True)]
         if mode == "official":
-            self._normalise(batches, counts, sums)
+            _, kept = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         else:
-            self._leave(plans, origins, scalars, sums)
+            self._leave(origins, scalars, sums)
+        for stored, gamma in kept:
+            stored.copy_(torch.as_tensor(gamma, dtype=torch.float64))
 
     def _normalise(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
-    ) -> list[list[Number]]:
-        """One gamma for every parameter, by mode and scope; kept in the groups or the state."""
+    ) -> tuple[list[list[Number]], list[tuple[Tensor, Number]]]:
+        """One gamma for every parameter, by mode and scope, and where each is to be kept."""
         mode, scope = (self.param_groups[0][name] for name in ("gamma_mode", "gamma_scope"))
         sizes = [_sizes(batch.parameters) for batch in batches]
         # In aligned mode a parameter in its first step does not move, so its rates do not count.
         active = [[step > 1.0 if mode == "aligned" else True for step in c] for c in counts]
         if scope == "global":
-            gamma = normaliser(
-                list(chain.from_iterable(sums)),
-                list(chain.from_iterable(sizes)),
-                list(chain.from_iterable(active)),
-                self._process_group,
-            )
-            for group in self.param_groups:
-                _store(group["gamma"], gamma)
-            return [[gamma] * len(batch) for batch in sums]
-        gammas = []
-        for batch, columns in zip(batches, zip(sums, sizes, active, strict=True), strict=True):
+            columns = [list(chain.from_iterable(column)) for column in (sums, sizes, active)]
+            gamma = normaliser(*columns, self._process_group)
+            kept = [(group["gamma"], gamma) for group in self.param_groups]
+            return [[gamma] * len(of_batch) for of_batch in sums], kept
+        gammas: list[list[Number]] = []
+        kept = []
+        for batch, *columns in zip(batches, sums, sizes, active, strict=True):
             if scope == "group":
                 gammas.append([normaliser(*columns)] * len(batch.parameters))
-                _store(batch.group["gamma"], gammas[-1][0])
+                kept.append((batch.group["gamma"], gammas[-1][0]))
             else:
                 rows = zip(*columns, strict=True)
                 gammas.append([normaliser([total], [size], [on]) for total, size, on in rows])
-                for stored, gamma in zip(self._stored(batch), gammas[-1], strict=True):
-                    _store(stored, gamma)
-        return gammas
+                kept += zip(self._stored(batch), gammas[-1], strict=True)
+        return gammas, kept
 
     def _stored(self, batch: ParameterBatch) -> list[Tensor]:
         if batch.group["gamma_scope"] == "tensor":
             return [self.state[parameter]["gamma"] for parameter in batch.parameters]
         return [batch.group["gamma"]] * len(batch.parameters)
+
+    def _read_gammas(self, batch: ParameterBatch) -> list[Number]:
+        stored = self._stored(batch)
+        names, known = self._names(batch), dict[int, Number]()
+        for index, gamma in enumerate(stored):
+            if id(gamma) not in known:
+                require_memory(**{f"gamma of {names(index)}": gamma})
+                known[id(gamma)] = number(gamma)
+        return [known[id(gamma)] for gamma in stored]
 
     def _rates(self, mode: str) -> Rates:
         if mode == "official":
@@ -250,11 +257,8 @@ class AvaGrad(Optimizer):
         # Without a place to keep the sums between steps, the next step makes them itself.
         return "none" if self._on_device() else "new"
 
-    def _on_device(self) -> bool:
-        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
-
     def _sums_of_rates(
-        self, batches: list[ParameterBatch], origins: list[_Origin]
+        self, batches: list[ParameterBatch], origins: list[RateOrigin]
     ) -> list[list[Number]]:
         """Sums of the squared rates about to be applied: left by the last step, or computed."""
         sums = []
@@ -264,20 +268,21 @@ class AvaGrad(Optimizer):
                 if of_these == origin:
                     sums.append(totals)
                     continue
+            # The step looks at what it is given, but only after these are read.
+            plan_step(batch.tensors(), form_of(batch.group), self._names(batch))
             moments = [local(moment) for moment in batch.moments["exp_avg_sq"]]
             totals = rate_sums(moments, origin.corrections, origin.eps, form_of(batch.group))
             sums.append(over_shards(batch.parameters, totals))
         return sums
 
-    def _origin(self, batch: ParameterBatch, numbers: list[Scalars]) -> _Origin:
+    def _origin(self, batch: ParameterBatch, numbers: list[Scalars]) -> RateOrigin:
         moments = batch.moments["exp_avg_sq"]
-        places = () if self._on_device() else _places(moments)
-        return _Origin(moments, places, [n.previous for n in numbers], [n.eps for n in numbers])
+        where = () if self._on_device() else places(moments)
+        return RateOrigin(moments, where, [n.previous for n in numbers], [n.eps for n in numbers])
 
     def _leave(
         self,
-        plans: list[StepPlan],
-        origins: list[_Origin],
+        origins: list[RateOrigin],
         scalars: list[list[Scalars]],
         sums: list[list[Number]],
     ) -> None:
@@ -285,12 +290,13 @@ class AvaGrad(Optimizer):
         self._sums_left = []
         if self._on_device():
             return
-        for plan, origin, numbers, totals in zip(plans, origins, scalars, sums, strict=True):
-            # The native form leaves no trace on a moment.
-            same = set(plan.carriers) == {"native"}
-            places = origin.places if same else _places(origin.moments)
-            following = [n.following for n in numbers]
-            self._sums_left.append((replace(origin, places=places, corrections=following), totals))
+        for origin, numbers, totals in zip(origins, scalars, sums, strict=True):
+            after = replace(
+                origin,
+                places=places(origin.moments),
+                corrections=[n.following for n in numbers],
+            )
+            self._sums_left.append((after, totals))
 
     def _look_for_untouched(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
@@ -366,31 +372,6 @@ class AvaGradW(AvaGrad):
         )
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What sums of squared rates are made of; equal where they need not be made again.
-
-    Args:
-        moments: second moments; kept, so that no other can take the place of one.
-        places: which they are, their versions and where they lie: data that was replaced under a
-            tensor, as growth does, has no version.
-        corrections, eps: of each.
-    """
-
-    moments: list[Tensor] = field(compare=False)
-    places: tuple[object, ...]
-    corrections: list[Number]
-    eps: list[float]
-
-
-def _places(moments: list[Tensor]) -> tuple[object, ...]:
-    if any(map(Tensor.is_inference, moments)):
-        return (object(),)  # like no other: such tensors have no versions
-    versions = [moment._version for moment in moments]
-    addresses = list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
-    return list(map(id, moments)), versions, addresses
-
-
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
     pairs = list(zip(map(id, scalars), map(id, gammas), strict=True))
     known = {
@@ -403,11 +384,10 @@ def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
 
 
 def _sizes(parameters: list[Tensor]) -> list[int]:
-    return [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
-
-
-def _store(stored: Tensor, gamma: Number) -> None:
-    stored.copy_(torch.as_tensor(gamma, dtype=torch.float64))
+    sizes = list(map(Tensor.numel, parameters))
+    if not any(map(Tensor.is_complex, parameters)):
+        return sizes
+    return [n * (2 if p.is_complex() else 1) for n, p in zip(sizes, parameters, strict=True)]
 
 
 def _place_gamma(group: dict[str, Any]) -> None:

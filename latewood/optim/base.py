@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, ClassVar, overload
 
 import torch
@@ -17,12 +17,11 @@ from latewood.kernels.optimizers import (
     Number,
     Rates,
     Scalars,
-    StepPlan,
+    StepRequest,
     UpdateRule,
-    advance,
+    count_steps,
     fused_exists,
     noise_key,
-    plan_step,
     run_step,
 )
 from latewood.optim.options import at_least, switch, two_fractions
@@ -167,16 +166,8 @@ class Optimizer(torch.optim.Optimizer):
             batch = self._collect(group)
             if batch.parameters:
                 batches.append(batch)
-        plans = [self._plan(batch) for batch in batches]
-        self._update(batches, plans)
+        self._update(batches)
         return loss
-
-    def _plan(self, batch: ParameterBatch) -> StepPlan:
-        return plan_step(
-            batch.tensors(),
-            form_of(batch.group),
-            lambda index: self._name(batch.parameters[index]),
-        )
 
     def _name(self, parameter: Tensor) -> str:
         """What errors call a parameter: its name, or its position as ``state_dict`` counts."""
@@ -217,14 +208,18 @@ class Optimizer(torch.optim.Optimizer):
         # Plain SGD needs no count, but noise is a function of it.
         if not moments and not group["stochastic_rounding"]:
             return
-        states = [self.state[parameter] for parameter in chosen]
+        known = self.state
+        states = [known[parameter] for parameter in chosen]
         names = self._moments(group)
-        for parameter, state in zip(chosen, states, strict=True):
+        wanted = frozenset(("step", *names))
+        for index in [k for k, state in enumerate(states) if not wanted <= state.keys()]:
+            parameter, state = chosen[index], states[index]
             if not state:
                 self._init_state(group, parameter, state)
-            elif not all(name in state for name in names):
+            else:
                 # An option that asks for one more was switched on meanwhile.
-                state.update({**new_state(parameter, names, on_device=False), **state})
+                fresh = new_state(parameter, names, on_device=False)
+                state.update({name: fresh[name] for name in names if name not in state})
         # A state that came without one is refused where the steps are counted.
         steps += [state.get("step") for state in states]
         for name, column in zip(names, moments, strict=True):
@@ -234,42 +229,32 @@ class Optimizer(torch.optim.Optimizer):
         on_device = group["capturable"] or torch.compiler.is_compiling()
         state.update(new_state(parameter, self._moments(group), on_device=on_device))
 
-    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
-        counts = self._advance(batches, plans)
-        self._apply(plans, [self._numbers(*pair) for pair in zip(batches, counts, strict=True)])
+    def _update(self, batches: list[ParameterBatch]) -> None:
+        counts = self._counts(batches)
+        scalars = [self._numbers(*pair) for pair in zip(batches, counts, strict=True)]
+        self._apply(batches, counts, scalars)
 
-    def _advance(
-        self, batches: list[ParameterBatch], plans: list[StepPlan]
-    ) -> list[list[Number]]:
-        """Counts this step for every parameter and returns the counts, tensors where they must.
+    def _on_device(self) -> bool:
+        """Whether counts, and what follows from them, are tensors."""
+        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
 
-        The noise of parameters that are rounded at random follows from the counts.
-        """
-        if torch.compiler.is_compiling() or any(batch.group["capturable"] for batch in batches):
-            counts = [self._advance_on_device(batch) for batch in batches]
-        else:
-            steps = list(chain.from_iterable(batch.steps for batch in batches))
-            owners = list(chain.from_iterable(b.parameters for b in batches if b.steps))
-            counted = iter(advance(steps, lambda index: self._name(owners[index])))
-            counts = [
-                list(islice(counted, len(b.steps))) or [1.0] * len(b.parameters) for b in batches
-            ]
-        position = 0
-        for batch, plan, of_batch in zip(batches, plans, counts, strict=True):
-            if batch.group["stochastic_rounding"]:
-                seed = batch.group["rounding_seed"]
-                plan.tensors.noise_keys = [
-                    noise_key(seed, count, position + index) for index, count in enumerate(of_batch)
-                ]
-            position += len(batch.parameters)
+    def _counts(self, batches: list[ParameterBatch]) -> list[list[Number]]:
+        """Which step this is for every parameter, from 1; tensors where they must."""
+        # Powers of beta in float32 would round the bias corrections.
+        on_device = self._on_device()
+        counts: list[list[Number]] = []
+        for batch in batches:
+            if not batch.steps:
+                counts.append([1.0] * len(batch.parameters))
+            elif on_device:
+                counts.append([step.double() + 1.0 for step in batch.steps])
+            else:
+                said = count_steps(batch.steps, self._names(batch))
+                counts.append([count + 1.0 for count in said])
         return counts
 
-    def _advance_on_device(self, batch: ParameterBatch) -> list[Number]:
-        if not batch.steps:
-            return [1.0] * len(batch.parameters)
-        torch._foreach_add_(batch.steps, 1.0)
-        # Powers of beta in float32 would round the bias corrections.
-        return [step.double() for step in batch.steps]
+    def _names(self, batch: ParameterBatch) -> Callable[[int], str]:
+        return lambda index: self._name(batch.parameters[index])
 
     def _numbers(self, batch: ParameterBatch, counts: list[Number]) -> list[Scalars]:
         """The numbers of every parameter; those with the same history share one object."""
@@ -282,10 +267,42 @@ class Optimizer(torch.optim.Optimizer):
         return (-1.0 if group["maximize"] else 1.0) / (1.0 if scale is None else scale.item())
 
     def _apply(
-        self, plans: list[StepPlan], scalars: list[list[Scalars]], rates: Rates = "none"
+        self,
+        batches: list[ParameterBatch],
+        counts: list[list[Number]],
+        scalars: list[list[Scalars]],
+        rates: Rates = "none",
     ) -> list[list[Number]]:
-        """Runs the rule on all batches; returns the sums of squared rates, batch by batch."""
-        return run_step(self.rule, plans, scalars, rates) if plans else []
+        """Runs the rule on all batches and counts the step; returns the sums of squared rates."""
+        if not batches:
+            return []
+        on_device = self._on_device()
+        requests = []
+        for batch in batches:
+            request = StepRequest(batch.tensors(), form_of(batch.group), self._names(batch))
+            request.counts = [] if on_device else batch.steps
+            requests.append(request)
+        self._draw_noise(batches, counts, requests)
+        sums = run_step(self.rule, requests, scalars, rates)
+        for batch in batches if on_device else ():
+            if batch.steps:
+                torch._foreach_add_(batch.steps, 1.0)
+        return sums
+
+    def _draw_noise(
+        self,
+        batches: list[ParameterBatch],
+        counts: list[list[Number]],
+        requests: list[StepRequest],
+    ) -> None:
+        position = 0
+        for batch, of_batch, request in zip(batches, counts, requests, strict=True):
+            if batch.group["stochastic_rounding"]:
+                seed = batch.group["rounding_seed"]
+                request.tensors.noise_keys = [
+                    noise_key(seed, count, position + index) for index, count in enumerate(of_batch)
+                ]
+            position += len(batch.parameters)
 
     @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict) -> None:

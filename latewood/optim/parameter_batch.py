@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -27,6 +27,8 @@ __all__ = [
     "restored",
     "with_gradients",
 ]
+
+_layout = attrgetter("layout")
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 """The names that moments have in a state, in the order in which kernels take them."""
@@ -74,16 +76,16 @@ def with_gradients(
     Raises:
         WorkError: a gradient that is sparse.
     """
-    chosen = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients: list[Any] = [parameter.grad for parameter in chosen]
-    if {gradient.layout for gradient in gradients} - {torch.strided}:
-        for parameter, gradient in zip(chosen, gradients, strict=True):
+    pairs = [(p, gradient) for p in parameters if (gradient := p.grad) is not None]
+    gradients = [gradient for _, gradient in pairs]
+    if set(map(_layout, gradients)) - {torch.strided}:
+        for parameter, gradient in pairs:
             if gradient.layout != torch.strided:
                 raise WorkError(
                     f"{describe(parameter)} is sparse; only dense gradients are supported "
                     "(embeddings: sparse=False)"
                 )
-    return chosen, gradients
+    return [parameter for parameter, _ in pairs], gradients
 
 
 def new_state(parameter: Tensor, moments: Iterable[str], *, on_device: bool) -> dict[str, Tensor]:

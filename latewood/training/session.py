@@ -77,6 +77,7 @@ class Session(RunContext):
         meter: training metrics not yet written.
         note: what a progress bar says.
         scores: of the last validation in this process.
+        keeps_failures: whether the state before a step that is not finite is written.
     """
 
     folder: RunFolder
@@ -93,6 +94,7 @@ class Session(RunContext):
     meter: TrainingMeter = field(default_factory=TrainingMeter)
     note: str = ""
     scores: dict[str, float] | None = None
+    keeps_failures: bool = True
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import native, tensors_are_virtual
-from latewood.kernels.misfits import is_covered, is_plain
+from latewood.kernels.misfits import is_covered, is_plain, require_memory
 from latewood.kernels.optimizers.reference_steps import StepTensors, working_dtype
 
 __all__ = ["TYPES", "Fit", "fit_reference", "fits", "gradient_like", "has_own_memory"]
@@ -94,9 +94,17 @@ def _same_layout(tensor: Tensor, parameter: Tensor) -> bool:
 
 
 def gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient as plain memory in the layout of its parameter, copied where it must be."""
+    """The gradient as plain memory in the layout of its parameter, copied where it must be.
+
+    Raises:
+        ValueError: it has another shape, or its elements do not lie in memory.
+    """
+    if gradient.shape != parameter.shape:
+        raise ValueError("a gradient has another shape than its parameter")
     if has_own_memory(gradient) and _same_layout(gradient, parameter):
         return gradient
+    # To copy it is to read it, and torch does not look.
+    require_memory(gradient=gradient)
     copied = torch.empty_like(parameter, requires_grad=False)
     copied.copy_(gradient)
     return copied

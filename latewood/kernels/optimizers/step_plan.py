@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from latewood.kernels.optimizers import native_steps, triton_steps
 from latewood.kernels.optimizers.fitting import Fit, fits
 from latewood.kernels.optimizers.reference_steps import StepTensors, working_dtype
 
-__all__ = ["Carrier", "Form", "StepPlan", "parameter_name", "plan_step"]
+__all__ = ["Carrier", "Form", "StepPlan", "StepRequest", "parameter_name", "plan_step"]
 
 Form = Literal["auto", "single", "foreach", "fused"]
 Carrier = Literal["native", "triton", "single", "foreach"]
@@ -30,6 +30,21 @@ _REPLACED = "was the parameter replaced, or the state loaded from another layer?
 def parameter_name(index: int) -> str:
     """What errors call the parameter of an entry that nobody has named."""
     return f"parameter {index}"
+
+
+@dataclass(slots=True)
+class StepRequest:
+    """The step of one group of parameters, before anybody has looked at its tensors.
+
+    Args:
+        tensors, form, name: as `plan_step` takes them.
+        counts: of the steps before this one, 0-dim float32 tensors to be counted up; or none.
+    """
+
+    tensors: StepTensors
+    form: Form = "auto"
+    name: Callable[[int], str] = parameter_name
+    counts: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -146,14 +146,14 @@ def rate_sums_triton(
         corrections: 1/sqrt of the bias correction of each.
         eps: of each.
     """
+    if not all(map(has_own_memory, moments)):
+        return None
     alike = {(moment.device, moment.dtype) for moment in moments}
     numeric = not any(isinstance(correction, Tensor) for correction in corrections)
     if len(alike) != 1 or not numeric or tensors_are_virtual():
         return None
     device, dtype = next(iter(alike))
     if dtype not in (torch.float32, torch.float64) or not exists(device, dtype):
-        return None
-    if not all(map(has_own_memory, moments)):
         return None
     return list(_rate_sums(moments, corrections, eps))
 
