@@ -144,7 +144,8 @@ class AvaGrad(Optimizer):
                 raise invalid(name, sorted(values), "the same in all groups of a state")
         super().__setstate__(state)
         for name, values in of_state.items():
-            self.defaults.update({name: value for value in values})
+            for value in values:
+                self.defaults[name] = value
         self.__dict__.setdefault("_process_group", None)
         self._forget()
         for group in self.param_groups:

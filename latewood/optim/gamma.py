@@ -53,8 +53,8 @@ def normaliser(
     if isinstance(some[1], Tensor):
         moving = some[1] > 0
         rates = torch.where(moving, some[0], every[0])
-        size = torch.where(moving, some[1], every[1])
-        return torch.where(size > 0, size / rates, 1.0).sqrt()
+        counted = torch.where(moving, some[1], every[1])
+        return torch.where(counted > 0, counted / rates, 1.0).sqrt()
     total, size = some if some[1] > 0 else every
     if size == 0.0:
         # Only tensors without elements, which no factor moves.

@@ -1,4 +1,4 @@
-"""Checks of the optimizers' options: each refusal names the option, the value and what is allowed."""
+"""Checks of the optimizers' options; a refusal names the option, its value and what is allowed."""
 
 from __future__ import annotations
 

@@ -40,17 +40,19 @@ def test_a_method_brings_its_groups():
     method = ContinuousSparsification(network, total_steps=10)
     optimizer = create_optimizer("csgd", network, [method], lr=0.1)
     expected = parameter_groups(network, [method])
-    assert [len(g["params"]) for g in optimizer.param_groups] == [len(g["params"]) for g in expected]
+    assert [len(g["params"]) for g in optimizer.param_groups] == [
+        len(g["params"]) for g in expected
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        (("avagard",), {}, "^name: got 'avagard'.*did you mean 'avagrad'"),
-        ((3,), {}, "^name: got 3"),
-        ((nn.Linear,), {}, "^name: got <class"),
-        (("avagrad",), {"esp": 1.0}, "^options: got 'esp'.*did you mean 'eps'"),
-        ((AvaGrad,), {"eps": 0.0}, "^eps: got 0.0"),
+        (("avagard",), {}, r"^name: got 'avagard'.*did you mean 'avagrad'"),
+        ((3,), {}, r"^name: got 3"),
+        ((nn.Linear,), {}, r"^name: got <class"),
+        (("avagrad",), {"esp": 1.0}, r"^options: got 'esp'.*did you mean 'eps'"),
+        ((AvaGrad,), {"eps": 0.0}, r"^eps: got 0.0"),
     ],
 )
 def test_a_refusal_names_what_is_wrong(arguments, options, words):
@@ -59,5 +61,5 @@ def test_a_refusal_names_what_is_wrong(arguments, options, words):
 
 
 def test_a_model_without_parameters_is_refused():
-    with pytest.raises(RequestError, match="^model: got 'ReLU'"):
+    with pytest.raises(RequestError, match=r"^model: got 'ReLU'"):
         create_optimizer("csgd", nn.ReLU())

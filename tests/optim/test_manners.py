@@ -142,7 +142,7 @@ def test_groups_added_after_a_checkpoint_follow_its_mode(mode):
     optimizer.add_param_group({"params": [late]})
     modes = {(g["gamma_mode"], g["gamma_scope"]) for g in optimizer.param_groups}
     assert modes == {(mode, "group")}
-    with pytest.raises(RequestError, match="^gamma_mode: got 'aligned'"):
+    with pytest.raises(RequestError, match=r"^gamma_mode: got 'aligned'"):
         optimizer.add_param_group({"params": tensors(2), "gamma_mode": "aligned"})
     advance(optimizer)
     assert expected.defaults["gamma_mode"] == mode
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_several_modes_is_refused_before_anything_is_loaded():
     state = copy.deepcopy(optimizer.state_dict())
     state["param_groups"][1]["gamma_mode"] = "paper"
     state["param_groups"][0]["lr"] = 7.0
-    with pytest.raises(RequestError, match="^gamma_mode: got .*the same in all groups"):
+    with pytest.raises(RequestError, match=r"^gamma_mode: got .*the same in all groups"):
         optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == 0.1
     advance(optimizer)

@@ -35,7 +35,9 @@ def run(optimizer_class, steps=5, dtype=torch.bfloat16, **options):
 
 
 def test_the_mean_over_many_roundings_is_the_value():
-    values = torch.tensor([1.0 + k / 1024 for k in range(9)] + [-3.1415927, 1e-40]).repeat(20_000, 1)
+    values = torch.tensor([1.0 + k / 1024 for k in range(9)] + [-3.1415927, 1e-40]).repeat(
+        20_000, 1
+    )
     rounded = round_with_noise(values, noise_key(0, 1, 0))
     assert torch.equal(rounded, rounded.bfloat16().float())
     spacing = values[0].abs() / 128
@@ -139,10 +141,12 @@ def test_other_precisions_are_as_ever():
 @pytest.mark.parametrize("optimizer_class", ALL)
 def test_what_cannot_be_is_refused(optimizer_class):
     assert "stochastic_rounding" in inspect.signature(optimizer_class).parameters
-    with pytest.raises(RequestError, match="^stochastic_rounding: got True; expected False for flo"):
+    with pytest.raises(
+        RequestError, match=r"^stochastic_rounding: got True; expected False for flo"
+    ):
         optimizer_class([torch.ones(3, dtype=torch.float16)], stochastic_rounding=True)
     for seed in (-1, 2**32, 1.0, True):
-        with pytest.raises(RequestError, match="^rounding_seed: got"):
+        with pytest.raises(RequestError, match=r"^rounding_seed: got"):
             optimizer_class([torch.ones(3)], rounding_seed=seed)
 
 

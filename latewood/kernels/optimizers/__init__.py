@@ -26,7 +26,6 @@ from latewood.kernels.optimizers.reference_steps import (
     step_reference,
     working_dtype,
 )
-from latewood.kernels.optimizers.stochastic_rounding import noise_key
 from latewood.kernels.optimizers.step_plan import (
     Carrier,
     Form,
@@ -34,6 +33,7 @@ from latewood.kernels.optimizers.step_plan import (
     parameter_name,
     plan_step,
 )
+from latewood.kernels.optimizers.stochastic_rounding import noise_key
 
 __all__ = [
     "Form",
@@ -129,8 +129,10 @@ _CARRY: dict[
 def _joined(parts: list[StepTensors]) -> StepTensors:
     lists = [(part.parameters, part.gradients, *part.moments()) for part in parts]
     columns = (list(chain.from_iterable(column)) for column in zip(*lists, strict=True))
-    noise = any(part.noise_keys for part in parts)
-    return StepTensors(*columns, [k for part in parts for k in part.keys()] if noise else ())
+    joined = StepTensors(*columns)
+    if any(part.noise_keys for part in parts):
+        joined.noise_keys = [key for part in parts for key in part.rounding_keys()]
+    return joined
 
 
 def count_steps(counts: list[Tensor], name: Callable[[int], str] = parameter_name) -> list[float]:

@@ -70,7 +70,7 @@ def _step(rule: UpdateRule, tensors: StepTensors, numbers: Scalars, rates: Rates
     if dtype != stored[0].dtype:
         parameters = [
             parameter if key is None else round_with_noise(parameter, key)
-            for parameter, key in zip(parameters, tensors.keys(), strict=True)
+            for parameter, key in zip(parameters, tensors.rounding_keys(), strict=True)
         ]
         torch._foreach_copy_(stored, parameters)
     return sums

@@ -107,13 +107,14 @@ def _call(
     identities = list(map(id, scalars))
     distinct = dict(zip(identities, scalars, strict=True))
     rows = {key: row for row, key in enumerate(distinct)}
+    keys = tensors.rounding_keys() if tensors.noise_keys else []
     sums: list[Number] | None = module.optim_step(
         _RULES[rule],
         _RATES[rates],
         (tensors.parameters, gradients, *tensors.moments()),
         list(map(rows.__getitem__, identities)),
         [float(number) for numbers in distinct.values() for number in numbers],
-        [-1 if k is None else int(k) for k in tensors.keys()] if tensors.noise_keys else [],
+        [-1 if key is None else int(key) for key in keys],
         steps,
         torch.get_num_threads(),
     )

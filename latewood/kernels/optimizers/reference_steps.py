@@ -81,15 +81,15 @@ class StepTensors:
             [self.parameters[index] for index in indices],
             [self.gradients[index] for index in indices],
             *([moments[index] for index in indices] for moments in self.moments()),
-            [self.noise_keys[index] for index in indices] if self.noise_keys else (),
+            noise_keys=[self.noise_keys[index] for index in indices] if self.noise_keys else (),
         )
 
-    def keys(self) -> Sequence[int | Tensor | None]:
+    def rounding_keys(self) -> Sequence[int | Tensor | None]:
         """The key of each entry's noise, None where it is rounded to nearest."""
-        rounded = [parameter.dtype is torch.bfloat16 for parameter in self.parameters]
-        if not self.noise_keys or not any(rounded):
-            return [None] * len(rounded)
-        return [key if at_random else None for key, at_random in zip(self.noise_keys, rounded)]
+        if not self.noise_keys:
+            return [None] * len(self.parameters)
+        pairs = zip(self.noise_keys, self.parameters, strict=True)
+        return [key if parameter.dtype is torch.bfloat16 else None for key, parameter in pairs]
 
 
 def step_reference(
@@ -119,7 +119,7 @@ def step_reference(
     columns = (tensors.parameters, tensors.gradients, *tensors.moments())
     rows = zip(*columns, strict=True)
     for (stored, gradient, *moments), numbers, key in zip(
-        rows, scalars, tensors.keys(), strict=True
+        rows, scalars, tensors.rounding_keys(), strict=True
     ):
         dtype = working_dtype(stored.dtype)
         # An independent copy where precisions differ, the parameter itself where they agree.

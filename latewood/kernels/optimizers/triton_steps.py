@@ -109,7 +109,7 @@ def _step(
             -1 if key is None else int(key),
         ]
         for parameter, gradient, *moments, numbers, key in zip(
-            parameters, gradients, *tensors.moments(), scalars, tensors.keys(), strict=True
+            parameters, gradients, *tensors.moments(), scalars, tensors.rounding_keys(), strict=True
         )
     ]
     distinct = {id(numbers): numbers for numbers in scalars}
