@@ -71,8 +71,8 @@ def _print_steps(rounds: int) -> None:
     header = ["step", "ms", "ns a value", "over Adam fused", "over SGD fused", "faster than peer"]
     print_table(f"One step, {len(parameters)} tensors, {count:,} values, float32", header, rows)
     print(
-        "AdaBound reads and writes what Adam does: it stands at the floor, and no peer that loads "
-        "each number a few times can be more than so many times slower.\n"
+        "AdaBound stands at the floor: it reads and writes 28 bytes a value, and its ratio to the "
+        "peer is what the peer costs over that."
     )
 
 

@@ -77,11 +77,15 @@ class StepTensors:
 
     def select(self, indices: Sequence[int]) -> StepTensors:
         """The entries at these indices, in their order."""
+        columns = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
+        first, second, peaks = ([moments[index] for index in indices] for moments in columns)
         return StepTensors(
             [self.parameters[index] for index in indices],
             [self.gradients[index] for index in indices],
-            *([moments[index] for index in indices] for moments in self.moments()),
-            noise_keys=[self.noise_keys[index] for index in indices] if self.noise_keys else (),
+            first,
+            second,
+            peaks,
+            [self.noise_keys[index] for index in indices] if self.noise_keys else (),
         )
 
     def rounding_keys(self) -> Sequence[int | Tensor | None]:
