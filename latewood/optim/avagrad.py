@@ -222,19 +222,23 @@ class AvaGrad(Optimizer):
         # In aligned mode a parameter in its first step does not move, so its rates do not count.
         active = [[step > 1.0 if mode == "aligned" else True for step in c] for c in counts]
         if scope == "global":
-            columns = [list(chain.from_iterable(column)) for column in (sums, sizes, active)]
-            gamma = normaliser(*columns, self._process_group)
+            gamma = normaliser(
+                list(chain.from_iterable(sums)),
+                list(chain.from_iterable(sizes)),
+                list(chain.from_iterable(active)),
+                self._process_group,
+            )
             kept = [(group["gamma"], gamma) for group in self.param_groups]
             return [[gamma] * len(of_batch) for of_batch in sums], kept
         gammas: list[list[Number]] = []
         kept = []
-        for batch, *columns in zip(batches, sums, sizes, active, strict=True):
+        for batch, totals, numels, on in zip(batches, sums, sizes, active, strict=True):
             if scope == "group":
-                gammas.append([normaliser(*columns)] * len(batch.parameters))
+                gammas.append([normaliser(totals, numels, on)] * len(batch.parameters))
                 kept.append((batch.group["gamma"], gammas[-1][0]))
             else:
-                rows = zip(*columns, strict=True)
-                gammas.append([normaliser([total], [size], [on]) for total, size, on in rows])
+                rows = zip(totals, numels, on, strict=True)
+                gammas.append([normaliser([s], [n], [moves]) for s, n, moves in rows])
                 kept += zip(self._stored(batch), gammas[-1], strict=True)
         return gammas, kept
 

@@ -343,3 +343,12 @@ def test_gamma_follows_a_moment_whose_data_was_replaced():
             moment.mul_(100.0)
         step(optimizer, 3.0)
     assert torch.equal(replaced, written)
+
+
+def test_a_count_of_whole_numbers_goes_on():
+    p = parameter(1.0)
+    optimizer = CSGD([p], momentum=0.9)
+    step(optimizer, 0.5)
+    optimizer.state[p]["step"] = torch.tensor(1)
+    step(optimizer, 0.5)
+    assert optimizer.state[p]["step"].item() == 2

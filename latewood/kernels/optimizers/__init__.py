@@ -102,7 +102,7 @@ def _step_by_plan(
         count_steps(request.counts, request.name)
     for request in requests:
         for count in request.counts:
-            count.add_(1.0)
+            count.add_(1)
     carriers = list(chain.from_iterable(plan.carriers for plan in plans))
     sums: list[Number] = [0.0] * len(carriers)
     for carrier in dict.fromkeys(carriers):
