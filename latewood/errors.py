@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable
 
 __all__ = [
+    "Diverged",
     "Interrupted",
     "LatewoodError",
     "RequestError",
@@ -25,6 +26,10 @@ class RequestError(LatewoodError, ValueError):
 
 class WorkError(LatewoodError, RuntimeError):
     """The request was right, the work failed. The command line exits with 1."""
+
+
+class Diverged(WorkError):
+    """The loss or the gradient of a training was not finite; the step was not taken."""
 
 
 class Interrupted(LatewoodError):

@@ -58,6 +58,7 @@ struct FittedTensor {
   StepTensor tensor;
   StepType type;
   std::int64_t size;
+  bool on_cpu;
 };
 
 bool step_type(std::int32_t dtype, StepType *type) {
@@ -72,7 +73,7 @@ bool step_type(std::int32_t dtype, StepType *type) {
 
 Fit fit(const Columns &columns, std::size_t t, FittedTensor *fitted) {
   TensorView parameter, gradient;
-  if (!view_tensor(columns[0][t], &parameter) || !step_type(parameter.dtype, &fitted->type))
+  if (!view_memory(columns[0][t], &parameter) || !step_type(parameter.dtype, &fitted->type))
     return Fit::not_at_all;
   const std::int32_t wide =
       fitted->type == StepType::float64 ? tensor_types().float64 : tensor_types().float32;
@@ -81,15 +82,18 @@ Fit fit(const Columns &columns, std::size_t t, FittedTensor *fitted) {
     const nb::handle moment = columns[k + 2][t];
     if (moment.is_none()) continue;
     TensorView view;
-    if (!view_tensor(moment, &view) || view.dtype != wide || !same_shape(parameter, view) ||
-        !same_layout(parameter, view))
+    if (!view_memory(moment, &view) || view.dtype != wide || !same_device(parameter, view) ||
+        !same_shape(parameter, view) || !same_layout(parameter, view))
       return Fit::not_at_all;
     moments[k] = view.data;
   }
   fitted->tensor = {parameter.data, nullptr, moments[0], moments[1], moments[2]};
   fitted->size = parameter.numel;
-  if (!view_tensor(columns[1][t], &gradient)) return Fit::but_gradient;
-  if (!same_shape(parameter, gradient) || gradient.dtype != parameter.dtype) return Fit::not_at_all;
+  fitted->on_cpu = on_cpu(parameter);
+  if (!view_memory(columns[1][t], &gradient)) return Fit::but_gradient;
+  if (!same_shape(parameter, gradient) || gradient.dtype != parameter.dtype ||
+      !same_device(parameter, gradient))
+    return Fit::not_at_all;
   if (!same_layout(parameter, gradient)) return Fit::but_gradient;
   fitted->tensor.gradient = gradient.data;
   return Fit::fully;
@@ -99,7 +103,7 @@ void require_lengths(const Columns &columns, std::size_t n) {
   for (const nb::list &column : columns) require(column.size() == n, "lists differ in length");
 }
 
-// How each tensor fits, by the numbers of Fit; nothing if all of them fit fully.
+// How each tensor fits, by the numbers of Fit; nothing if all of them fit fully and are on the CPU.
 std::vector<int> fits(const Columns &columns) {
   const std::size_t n = columns[0].size();
   require_lengths(columns, n);
@@ -108,33 +112,53 @@ std::vector<int> fits(const Columns &columns) {
   for (std::size_t t = 0; t < n; ++t) {
     FittedTensor fitted;
     codes[t] = int(fit(columns, t, &fitted));
-    fully = fully && codes[t] == int(Fit::fully);
+    fully = fully && codes[t] == int(Fit::fully) && fitted.on_cpu;
   }
   return fully ? std::vector<int>() : codes;
 }
 
-// `rows` says which row of numbers is a tensor's. Before anything is written it refuses what does
-// not fit, and returns nothing where a gradient has to be copied first.
+// Where a count of steps lies; nowhere if it is not a float32 of its own.
+float *count_of(nb::handle step) {
+  TensorView view;
+  if (!view_tensor(step, &view) || view.dim != 0 || view.dtype != tensor_types().float32)
+    return nullptr;
+  return static_cast<float *>(view.data);
+}
+
+// `rows` says which row of numbers is a tensor's, `keys` the key of the noise that a tensor is
+// rounded with, or -1; nobody's if there are none. `steps` are counted up. Before anything is written
+// it refuses what does not fit, and returns nothing where a gradient has to be copied first.
 std::optional<std::vector<double>> step(int rule, int rates, const Columns &columns,
                                         const std::vector<std::size_t> &rows,
-                                        const std::vector<double> &numbers, int threads) {
+                                        const std::vector<double> &numbers,
+                                        const std::vector<std::int64_t> &keys, nb::list steps,
+                                        int threads) {
   constexpr std::size_t row = sizeof(StepNumbers) / sizeof(double);
   require(rule >= 0 && rule <= int(StepRule::bounded), "there is no such rule");
   require(rates >= 0 && rates <= int(StepRates::after), "there are no such rates");
   require_lengths(columns, rows.size());
+  require(keys.empty() || keys.size() == rows.size(), "lists differ in length");
   std::vector<FittedTensor> fitted(rows.size());
   std::vector<std::int64_t> sizes(rows.size());
   bool fully = true;
   for (std::size_t t = 0; t < rows.size(); ++t) {
     require(rows[t] < numbers.size() / row, "there are no numbers of this row");
     const Fit found = fit(columns, t, &fitted[t]);
-    require(found != Fit::not_at_all, "a tensor does not fit its parameter");
+    require(found != Fit::not_at_all && fitted[t].on_cpu, "a tensor does not fit its parameter");
+    fitted[t].tensor.key = keys.empty() ? -1 : keys[t];
     fully = fully && found == Fit::fully;
     const bool both = !columns[2][t].is_none() && !columns[3][t].is_none();
     require(both || StepRule(rule) == StepRule::momentum, "the rule needs both moments");
     sizes[t] = fitted[t].size;
   }
   if (!fully) return std::nullopt;
+  std::vector<float *> counted;
+  counted.reserve(steps.size());
+  for (const nb::handle step : steps) {
+    counted.push_back(count_of(step));
+    require(counted.back(), "a count of steps is not a float32 of its own");
+  }
+  for (float *const count : counted) *count += 1;
   const nb::gil_scoped_release unlocked;
   return for_each_chunk(sizes, threads, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
     const double *n = &numbers[row * rows[t]];
@@ -167,26 +191,22 @@ std::optional<std::vector<double>> rate_sums(nb::list moments,
   });
 }
 
-// Counts one step for each count and returns the counts; nothing if one is not a float32 of its own.
-std::optional<std::vector<double>> advance(nb::list steps) {
-  std::vector<float *> starts;
-  starts.reserve(steps.size());
+// What the counts of steps say; nothing if one is not a float32 of its own.
+std::optional<std::vector<double>> counts(nb::list steps) {
+  std::vector<double> said;
+  said.reserve(steps.size());
   for (const nb::handle step : steps) {
-    TensorView view;
-    if (!view_tensor(step, &view) || view.dim != 0 || view.dtype != tensor_types().float32)
-      return std::nullopt;
-    starts.push_back(static_cast<float *>(view.data));
+    const float *const start = count_of(step);
+    if (!start) return std::nullopt;
+    said.push_back(*start);
   }
-  std::vector<double> counts;
-  counts.reserve(starts.size());
-  for (float *const step : starts) counts.push_back(*step += 1);
-  return counts;
+  return said;
 }
 
 }  // namespace
 
 void bind_optim(nb::module_ &module) {
-  module.def("optim_advance", &advance);
+  module.def("optim_counts", &counts);
   module.def("optim_fits", &fits);
   module.def("optim_step", &step);
   module.def("optim_rate_sums", &rate_sums);

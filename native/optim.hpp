@@ -22,6 +22,8 @@ struct StepTensor {
   void *parameter;
   const void *gradient;
   void *first, *second, *peak;
+  // Of the noise with which a bfloat16 parameter is rounded; -1 rounds to nearest.
+  std::int64_t key = -1;
 };
 
 // Elements in one unit of work, counted from the start of each tensor: how sums are rounded then

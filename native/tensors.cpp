@@ -25,7 +25,7 @@ struct Torch {
   Getter<void *> data_ptr;
   Getter<std::int64_t> dim, numel, storage_offset, storage_size;
   Getter<const std::int64_t *> sizes, strides;
-  Getter<std::int32_t> dtype, device_type, layout;
+  Getter<std::int32_t> dtype, device_type, device_index, layout;
   std::int32_t cpu, strided;
   TensorTypes types;
 };
@@ -81,6 +81,7 @@ void attach(nb::type_object tensor, nb::type_object parameter,
   look_up("get_strides", &torch.strides);
   look_up("get_dtype", &torch.dtype);
   look_up("get_device_type", &torch.device_type);
+  look_up("get_device_index", &torch.device_index);
   look_up("get_layout", &torch.layout);
   torch.cpu = constant("device_type_cpu");
   torch.strided = constant("layout_strided");
@@ -114,7 +115,13 @@ bool readable(nb::handle tensor) {
 
 const TensorTypes &tensor_types() { return torch.types; }
 
+bool on_cpu(const TensorView &view) { return view.device_type == torch.cpu; }
+
 bool view_tensor(nb::handle object, TensorView *view) {
+  return view_memory(object, view) && on_cpu(*view);
+}
+
+bool view_memory(nb::handle object, TensorView *view) {
   const PyTypeObject *type = Py_TYPE(object.ptr());
   if (!torch.tensor || (type != torch.tensor && type != torch.parameter)) return false;
   const nb::object address = nb::steal(PyObject_GetAttr(object.ptr(), torch.address));
@@ -124,9 +131,11 @@ bool view_tensor(nb::handle object, TensorView *view) {
     return false;
   }
   // In this order: what has no strides or no storage is found out before it is asked for them.
-  std::int32_t layout, device;
+  std::int32_t layout;
   if (torch.layout(&tensor, &layout) || layout != torch.strided) return false;
-  if (torch.device_type(&tensor, &device) || device != torch.cpu) return false;
+  if (torch.device_type(&tensor, &view->device_type) ||
+      torch.device_index(&tensor, &view->device_index))
+    return false;
   if (torch.dtype(&tensor, &view->dtype)) return false;
   const std::int64_t element = bytes_of(view->dtype);
   if (!element) return false;

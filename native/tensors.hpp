@@ -9,11 +9,11 @@
 
 namespace latewood {
 
-// What a kernel reads or writes: memory on the CPU, every element in a place of its own, without
-// gaps, all of it inside the tensor's storage.
+// What a kernel reads or writes: memory, every element in a place of its own, without gaps, all of
+// it inside the tensor's storage.
 struct TensorView {
   void *data;
-  std::int32_t dtype;
+  std::int32_t dtype, device_type, device_index;
   std::int64_t dim, numel;
   const std::int64_t *sizes, *strides;
 };
@@ -24,9 +24,16 @@ struct TensorTypes {
 };
 const TensorTypes &tensor_types();
 
-// False for all that is no such memory: other objects, subclasses, other devices, sparse or
-// overlapping tensors, storages that were resized, values that still wait for their sign.
+// False for all that is no such memory on the CPU: other objects, subclasses, other devices, sparse
+// or overlapping tensors, storages that were resized, values that still wait for their sign.
 bool view_tensor(nanobind::handle object, TensorView *view);
+
+// The same for memory on any device; `data` may be no address that this process can read.
+bool view_memory(nanobind::handle object, TensorView *view);
+bool on_cpu(const TensorView &view);
+inline bool same_device(const TensorView &a, const TensorView &b) {
+  return a.device_type == b.device_type && a.device_index == b.device_index;
+}
 
 bool same_shape(const TensorView &a, const TensorView &b);
 // Of two tensors of the same shape: whether element k of the one lies where element k of the other

@@ -73,7 +73,8 @@ def _tensor_functions() -> dict[str, int]:
 
 _TENSOR_FUNCTIONS = (
     *("get_data_ptr", "get_dim", "get_numel", "get_storage_offset", "get_storage_size"),
-    *("get_sizes", "get_strides", "get_dtype", "get_device_type", "get_layout"),
+    *("get_sizes", "get_strides", "get_dtype", "get_device_type", "get_device_index"),
+    *("get_layout",),
     *("device_type_cpu", "layout_strided", "dtype_float32", "dtype_float64", "dtype_bfloat16"),
     *("dtype_float16", "dtype_int64", "dtype_int32", "dtype_uint8", "dtype_bool"),
 )

@@ -11,6 +11,7 @@ from latewood.optim.bounds import (
     regret_constant,
     regret_difference,
 )
+from latewood.optim.creation import create_optimizer
 from latewood.optim.csgd import CSGD
 from latewood.optim.delayed_adam import DelayedAdam
 from latewood.optim.study import RateStudy, best_rates, coupling_slope, rate_study, spread
@@ -29,6 +30,7 @@ __all__ = [
     "SwitchedBounds",
     "best_rates",
     "coupling_slope",
+    "create_optimizer",
     "rate_study",
     "regret_bound",
     "regret_constant",

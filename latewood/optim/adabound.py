@@ -10,8 +10,9 @@ from torch.optim.optimizer import ParamsT
 from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
-from latewood.optim.base import Optimizer, at_least, number, positive, switch
+from latewood.optim.base import Optimizer, number
 from latewood.optim.bounds import Bounds, HyperbolicBounds
+from latewood.optim.options import at_least, positive, switch
 
 __all__ = ["AMSBound", "AdaBound"]
 
@@ -49,6 +50,9 @@ class AdaBound(Optimizer):
         maximize: climb instead of descend.
         capturable: keep counts on the device, so that a CUDA graph can hold the step.
         differentiable: refused if True.
+        stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so
+            that steps smaller than half their spacing are not lost.
+        rounding_seed: of the noise, which follows from it, the step and the parameter's position.
 
     Raises:
         RequestError: if an argument is out of its range.
@@ -78,6 +82,8 @@ class AdaBound(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -101,6 +107,8 @@ class AdaBound(Optimizer):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
         self.bounds = bounds
 
@@ -121,11 +129,11 @@ class AdaBound(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        positive(group, "eps")
-        at_least(group, "final_lr", 0.0)
-        at_least(group, "gamma", 0.0)
-        switch(group, "amsbound")
-        switch(group, "bias_correction")
+        group["eps"] = positive("eps", group["eps"])
+        group["final_lr"] = at_least("final_lr", group["final_lr"], 0.0)
+        group["gamma"] = at_least("gamma", group["gamma"], 0.0)
+        switch("amsbound", group["amsbound"])
+        switch("bias_correction", group["bias_correction"])
         if group["weight_decay_mode"] not in _DECAYS:
             raise invalid(
                 "weight_decay_mode", group["weight_decay_mode"], f"one of {', '.join(_DECAYS)}"
@@ -187,6 +195,8 @@ class AMSBound(AdaBound):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -205,6 +215,8 @@ class AMSBound(AdaBound):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
 
 

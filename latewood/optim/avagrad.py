@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
+from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
-from latewood.kernels.misfits import is_plain
-from latewood.kernels.optimizers import Number, Rates, Scalars, StepPlan, UpdateRule, rate_sums
-from latewood.optim.base import Optimizer, ParameterBatch, form_of, local, number, positive, switch
+from latewood.kernels.misfits import require_memory
+from latewood.kernels.optimizers import Number, Rates, Scalars, UpdateRule, plan_step, rate_sums
+from latewood.optim.base import Optimizer, form_of, number
+from latewood.optim.call_site import call_level
 from latewood.optim.delayed_adam import delayed_scalars
 from latewood.optim.gamma import normaliser, over_shards, untouched_dominate
+from latewood.optim.options import positive, switch
+from latewood.optim.parameter_batch import ParameterBatch, local
+from latewood.optim.rate_origin import RateOrigin, places
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,6 +66,9 @@ class AvaGrad(Optimizer):
         maximize: climb instead of descend.
         capturable: keep counts on the device, so that a CUDA graph can hold the step.
         differentiable: refused if True.
+        stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so
+            that steps smaller than half their spacing are not lost.
+        rounding_seed: of the noise, which follows from it, the step and the parameter's position.
         process_group: processes that hold other parameters of the same model (pipeline stages,
             whole-parameter sharding); their rates count into the global gamma. DTensors need none.
             Copies and pickles of the optimizer do not keep it.
@@ -91,6 +98,8 @@ class AvaGrad(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         process_group: ProcessGroup | None = None,
     ) -> None:
         if gamma_mode not in _MODES:
@@ -118,12 +127,25 @@ class AvaGrad(Optimizer):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
         self._process_group = process_group
         self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A state brings its mode along: groups that are added later follow it.
+        of_state = {
+            name: {group[name] for group in state["param_groups"] if name in group}
+            for name in ("gamma_mode", "gamma_scope")
+        }
+        for name, values in of_state.items():
+            if len(values) > 1:
+                raise invalid(name, sorted(values), "the same in all groups of a state")
         super().__setstate__(state)
+        for name, values in of_state.items():
+            for value in values:
+                self.defaults[name] = value
         self.__dict__.setdefault("_process_group", None)
         self._forget()
         for group in self.param_groups:
@@ -132,7 +154,7 @@ class AvaGrad(Optimizer):
     def _forget(self) -> None:
         # Sums of squared rates that a step left behind for the next one; never part of the state,
         # since the second moments say the same.
-        self._known_sums: dict[int, _KnownSums] = {}
+        self._sums_left: list[tuple[RateOrigin, list[Number]]] = []
         self._may_warn = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -143,8 +165,8 @@ class AvaGrad(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        positive(group, "eps")
-        switch(group, "decoupled_weight_decay")
+        group["eps"] = positive("eps", group["eps"])
+        switch("decoupled_weight_decay", group["decoupled_weight_decay"])
         for name in ("gamma_mode", "gamma_scope"):
             if group[name] != self.defaults[name]:
                 raise invalid(name, group[name], "the same in all groups")
@@ -155,7 +177,8 @@ class AvaGrad(Optimizer):
     def _init_state(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         super()._init_state(group, parameter, state)
         if group["gamma_scope"] == "tensor":
-            state["gamma"] = group["gamma"].detach().clone()
+            with torch.inference_mode(parameter.is_inference()):
+                state["gamma"] = group["gamma"].detach().clone()
 
     def _scalars(self, group: dict[str, Any], step: Number) -> Scalars:
         return delayed_scalars(
@@ -166,33 +189,36 @@ class AvaGrad(Optimizer):
             factor=self._factor(group),
         )
 
-    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
+    def _update(self, batches: list[ParameterBatch]) -> None:
         if not batches and self._process_group is None:
             return
         mode = self.param_groups[0]["gamma_mode"]
-        counts = self._advance(batches)
+        counts = self._counts(batches)
         scalars = [self._numbers(b, c) for b, c in zip(batches, counts, strict=True)]
         if mode == "official":
-            gammas = [[number(gamma) for gamma in self._stored(batch)] for batch in batches]
+            gammas = [self._read_gammas(batch) for batch in batches]
         else:
-            sums = self._sums_of_rates(batches, scalars)
-            gammas = self._normalise(batches, counts, sums)
+            origins = [self._origin(b, n) for b, n in zip(batches, scalars, strict=True)]
+            sums = self._sums_of_rates(batches, origins)
+            gammas, kept = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         scaled = [_scaled(s, g) for s, g in zip(scalars, gammas, strict=True)]
-        sums = self._apply(plans, scaled, self._rates(mode))
+        sums = self._apply(batches, counts, scaled, self._rates(mode))
         sums = [over_shards(b.parameters, s) for b, s in zip(batches, sums, strict=True)]
         if mode == "official":
-            self._normalise(batches, counts, sums)
+            _, kept = self._normalise(batches, counts, sums)
             self._look_for_untouched(batches, counts, sums)
         else:
-            self._remember(batches, scalars, sums)
+            self._leave(origins, scalars, sums)
+        for stored, gamma in kept:
+            stored.copy_(torch.as_tensor(gamma, dtype=torch.float64))
 
     def _normalise(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
-    ) -> list[list[Number]]:
-        """One gamma for every parameter, by mode and scope; kept in the groups or the state."""
+    ) -> tuple[list[list[Number]], list[tuple[Tensor, Number]]]:
+        """One gamma for every parameter, by mode and scope, and where each is to be kept."""
         mode, scope = (self.param_groups[0][name] for name in ("gamma_mode", "gamma_scope"))
-        sizes = [[_size(parameter) for parameter in batch.parameters] for batch in batches]
+        sizes = [_sizes(batch.parameters) for batch in batches]
         # In aligned mode a parameter in its first step does not move, so its rates do not count.
         active = [[step > 1.0 if mode == "aligned" else True for step in c] for c in counts]
         if scope == "global":
@@ -202,25 +228,33 @@ class AvaGrad(Optimizer):
                 list(chain.from_iterable(active)),
                 self._process_group,
             )
-            for group in self.param_groups:
-                _store(group["gamma"], gamma)
-            return [[gamma] * len(batch) for batch in sums]
-        gammas = []
-        for batch, columns in zip(batches, zip(sums, sizes, active, strict=True), strict=True):
+            kept = [(group["gamma"], gamma) for group in self.param_groups]
+            return [[gamma] * len(of_batch) for of_batch in sums], kept
+        gammas: list[list[Number]] = []
+        kept = []
+        for batch, totals, numels, on in zip(batches, sums, sizes, active, strict=True):
             if scope == "group":
-                gammas.append([normaliser(*columns)] * len(batch.parameters))
-                _store(batch.group["gamma"], gammas[-1][0])
+                gammas.append([normaliser(totals, numels, on)] * len(batch.parameters))
+                kept.append((batch.group["gamma"], gammas[-1][0]))
             else:
-                rows = zip(*columns, strict=True)
-                gammas.append([normaliser([total], [size], [on]) for total, size, on in rows])
-                for stored, gamma in zip(self._stored(batch), gammas[-1], strict=True):
-                    _store(stored, gamma)
-        return gammas
+                rows = zip(totals, numels, on, strict=True)
+                gammas.append([normaliser([s], [n], [moves]) for s, n, moves in rows])
+                kept += zip(self._stored(batch), gammas[-1], strict=True)
+        return gammas, kept
 
     def _stored(self, batch: ParameterBatch) -> list[Tensor]:
         if batch.group["gamma_scope"] == "tensor":
             return [self.state[parameter]["gamma"] for parameter in batch.parameters]
         return [batch.group["gamma"]] * len(batch.parameters)
+
+    def _read_gammas(self, batch: ParameterBatch) -> list[Number]:
+        stored = self._stored(batch)
+        names, known = self._names(batch), dict[int, Number]()
+        for index, gamma in enumerate(stored):
+            if id(gamma) not in known:
+                require_memory(**{f"gamma of {names(index)}": gamma})
+                known[id(gamma)] = number(gamma)
+        return [known[id(gamma)] for gamma in stored]
 
     def _rates(self, mode: str) -> Rates:
         if mode == "official":
@@ -228,41 +262,46 @@ class AvaGrad(Optimizer):
         # Without a place to keep the sums between steps, the next step makes them itself.
         return "none" if self._on_device() else "new"
 
-    def _on_device(self) -> bool:
-        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
-
     def _sums_of_rates(
-        self, batches: list[ParameterBatch], scalars: list[list[Scalars]]
+        self, batches: list[ParameterBatch], origins: list[RateOrigin]
     ) -> list[list[Number]]:
         """Sums of the squared rates about to be applied: left by the last step, or computed."""
         sums = []
-        for index, (batch, numbers) in enumerate(zip(batches, scalars, strict=True)):
-            known = None if self._on_device() else self._known_sums.get(index)
-            corrections = [n.previous for n in numbers]
-            eps = [n.eps for n in numbers]
-            if known is not None and known.still_holds(batch.exp_avg_sqs, corrections, eps):
-                sums.append(known.totals)
-                continue
-            moments = [local(moment) for moment in batch.exp_avg_sqs]
-            totals = rate_sums(moments, corrections, eps, form_of(batch.group))
+        for index, (batch, origin) in enumerate(zip(batches, origins, strict=True)):
+            if index < len(self._sums_left) and not self._on_device():
+                of_these, totals = self._sums_left[index]
+                if of_these == origin:
+                    sums.append(totals)
+                    continue
+            # The step looks at what it is given, but only after these are read.
+            plan_step(batch.tensors(), form_of(batch.group), self._names(batch))
+            moments = [local(moment) for moment in batch.moments["exp_avg_sq"]]
+            totals = rate_sums(moments, origin.corrections, origin.eps, form_of(batch.group))
             sums.append(over_shards(batch.parameters, totals))
         return sums
 
-    def _remember(
-        self, batches: list[ParameterBatch], scalars: list[list[Scalars]], sums: list[list[Number]]
+    def _origin(self, batch: ParameterBatch, numbers: list[Scalars]) -> RateOrigin:
+        moments = batch.moments["exp_avg_sq"]
+        where = () if self._on_device() else places(moments)
+        return RateOrigin(moments, where, [n.previous for n in numbers], [n.eps for n in numbers])
+
+    def _leave(
+        self,
+        origins: list[RateOrigin],
+        scalars: list[list[Scalars]],
+        sums: list[list[Number]],
     ) -> None:
-        self._known_sums = {}
+        """Keeps the sums for the next step, with what they were made of."""
+        self._sums_left = []
         if self._on_device():
             return
-        for index, (batch, numbers, totals) in enumerate(zip(batches, scalars, sums, strict=True)):
-            self._known_sums[index] = _KnownSums(
-                batch.exp_avg_sqs,
-                [moment._version for moment in batch.exp_avg_sqs],
-                _addresses(batch.exp_avg_sqs),
-                [n.following for n in numbers],
-                [n.eps for n in numbers],
-                totals,
+        for origin, numbers, totals in zip(origins, scalars, sums, strict=True):
+            after = replace(
+                origin,
+                places=places(origin.moments),
+                corrections=[n.following for n in numbers],
             )
+            self._sums_left.append((after, totals))
 
     def _look_for_untouched(
         self, batches: list[ParameterBatch], counts: list[list[Number]], sums: list[list[Number]]
@@ -274,7 +313,7 @@ class AvaGrad(Optimizer):
         if self.param_groups[0]["gamma_scope"] == "tensor":
             return
         parts = [
-            ([local(v) for v in b.exp_avg_sqs], s, [b.group["eps"]] * len(s))
+            ([local(v) for v in b.moments["exp_avg_sq"]], s, [b.group["eps"]] * len(s))
             for b, s in zip(batches, sums, strict=True)
         ]
         if self.param_groups[0]["gamma_scope"] == "global":
@@ -286,7 +325,7 @@ class AvaGrad(Optimizer):
                 f"{type(self).__name__}: coordinates that never had a gradient dominate gamma and "
                 "shrink every step more than tenfold; use eps >= 1e-3 or gamma_scope='tensor'",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=call_level(),
             )
 
 
@@ -314,6 +353,8 @@ class AvaGradW(AvaGrad):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -330,36 +371,10 @@ class AvaGradW(AvaGrad):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
             process_group=process_group,
         )
-
-
-class _KnownSums(NamedTuple):
-    """Sums of squared rates of one batch, and what they were made of."""
-
-    moments: list[Tensor]
-    versions: list[int]
-    addresses: list[int]
-    corrections: list[Number]
-    eps: list[float]
-    totals: list[Number]
-
-    def still_holds(
-        self, moments: list[Tensor], corrections: list[Number], eps: list[float]
-    ) -> bool:
-        return (
-            len(moments) == len(self.moments)
-            and all(map(operator.is_, moments, self.moments))
-            and [moment._version for moment in moments] == self.versions
-            and _addresses(moments) == self.addresses
-            and corrections == self.corrections
-            and eps == self.eps
-        )
-
-
-def _addresses(moments: list[Tensor]) -> list[int]:
-    """Where moments lie: data that was replaced under a tensor, as growth does, has no version."""
-    return list(map(Tensor.data_ptr, moments)) if is_plain(*moments) else []
 
 
 def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
@@ -373,12 +388,11 @@ def _scaled(scalars: list[Scalars], gammas: list[Number]) -> list[Scalars]:
     return [known[pair] for pair in pairs]
 
 
-def _size(parameter: Tensor) -> int:
-    return parameter.numel() * (2 if parameter.is_complex() else 1)
-
-
-def _store(stored: Tensor, gamma: Number) -> None:
-    stored.copy_(torch.as_tensor(gamma, dtype=torch.float64))
+def _sizes(parameters: list[Tensor]) -> list[int]:
+    sizes = list(map(Tensor.numel, parameters))
+    if not any(map(Tensor.is_complex, parameters)):
+        return sizes
+    return [n * (2 if p.is_complex() else 1) for n, p in zip(sizes, parameters, strict=True)]
 
 
 def _place_gamma(group: dict[str, Any]) -> None:

@@ -2,73 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import chain, islice
-from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, overload
+from itertools import chain
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, StateDict
 
-from latewood.errors import RequestError, WorkError, invalid
+from latewood.errors import RequestError, invalid
 from latewood.kernels.optimizers import (
     Form,
     Number,
     Rates,
     Scalars,
-    StepPlan,
-    StepTensors,
+    StepRequest,
     UpdateRule,
-    advance,
+    count_steps,
     fused_exists,
-    plan_step,
+    noise_key,
     run_step,
-    working_dtype,
 )
+from latewood.optim.options import at_least, switch, two_fractions
+from latewood.optim.parameter_batch import ParameterBatch, new_state, restored, with_gradients
 
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-__all__ = [
-    "ParameterBatch",
-    "Optimizer",
-    "at_least",
-    "form_of",
-    "fraction",
-    "is_sharded",
-    "local",
-    "number",
-    "positive",
-    "switch",
-]
-
-
-@dataclass(slots=True)
-class ParameterBatch:
-    """The parameters of one group that take part in this step, with their state, list by list."""
-
-    group: dict[str, Any]
-    parameters: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
-    exp_avgs: list[Tensor] = field(default_factory=list)
-    exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
-
-    def local(self) -> StepTensors:
-        """What of it the kernels work on: real numbers on this process, None for no moment."""
-        absent = [None] * len(self.parameters)
-        moments = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
-        columns: list[Any] = [self.parameters, self.gradients, *(m or absent for m in moments)]
-        if not all(type(p) in _PLAIN and not p.is_complex() for p in self.parameters):
-            # That a gradient is to be conjugated may only stand beside its values.
-            columns[1] = [gradient.resolve_conj() for gradient in self.gradients]
-            columns = [[None if t is None else local(t) for t in column] for column in columns]
-        return StepTensors(*columns)
+__all__ = ["Optimizer", "form_of", "number"]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -90,6 +49,8 @@ class Optimizer(torch.optim.Optimizer):
         maximize: bool,
         capturable: bool,
         differentiable: bool,
+        stochastic_rounding: bool,
+        rounding_seed: int,
     ) -> None:
         if differentiable:
             raise invalid(
@@ -108,6 +69,8 @@ class Optimizer(torch.optim.Optimizer):
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": False,
+            "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(params, defaults | switches)
 
@@ -143,23 +106,24 @@ class Optimizer(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         """Refuses options out of range and makes betas plain numbers; a subclass extends it."""
         if "betas" in group:
-            given = group["betas"]
-            if not isinstance(given, tuple | list) or len(given) != 2:
-                raise invalid("betas", given, "two numbers, each at least 0 and below 1")
-            betas = [{"betas": beta} for beta in given]
-            for beta in betas:
-                fraction(beta, "betas")
-            group["betas"] = tuple(float(beta["betas"]) for beta in betas)
-        at_least(group, "lr", 0.0)
-        at_least(group, "weight_decay", 0.0)
+            group["betas"] = two_fractions("betas", group["betas"])
+        at_least("lr", group["lr"], 0.0)  # which may stay a tensor
+        group["weight_decay"] = at_least("weight_decay", group["weight_decay"], 0.0)
         for name in ("foreach", "fused"):
-            switch(group, name, optional=True)
-        for name in ("maximize", "capturable"):
-            switch(group, name)
-        for parameter in group["params"] if group["fused"] else ():
+            switch(name, group[name], optional=True)
+        for name in ("maximize", "capturable", "stochastic_rounding"):
+            switch(name, group[name])
+        seed = group["rounding_seed"]
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise invalid("rounding_seed", seed, "a whole number of at least 0, below 2**32")
+        for parameter in group["params"]:
             dtype = parameter.dtype.to_real()
-            if not fused_exists(parameter.device, dtype):
+            if group["fused"] and not fused_exists(parameter.device, dtype):
                 raise invalid("fused", True, f"None or False for {dtype} on {parameter.device}")
+            if group["stochastic_rounding"] and dtype is torch.float16:
+                raise invalid(
+                    "stochastic_rounding", True, "False for float16; bfloat16 can be rounded so"
+                )
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the moments a parameter of this group keeps; () keeps no state at all."""
@@ -202,16 +166,8 @@ class Optimizer(torch.optim.Optimizer):
             batch = self._collect(group)
             if batch.parameters:
                 batches.append(batch)
-        plans = [self._plan(batch) for batch in batches]
-        self._update(batches, plans)
+        self._update(batches)
         return loss
-
-    def _plan(self, batch: ParameterBatch) -> StepPlan:
-        return plan_step(
-            batch.local(),
-            form_of(batch.group),
-            lambda index: self._name(batch.parameters[index]),
-        )
 
     def _name(self, parameter: Tensor) -> str:
         """What errors call a parameter: its name, or its position as ``state_dict`` counts."""
@@ -226,14 +182,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _collect(self, group: dict[str, Any]) -> ParameterBatch:
         # torch.compile runs a method of this name once, outside the graph, and reads the lists.
+        names = self._moments(group)
         parameters: list[Tensor] = []
         gradients: list[Tensor] = []
         steps: list[Tensor] = []
-        first: list[Tensor] = []
-        second: list[Tensor] = []
-        peaks: list[Tensor] = []
-        self._init_group(group, parameters, gradients, steps, first, second, peaks)
-        return ParameterBatch(group, parameters, gradients, steps, first, second, peaks)
+        moments: list[list[Tensor]] = [[] for _ in names]
+        self._init_group(group, parameters, gradients, steps, *moments)
+        columns = dict(zip(names, moments, strict=True))
+        return ParameterBatch(group, parameters, gradients, steps, columns)
 
     def _init_group(
         self,
@@ -241,69 +197,68 @@ class Optimizer(torch.optim.Optimizer):
         parameters: list[Tensor],
         gradients: list[Tensor],
         steps: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
+        *moments: list[Tensor],
     ) -> None:
+        def describe(parameter: Tensor) -> str:
+            return f"{type(self).__name__}: the gradient of {self._name(parameter)}"
+
+        chosen, their_gradients = with_gradients(group["params"], describe)
+        parameters += chosen
+        gradients += their_gradients
+        # Plain SGD needs no count, but noise is a function of it.
+        if not moments and not group["stochastic_rounding"]:
+            return
+        known = self.state
+        states = [known[parameter] for parameter in chosen]
         names = self._moments(group)
-        lists = dict(zip(_MOMENTS, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), strict=True))
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.layout != torch.strided:
-                raise WorkError(
-                    f"{type(self).__name__}: the gradient of {self._name(parameter)} is sparse; "
-                    "only dense gradients are supported (embeddings: sparse=False)"
-                )
-            parameters.append(parameter)
-            gradients.append(gradient)
-            if not names:
-                continue
-            state = self.state[parameter]
+        wanted = frozenset(("step", *names))
+        for index in [k for k, state in enumerate(states) if not wanted <= state.keys()]:
+            parameter, state = chosen[index], states[index]
             if not state:
                 self._init_state(group, parameter, state)
-            # A state that came without one is refused where the steps are counted.
-            steps.append(state.get("step"))
-            for name in names:
-                if name not in state:
-                    state[name] = _zeros(parameter)
-                lists[name].append(state[name])
+            else:
+                # An option that asks for one more was switched on meanwhile.
+                fresh = new_state(parameter, names, on_device=False)
+                state.update({name: fresh[name] for name in names if name not in state})
+        # A state that came without one is refused where the steps are counted.
+        steps += [state.get("step") for state in states]
+        for name, column in zip(names, moments, strict=True):
+            column += [state[name] for state in states]
 
     def _init_state(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         on_device = group["capturable"] or torch.compiler.is_compiling()
-        state["step"] = torch.zeros(
-            (), dtype=torch.float32, device=parameter.device if on_device else "cpu"
-        )
-        for name in self._moments(group):
-            state[name] = _zeros(parameter)
+        state.update(new_state(parameter, self._moments(group), on_device=on_device))
 
-    def _update(self, batches: list[ParameterBatch], plans: list[StepPlan]) -> None:
-        counts = self._advance(batches)
-        self._apply(plans, [self._numbers(*pair) for pair in zip(batches, counts, strict=True)])
+    def _update(self, batches: list[ParameterBatch]) -> None:
+        counts = self._counts(batches)
+        scalars = [self._numbers(*pair) for pair in zip(batches, counts, strict=True)]
+        self._apply(batches, counts, scalars)
 
-    def _advance(self, batches: list[ParameterBatch]) -> list[list[Number]]:
-        """Counts this step for every parameter and returns the counts, tensors where they must."""
-        if torch.compiler.is_compiling() or any(batch.group["capturable"] for batch in batches):
-            return [self._advance_on_device(batch) for batch in batches]
-        steps = list(chain.from_iterable(batch.steps for batch in batches))
-        parameters = list(chain.from_iterable(b.parameters for b in batches if b.steps))
-        counts = iter(advance(steps, lambda index: self._name(parameters[index])))
-        return [list(islice(counts, len(b.steps))) or [1.0] * len(b.parameters) for b in batches]
+    def _on_device(self) -> bool:
+        """Whether counts, and what follows from them, are tensors."""
+        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
 
-    def _advance_on_device(self, batch: ParameterBatch) -> list[Number]:
-        if not batch.steps:
-            return [1.0] * len(batch.parameters)
-        torch._foreach_add_(batch.steps, 1.0)
+    def _counts(self, batches: list[ParameterBatch]) -> list[list[Number]]:
+        """Which step this is for every parameter, from 1; tensors where they must."""
         # Powers of beta in float32 would round the bias corrections.
-        return [step.double() for step in batch.steps]
+        on_device = self._on_device()
+        counts: list[list[Number]] = []
+        for batch in batches:
+            if not batch.steps:
+                counts.append([1.0] * len(batch.parameters))
+            elif on_device:
+                counts.append([step.double() + 1.0 for step in batch.steps])
+            else:
+                said = count_steps(batch.steps, self._names(batch))
+                counts.append([count + 1.0 for count in said])
+        return counts
+
+    def _names(self, batch: ParameterBatch) -> Callable[[int], str]:
+        return lambda index: self._name(batch.parameters[index])
 
     def _numbers(self, batch: ParameterBatch, counts: list[Number]) -> list[Scalars]:
         """The numbers of every parameter; those with the same history share one object."""
-        known: dict[Number, Scalars] = {}
-        for count in counts:
-            if count not in known:
-                known[count] = self._scalars(batch.group, count)
+        known = {count: self._scalars(batch.group, count) for count in dict.fromkeys(counts)}
         return [known[count] for count in counts]
 
     def _factor(self, group: dict[str, Any]) -> float:
@@ -312,10 +267,42 @@ class Optimizer(torch.optim.Optimizer):
         return (-1.0 if group["maximize"] else 1.0) / (1.0 if scale is None else scale.item())
 
     def _apply(
-        self, plans: list[StepPlan], scalars: list[list[Scalars]], rates: Rates = "none"
+        self,
+        batches: list[ParameterBatch],
+        counts: list[list[Number]],
+        scalars: list[list[Scalars]],
+        rates: Rates = "none",
     ) -> list[list[Number]]:
-        """Runs the rule on all batches; returns the sums of squared rates, batch by batch."""
-        return run_step(self.rule, plans, scalars, rates) if plans else []
+        """Runs the rule on all batches and counts the step; returns the sums of squared rates."""
+        if not batches:
+            return []
+        on_device = self._on_device()
+        requests = []
+        for batch in batches:
+            request = StepRequest(batch.tensors(), form_of(batch.group), self._names(batch))
+            request.counts = [] if on_device else batch.steps
+            requests.append(request)
+        self._draw_noise(batches, counts, requests)
+        sums = run_step(self.rule, requests, scalars, rates)
+        for batch in batches if on_device else ():
+            if batch.steps:
+                torch._foreach_add_(batch.steps, 1.0)
+        return sums
+
+    def _draw_noise(
+        self,
+        batches: list[ParameterBatch],
+        counts: list[list[Number]],
+        requests: list[StepRequest],
+    ) -> None:
+        position = 0
+        for batch, of_batch, request in zip(batches, counts, requests, strict=True):
+            if batch.group["stochastic_rounding"]:
+                seed = batch.group["rounding_seed"]
+                request.tensors.noise_keys = [
+                    noise_key(seed, count, position + index) for index, count in enumerate(of_batch)
+                ]
+            position += len(batch.parameters)
 
     @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -331,7 +318,9 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for parameter in group["params"]:
                     for name, value in seen["state"].get(next(saved), {}).items():
-                        self.state[parameter][name] = _restored(group, parameter, name, value)
+                        self.state[parameter][name] = restored(
+                            parameter, name, value, on_device=group["capturable"]
+                        )
 
         # After the user's own hooks have changed the state, before they look at the result.
         handles = (
@@ -345,60 +334,12 @@ class Optimizer(torch.optim.Optimizer):
                 handle.remove()
 
 
-def at_least(group: dict[str, Any], name: str, bound: float) -> None:
-    """Raises unless ``group[name]`` is a number not below ``bound``."""
-    if not bound <= _real(group, name, f"a finite number of at least {bound:g}") < float("inf"):
-        raise invalid(name, group[name], f"a finite number of at least {bound:g}")
-
-
-def positive(group: dict[str, Any], name: str) -> None:
-    """Raises unless ``group[name]`` is a number above 0."""
-    if not 0.0 < _real(group, name, "a finite number above 0") < float("inf"):
-        raise invalid(name, group[name], "a finite number above 0")
-
-
-def fraction(group: dict[str, Any], name: str) -> None:
-    """Raises unless ``group[name]`` is a number of at least 0 and below 1."""
-    if not 0.0 <= _real(group, name, "at least 0 and below 1") < 1.0:
-        raise invalid(name, group[name], "at least 0 and below 1")
-
-
-def switch(group: dict[str, Any], name: str, *, optional: bool = False) -> None:
-    """Raises unless ``group[name]`` is True or False, or None where that means "as you like"."""
-    if not isinstance(group[name], bool) and not (optional and group[name] is None):
-        raise invalid(name, group[name], "True, False or None" if optional else "True or False")
-
-
-def _real(group: dict[str, Any], name: str, expected: str) -> float:
-    """The value as a float; one given as a tensor becomes a float, but for the learning rate."""
-    value = group[name]
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        value = float(value)
-        if name != "lr":
-            group[name] = value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise invalid(name, value, expected)
-    return float(value)
-
-
 def number(value: Number) -> Number:
-    """A float; but a tensor stays one where reading it would wait for a GPU, or while compiling."""
-    if isinstance(value, Tensor) and value.device.type == "cpu":
-        return value if torch.compiler.is_compiling() else float(value.item())
+    """A float, or a tensor of float64 where reading it would wait for a GPU, or while compiling."""
+    if isinstance(value, Tensor):
+        waits = value.device.type != "cpu" or torch.compiler.is_compiling()
+        return value.double() if waits else float(value.item())
     return value
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The real numbers of a tensor that lie on this process; shares memory with it."""
-    if is_sharded(tensor):
-        tensor = tensor.to_local()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is a DTensor; does not import what defines them, which takes a second."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def form_of(group: dict[str, Any]) -> Form:
@@ -410,24 +351,3 @@ def form_of(group: dict[str, Any]) -> Form:
     if group["foreach"]:
         return "foreach"
     return "auto" if group["fused"] is None and group["foreach"] is None else "single"
-
-
-def _zeros(parameter: Tensor) -> Tensor:
-    dtype = working_dtype(parameter.dtype)
-    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-
-
-def _restored(group: dict[str, Any], parameter: Tensor, name: str, value: Any) -> Any:
-    if name == "step":
-        device = parameter.device if group["capturable"] else torch.device("cpu")
-        return torch.as_tensor(value, dtype=torch.float32).detach().to(device, copy=True)
-    if not isinstance(value, Tensor):
-        return value
-    dtype = value.dtype
-    if name in _MOMENTS:
-        dtype = working_dtype(parameter.dtype)
-    return value.detach().to(parameter.device, dtype, copy=True)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

@@ -9,7 +9,8 @@ from torch.optim.optimizer import ParamsT
 
 from latewood.core import StateRule, register_state_rule
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
-from latewood.optim.base import Optimizer, fraction, number
+from latewood.optim.base import Optimizer, number
+from latewood.optim.options import fraction
 
 __all__ = ["CSGD"]
 
@@ -34,6 +35,9 @@ class CSGD(Optimizer):
         maximize: climb instead of descend.
         capturable: keep counts on the device, so that a CUDA graph can hold the step.
         differentiable: refused if True.
+        stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so
+            that steps smaller than half their spacing are not lost.
+        rounding_seed: of the noise, which follows from it, the step and the parameter's position.
 
     Raises:
         RequestError: if an argument is out of its range.
@@ -56,6 +60,8 @@ class CSGD(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -65,11 +71,13 @@ class CSGD(Optimizer):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        fraction(group, "momentum")
+        group["momentum"] = fraction("momentum", group["momentum"])
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg",) if group["momentum"] != 0.0 else ()

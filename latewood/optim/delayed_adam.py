@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 from latewood.core import StateRule, register_state_rule
 from latewood.errors import invalid
 from latewood.kernels.optimizers import Number, Scalars, UpdateRule
-from latewood.optim.base import Optimizer, number, positive, switch
+from latewood.optim.base import Optimizer, number
+from latewood.optim.options import positive, switch
 
 __all__ = ["DelayedAdam", "delayed_scalars"]
 
@@ -41,6 +42,9 @@ class DelayedAdam(Optimizer):
         maximize: climb instead of descend.
         capturable: keep counts on the device, so that a CUDA graph can hold the step.
         differentiable: refused if True.
+        stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so
+            that steps smaller than half their spacing are not lost.
+        rounding_seed: of the noise, which follows from it, the step and the parameter's position.
 
     Raises:
         RequestError: if an argument is out of its range.
@@ -67,6 +71,8 @@ class DelayedAdam(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -85,13 +91,15 @@ class DelayedAdam(Optimizer):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
         )
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        positive(group, "eps")
-        switch(group, "decoupled_weight_decay")
-        switch(group, "bias_correction")
+        group["eps"] = positive("eps", group["eps"])
+        switch("decoupled_weight_decay", group["decoupled_weight_decay"])
+        switch("bias_correction", group["bias_correction"])
         if group["first_step"] not in ("skip", "take"):
             raise invalid("first_step", group["first_step"], "'skip' or 'take'")
 
@@ -158,7 +166,9 @@ def _inverse_root(beta2: Number, step: Number) -> Number:
 
 def _after_first(step: Number, value: Number, instead: float) -> Number:
     if isinstance(step, Tensor):
-        return torch.where(step > 1.0, value, instead)
+        # Two plain numbers would be taken for float32.
+        values = value if isinstance(value, Tensor) else torch.full_like(step, value)
+        return torch.where(step > 1.0, values, instead)
     return value if step > 1.0 else instead
 
 

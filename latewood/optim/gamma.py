@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from latewood.errors import WorkError
+from latewood.kernels.misfits import is_plain
 from latewood.kernels.optimizers import Number
-from latewood.optim.base import is_sharded
+from latewood.optim.parameter_batch import is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,7 +53,8 @@ def normaliser(
     if isinstance(some[1], Tensor):
         moving = some[1] > 0
         rates = torch.where(moving, some[0], every[0])
-        return (torch.where(moving, some[1], every[1]) / rates).sqrt()
+        counted = torch.where(moving, some[1], every[1])
+        return torch.where(counted > 0, counted / rates, 1.0).sqrt()
     total, size = some if some[1] > 0 else every
     if size == 0.0:
         # Only tensors without elements, which no factor moves.
@@ -79,6 +81,8 @@ def over_shards(parameters: Sequence[Tensor], sums: Sequence[Number]) -> list[Nu
         One number per parameter, equal on all processes that share it.
     """
     totals = list(sums)
+    if is_plain(*parameters):
+        return totals
     places: dict[tuple[object, tuple[int, ...]], list[int]] = {}
     for index, parameter in enumerate(parameters):
         if is_sharded(parameter):
@@ -136,10 +140,9 @@ def _pair(
 
 
 def _add(values: Sequence[Number]) -> Number:
+    if set(map(type, values)) <= {float, int}:
+        return float(sum(values))
     tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors:
-        total: float = float(sum(values))
-        return total
     # One launch for all of them; a model may be spread over several devices.
     device = tensors[0].device
     return torch.stack([torch.as_tensor(value, device=device) for value in values]).double().sum()

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from latewood.errors import WorkError
+from latewood.errors import Diverged, WorkError
 from latewood.tasks import Batch
 from latewood.training import checkpoints
 from latewood.training.guards import first_break
@@ -23,6 +23,8 @@ __all__ = ["fail", "named_exhaustion"]
 def fail(session: Session, batch: Batch, weight: float, loss: float) -> NoReturn:
     """Looks for the layer that broke first, writes the state from before the step, and raises.
 
+    A session that keeps no failures writes none.
+
     Args:
         session: the run, whose step has not been taken.
         batch: of the step.
@@ -30,7 +32,7 @@ def fail(session: Session, batch: Batch, weight: float, loss: float) -> NoReturn
         loss: the value it had.
 
     Raises:
-        WorkError: always.
+        Diverged: always.
     """
 
     def again() -> Tensor:
@@ -47,15 +49,17 @@ def fail(session: Session, batch: Batch, weight: float, loss: float) -> NoReturn
     def write() -> Path:
         return checkpoints.save(folder.failure_folder, step, session.model.state_dict(), state)
 
-    try:
-        saved = f"its state is in {session.processes.on_main(write)}"
-    except WorkError as error:
-        saved = str(error)
+    saved = ""
+    if session.keeps_failures:
+        try:
+            saved = f": its state is in {session.processes.on_main(write)}"
+        except WorkError as error:
+            saved = f": {error}"
     again_finite = "a second run of the step was finite"
     first = again_finite if where is None else f"{where} is the first that is not finite"
     last = _last_checkpoint(session)
-    raise WorkError(
-        f"step {step + 1}: the loss is {loss}; {first}. The step was not taken: "
+    raise Diverged(
+        f"step {step + 1}: the loss is {loss}; {first}. The step was not taken"
         f"{saved}; {last}. A smaller learning rate or clip_norm may help"
     )
 

@@ -32,7 +32,7 @@ def train_steps(session: Session, after_step: list[Observer], stopping: Callable
         stopping: whether the user wants to stop; asked after every step.
 
     Raises:
-        WorkError: the loss or the gradient was not finite; that step was not taken.
+        Diverged: the loss or the gradient was not finite; that step was not taken.
         Interrupted: the user stopped it; a checkpoint of the last step was written.
     """
     optimizer, scaler = session.optimizer, session.processes.scaler

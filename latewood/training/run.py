@@ -49,6 +49,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trust: bool = False,
+    keep_failure: bool = True,
     show_progress: bool | None = None,
 ) -> RunResult:
     """Trains what a recipe describes and leaves a run folder.
@@ -64,6 +65,7 @@ def train(
         overwrite: replace a run that is in the folder.
         trust: import and call modules that a run's recipe names (see ``load_recipe``); a recipe
             that is given, and is no run's, is trusted.
+        keep_failure: write the state from before a step whose loss or gradient is not finite.
         show_progress: None shows progress when it takes longer than two seconds; False never.
 
     Returns:
@@ -72,7 +74,8 @@ def train(
     Raises:
         RequestError: the recipe or the folder is not usable, or another process writes to the
             folder; nothing was started.
-        WorkError: the training failed, for example with a loss that is not finite.
+        Diverged: the loss or the gradient was not finite.
+        WorkError: the training failed in another way.
         Interrupted: the user stopped it; the folder can be resumed.
     """
     run = RunFolder(folder)
@@ -88,6 +91,7 @@ def train(
         if resume and run.finished:
             return RunResult(run, run.summary, None)
         session = open_session(recipe, run, group, build_task(recipe, group))
+        session.keeps_failures = keep_failure
         try:
             # Noted from the first file on, so that no signal leaves a run without a checkpoint.
             with interrupts() as stop:

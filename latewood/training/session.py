@@ -79,6 +79,7 @@ class Session(RunContext):
         advance: shows how far the run is.
         note: what is shown beside the steps.
         scores: of the last validation in this process.
+        keeps_failures: whether the state before a step that is not finite is written.
     """
 
     folder: RunFolder
@@ -96,6 +97,7 @@ class Session(RunContext):
     advance: Advance = unseen
     note: str = ""
     scores: dict[str, float] | None = None
+    keeps_failures: bool = True
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()

@@ -168,6 +168,24 @@ static inline void narrow(float wide, Bfloat16 *value) {
   value->bits = std::uint16_t((wide == wide ? rounded : 0x7fc00000u) >> 16);
 }
 
+// Which 16 bits of noise are an element's, so that other forms draw the same.
+static inline std::uint32_t mixed(std::uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x21f0aaadu;
+  x = (x ^ (x >> 15)) * 0x735a2d97u;
+  return x ^ (x >> 15);
+}
+
+// Away from zero as often as the bits that do not fit are large; `first` is the index of *wide.
+static void narrow_with_noise(const float *__restrict wide, Bfloat16 *__restrict narrowed,
+                              std::uint32_t key, std::int64_t first, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &wide[i], sizeof bits);
+    const std::uint32_t rounded = bits + (mixed(std::uint32_t(first + i) ^ key) & 0xffffu);
+    narrowed[i].bits = std::uint16_t((wide[i] == wide[i] ? rounded : 0x7fc00000u) >> 16);
+  }
+}
+
 #if defined(__FLT16_MANT_DIG__)
 using Float16 = _Float16;
 static inline float widen(Float16 value) { return float(value); }
@@ -177,14 +195,20 @@ static inline void narrow(float wide, Float16 *value) { *value = Float16(wide); 
 // Works in float32 on a copy that stays in the cache and rounds each parameter once.
 template <typename H>
 static double step_narrow(StepRule rule, StepRates rates, H *p, const H *g, float *m, float *v,
-                          float *peak, const StepNumbers &numbers, std::int64_t n) {
+                          float *peak, const StepNumbers &numbers, std::int64_t n,
+                          std::int64_t key, std::int64_t begin) {
   float parameter[stretch], gradient[stretch];
   for (std::int64_t i = 0; i < n; ++i) parameter[i] = widen(p[i]);
   for (std::int64_t i = 0; i < n; ++i) gradient[i] = widen(g[i]);
   const double sum = step<float>(rule, rates, parameter, gradient, m, v, peak, numbers, n);
   // A parameter that does not move keeps its bits, NaN payloads included.
-  if (rule != StepRule::delayed || numbers.size != 0)
-    for (std::int64_t i = 0; i < n; ++i) narrow(parameter[i], &p[i]);
+  if (rule == StepRule::delayed && numbers.size == 0) return sum;
+  if constexpr (std::is_same_v<H, Bfloat16>)
+    if (key >= 0) {
+      narrow_with_noise(parameter, p, std::uint32_t(key), begin, n);
+      return sum;
+    }
+  for (std::int64_t i = 0; i < n; ++i) narrow(parameter[i], &p[i]);
   return sum;
 }
 
@@ -200,7 +224,8 @@ static double walk(StepRule rule, StepRates rates, const StepTensor &tensor,
     M *const m = moment(tensor.first), *const v = moment(tensor.second);
     M *const peak = moment(tensor.peak);
     if constexpr (std::is_same_v<P, M>) sum += step<M>(rule, rates, p, g, m, v, peak, numbers, n);
-    else sum += step_narrow<P>(rule, rates, p, g, m, v, peak, numbers, n);
+    else
+      sum += step_narrow<P>(rule, rates, p, g, m, v, peak, numbers, n, tensor.key, i);
   }
   return sum;
 }

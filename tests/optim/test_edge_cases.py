@@ -118,6 +118,76 @@ def test_tensors_without_elements_take_part_with_nothing(optimizer_class, option
     assert torch.equal(full, alone) and torch.isfinite(full).all()
 
 
+@pytest.mark.parametrize("options", [*FORMS, {"capturable": True}])
+@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
+@pytest.mark.parametrize("mode", ["aligned", "official", "paper"])
+def test_empty_parameters_alone_in_a_group_or_everywhere_are_no_failure(mode, scope, options):
+    empty, other_empty = Parameter(torch.empty(0, 3)), Parameter(torch.empty(0))
+    full, alone = Parameter(torch.ones(4)), Parameter(torch.ones(4))
+    how = {"gamma_mode": mode, "gamma_scope": scope, **options}
+    groups = [{"params": [empty, other_empty]}, {"params": [full]}]
+    both, one, none = AvaGrad(groups, **how), AvaGrad([alone], **how), AvaGrad([empty], **how)
+    for _ in range(4):
+        step(both, 0.5, 0.5, 0.5)
+        step(one, 0.5)
+        step(none, 0.5)
+    torch.testing.assert_close(full, alone)
+    gammas = [float(g["gamma"]) for o in (both, none) for g in o.param_groups]
+    assert all(0.0 < gamma < 10.0 for gamma in gammas)
+
+
+@pytest.mark.parametrize("options", [*FORMS, {"capturable": True}])
+@pytest.mark.parametrize("optimizer_class", ALL)
+def test_the_first_step_may_be_taken_in_inference_mode(optimizer_class, options):
+    extra = {"momentum": 0.9} if optimizer_class is CSGD else {}
+    ends = []
+    for first in (torch.inference_mode, torch.no_grad):
+        p = Parameter(torch.ones(4))
+        optimizer = optimizer_class([p], lr=0.1, **extra, **options)
+        p.grad = torch.full_like(p, 0.5)
+        with first():
+            optimizer.step()
+        for _ in range(3):
+            optimizer.step()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.step()
+        ends.append(p)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("optimizer_class", ALL)
+def test_parameters_of_inference_mode_step_there(optimizer_class):
+    with torch.inference_mode():
+        p = Parameter(torch.ones(4), requires_grad=False)
+        optimizer = optimizer_class([p], lr=0.1)
+        for _ in range(4):
+            p.grad = torch.full_like(p, 0.5)
+            optimizer.step()
+    q = Parameter(torch.ones(4))
+    plain = optimizer_class([q], lr=0.1)
+    for _ in range(4):
+        step(plain, 0.5)
+    assert torch.equal(p, q.detach())
+
+
+class Tagged(torch.Tensor):
+    """A gradient of a subclass that means nothing by it."""
+
+
+@pytest.mark.parametrize("options", FORMS)
+@pytest.mark.parametrize("optimizer_class", ALL)
+def test_a_gradient_of_a_subclass_is_taken_for_its_values(optimizer_class, options):
+    ends = []
+    for kind in (torch.Tensor, Tagged):
+        p = Parameter(torch.ones(4))
+        optimizer = optimizer_class([p], lr=0.1, **options)
+        for _ in range(3):
+            p.grad = torch.full((4,), 0.5).as_subclass(kind)
+            optimizer.step()
+        ends.append(p)
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("options", FORMS)
 @pytest.mark.parametrize("optimizer_class", ALL)
 def test_gradients_are_never_changed(optimizer_class, options):
@@ -273,3 +343,12 @@ def test_gamma_follows_a_moment_whose_data_was_replaced():
             moment.mul_(100.0)
         step(optimizer, 3.0)
     assert torch.equal(replaced, written)
+
+
+def test_a_count_of_whole_numbers_goes_on():
+    p = parameter(1.0)
+    optimizer = CSGD([p], momentum=0.9)
+    step(optimizer, 0.5)
+    optimizer.state[p]["step"] = torch.tensor(1)
+    step(optimizer, 0.5)
+    assert optimizer.state[p]["step"].item() == 2

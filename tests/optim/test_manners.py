@@ -132,6 +132,91 @@ def test_modes_of_gamma_cannot_differ_between_groups():
         optimizer.add_param_group({"params": tensors(2), "gamma_mode": "paper"})
 
 
+@pytest.mark.parametrize("mode", ["official", "paper"])
+def test_groups_added_after_a_checkpoint_follow_its_mode(mode):
+    saved = AvaGrad(tensors(3), gamma_mode=mode, gamma_scope="group")
+    advance(saved)
+    optimizer, expected = AvaGrad(tensors(3)), AvaGrad(tensors(3), gamma_mode=mode)
+    optimizer.load_state_dict(saved.state_dict())
+    (late,) = tensors(4)
+    optimizer.add_param_group({"params": [late]})
+    modes = {(g["gamma_mode"], g["gamma_scope"]) for g in optimizer.param_groups}
+    assert modes == {(mode, "group")}
+    with pytest.raises(RequestError, match=r"^gamma_mode: got 'aligned'"):
+        optimizer.add_param_group({"params": tensors(2), "gamma_mode": "aligned"})
+    advance(optimizer)
+    assert expected.defaults["gamma_mode"] == mode
+
+
+def test_a_checkpoint_of_several_modes_is_refused_before_anything_is_loaded():
+    optimizer = AvaGrad([{"params": tensors(3)}, {"params": tensors(2)}])
+    advance(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][1]["gamma_mode"] = "paper"
+    state["param_groups"][0]["lr"] = 7.0
+    with pytest.raises(RequestError, match=r"^gamma_mode: got .*the same in all groups"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    advance(optimizer)
+
+
+DECAYS = [
+    (AvaGradW, {"weight_decay": 0.3}),
+    (AvaGrad, {"weight_decay": 0.3, "decoupled_weight_decay": True, "gamma_mode": "paper"}),
+    (DelayedAdam, {"weight_decay": 0.3, "decoupled_weight_decay": True}),
+    (DelayedAdam, {"weight_decay": 0.3, "first_step": "take", "decoupled_weight_decay": True}),
+    (AdaBound, {"weight_decay": 0.3, "weight_decay_mode": "decoupled"}),
+    (AMSBound, {"weight_decay": 0.3, "weight_decay_mode": "decoupled_unscaled"}),
+    (CSGD, {"momentum": 0.9, "weight_decay": 0.3}),
+]
+
+
+@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05)])
+@pytest.mark.parametrize(("optimizer_class", "options"), DECAYS)
+def test_counts_on_the_device_cost_no_precision(optimizer_class, options, lr):
+    ends = []
+    for capturable in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        p = Parameter(torch.randn(50, dtype=torch.float64, generator=generator))
+        optimizer = optimizer_class([p], lr=lr, capturable=capturable, **options)
+        for _ in range(6):
+            p.grad = torch.randn(50, dtype=torch.float64, generator=generator)
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("wrapped", ["bare", "scheduled", "scheduled and hooked"])
+def test_a_warning_points_at_the_line_that_called_the_step(wrapped):
+    p = Parameter(torch.zeros(2))
+    optimizer = AvaGrad([p], eps=1e-8)
+    if wrapped != "bare":
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if "hooked" in wrapped:
+        optimizer.register_step_post_hook(lambda *_: None)
+    p.grad = torch.tensor([1.0, 0.0])
+    with pytest.warns(RuntimeWarning, match="never had a gradient") as caught:
+        for _ in range(3):
+            optimizer.step()
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_a_step_that_fails_has_counted_nothing():
+    class Refusing:
+        def lower(self, step):
+            raise ArithmeticError("of the user's")
+
+        upper = lower
+
+    (p,) = tensors(3)
+    optimizer = AdaBound([p], bounds=Refusing())
+    p.grad = torch.ones(3)
+    before = p.detach().clone()
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    assert optimizer.state[p]["step"].item() == 0 and torch.equal(p, before)
+
+
 def test_fused_is_refused_where_no_kernel_exists():
     with pytest.raises(RequestError, match="fused"):
         CSGD([Parameter(torch.empty(3, device="meta"))], fused=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latewood.kernels.misfits import Misfit, memory_misfit
 from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers.fitting import TYPES
 from latewood.kernels.optimizers.foreach_steps import step_foreach
 from latewood.kernels.optimizers.reference_steps import (
     Number,
@@ -25,7 +26,14 @@ from latewood.kernels.optimizers.reference_steps import (
     step_reference,
     working_dtype,
 )
-from latewood.kernels.optimizers.step_plan import Carrier, Form, StepPlan, parameter_name, plan_step
+from latewood.kernels.optimizers.step_plan import (
+    Carrier,
+    Form,
+    StepRequest,
+    parameter_name,
+    plan_step,
+)
+from latewood.kernels.optimizers.stochastic_rounding import noise_key
 
 __all__ = [
     "Form",
@@ -33,10 +41,11 @@ __all__ = [
     "Rates",
     "UpdateRule",
     "Scalars",
-    "StepPlan",
+    "StepRequest",
     "StepTensors",
-    "advance",
+    "count_steps",
     "fused_exists",
+    "noise_key",
     "plan_step",
     "rate_sums",
     "run_step",
@@ -46,40 +55,65 @@ __all__ = [
 
 def run_step(
     rule: UpdateRule,
-    plans: Sequence[StepPlan],
+    requests: Sequence[StepRequest],
     scalars: Sequence[Sequence[Scalars]],
     rates: Rates = "none",
 ) -> list[list[Number]]:
-    """Carries out one step, in place; all plans together, for the native form and the Triton form.
+    """Carries out one step, in place; all groups together, for the native and the Triton form.
 
     Args:
         rule: the update rule, see `latewood.kernels.optimizers.reference_steps.step_reference`.
-        plans: of `plan_step`, made for this step; one for every group of parameters.
-        scalars: the numbers of every parameter, plan by plan.
+        requests: one for every group of parameters.
+        scalars: the numbers of every parameter, group by group.
         rates: which second moments a delayed step sums the squared rates of.
 
     Returns:
-        One sum per parameter, plan by plan; zeros where ``rates`` is "none".
+        One sum per parameter, group by group; zeros where ``rates`` is "none".
+
+    Raises:
+        RequestError: as `plan_step`, or a count that is none; nothing has changed.
     """
     # One call for everything lets the native form spread all tensors over the threads.
-    tensors = plans[0].tensors if len(plans) == 1 else _joined([plan.tensors for plan in plans])
+    parts = [request.tensors for request in requests]
+    tensors = parts[0] if len(parts) == 1 else _joined(parts)
     numbers = list(chain.from_iterable(scalars))
+    sums: list[Number] | None = None
+    if all(request.form in ("auto", "fused") for request in requests):
+        counts = list(chain.from_iterable(request.counts for request in requests))
+        sums = native_steps.attempt_native(rule, tensors, numbers, rates, counts)
+    if sums is None:
+        sums = _step_by_plan(rule, requests, tensors, numbers, rates)
+    by_group, start = [], 0
+    for part in parts:
+        by_group.append(sums[start : start + len(part.parameters)])
+        start += len(part.parameters)
+    return by_group
+
+
+def _step_by_plan(
+    rule: UpdateRule,
+    requests: Sequence[StepRequest],
+    tensors: StepTensors,
+    numbers: list[Scalars],
+    rates: Rates,
+) -> list[Number]:
+    plans = [plan_step(request.tensors, request.form, request.name) for request in requests]
+    for request in requests:
+        count_steps(request.counts, request.name)
+    for request in requests:
+        for count in request.counts:
+            count.add_(1)
     carriers = list(chain.from_iterable(plan.carriers for plan in plans))
     sums: list[Number] = [0.0] * len(carriers)
     for carrier in dict.fromkeys(carriers):
         indices = [index for index, other in enumerate(carriers) if other == carrier]
         if len(indices) == len(carriers):
-            sums = _CARRY[carrier](rule, tensors, numbers, rates)
-            break
+            return _CARRY[carrier](rule, tensors, numbers, rates)
         chosen = [numbers[index] for index in indices]
         totals = _CARRY[carrier](rule, tensors.select(indices), chosen, rates)
         for index, total in zip(indices, totals, strict=True):
             sums[index] = total
-    by_plan, start = [], 0
-    for plan in plans:
-        by_plan.append(sums[start : start + len(plan.carriers)])
-        start += len(plan.carriers)
-    return by_plan
+    return sums
 
 
 _CARRY: dict[
@@ -94,30 +128,34 @@ _CARRY: dict[
 
 def _joined(parts: list[StepTensors]) -> StepTensors:
     lists = [(part.parameters, part.gradients, *part.moments()) for part in parts]
-    return StepTensors(*(list(chain.from_iterable(column)) for column in zip(*lists, strict=True)))
+    columns = (list(chain.from_iterable(column)) for column in zip(*lists, strict=True))
+    joined = StepTensors(*columns)
+    if any(part.noise_keys for part in parts):
+        joined.noise_keys = [key for part in parts for key in part.rounding_keys()]
+    return joined
 
 
-def advance(steps: list[Tensor], name: Callable[[int], str] = parameter_name) -> list[float]:
-    """Adds 1 to each step count and returns the counts.
+def count_steps(counts: list[Tensor], name: Callable[[int], str] = parameter_name) -> list[float]:
+    """What counts of steps say.
 
     Args:
-        steps: 0-dim float32 tensors on the CPU; others are counted too, but slowly.
+        counts: 0-dim float32 tensors on the CPU; others are read too, but slowly.
         name: what errors call the parameter of a count.
 
     Raises:
-        RequestError: something that is not one real number; nothing was counted.
+        RequestError: something that is not one real number.
     """
-    counts = native_steps.advance_native(steps)
-    if counts is not None:
-        return counts
-    for index, step in enumerate(steps):
-        if not isinstance(step, Tensor) or step.dim() != 0 or step.is_complex() or step.is_meta:
-            misfit: Misfit | None = Misfit("value", step, "a 0-dim tensor that counts steps")
+    said = native_steps.counts_native(counts)
+    if said is not None:
+        return said
+    for index, count in enumerate(counts):
+        if not isinstance(count, Tensor) or count.dim() != 0 or count.is_complex() or count.is_meta:
+            misfit: Misfit | None = Misfit("value", count, "a 0-dim tensor that counts steps")
         else:
-            misfit = memory_misfit(step)
+            misfit = memory_misfit(count)
         if misfit is not None:
             raise misfit.error(f"state of {name(index)} ('step')")
-    return [step.add_(1.0).item() for step in steps]
+    return [float(count.item()) for count in counts]
 
 
 def rate_sums(
@@ -151,5 +189,5 @@ def fused_exists(device: torch.device, dtype: torch.dtype) -> bool:
     On the CPU there is, even where the native kernels are not built: plain torch stands in.
     """
     if device.type == "cpu":
-        return native_steps.knows(dtype)
+        return dtype in TYPES
     return triton_steps.exists(device, dtype)

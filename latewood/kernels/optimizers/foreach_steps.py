@@ -15,6 +15,7 @@ from latewood.kernels.optimizers.reference_steps import (
     UpdateRule,
     working_dtype,
 )
+from latewood.kernels.optimizers.stochastic_rounding import round_with_noise
 
 __all__ = ["step_foreach"]
 
@@ -67,6 +68,10 @@ def _step(rule: UpdateRule, tensors: StepTensors, numbers: Scalars, rates: Rates
     else:
         _bounded(numbers, parameters, gradients, first, second, peaks)
     if dtype != stored[0].dtype:
+        parameters = [
+            parameter if key is None else round_with_noise(parameter, key)
+            for parameter, key in zip(parameters, tensors.rounding_keys(), strict=True)
+        ]
         torch._foreach_copy_(stored, parameters)
     return sums
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import native, tensors_are_virtual
+from latewood.kernels.optimizers.fitting import gradient_like
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
@@ -17,53 +18,52 @@ from latewood.kernels.optimizers.reference_steps import (
 )
 
 __all__ = [
-    "advance_native",
+    "attempt_native",
+    "counts_native",
     "exists",
-    "fits_native",
-    "knows",
     "rate_sums_native",
     "step_native",
 ]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
-_TYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_NOT_AT_ALL = 2
-
-
-def knows(dtype: torch.dtype) -> bool:
-    """Whether the native form is written for parameters of this precision."""
-    return dtype in _TYPES
 
 
 def exists() -> bool:
     """Whether the native form can run now at all."""
-    return native() is not None and not tensors_are_virtual()
+    return not tensors_are_virtual() and native() is not None
 
 
-def advance_native(steps: list[Tensor]) -> list[float] | None:
-    """Adds 1 to each step count and returns the counts; None if it cannot.
+def counts_native(steps: list[Tensor]) -> list[float] | None:
+    """What counts of steps say; None if it cannot read them.
 
     Args:
         steps: 0-dim float32 tensors.
     """
-    module = native()
-    if module is None or tensors_are_virtual():
+    module = None if tensors_are_virtual() else native()
+    if module is None:
         return None
-    counts: list[float] | None = module.optim_advance(steps)
+    counts: list[float] | None = module.optim_counts(steps)
     return counts
 
 
-def fits_native(tensors: StepTensors) -> list[bool] | None:
-    """Which entries the native form can work on, or None where it can work on all of them as is."""
-    module = native()
-    assert module is not None
-    codes = module.optim_fits((tensors.parameters, tensors.gradients, *tensors.moments()))
-    if not codes:
+def attempt_native(
+    rule: UpdateRule,
+    tensors: StepTensors,
+    scalars: Sequence[Scalars],
+    rates: Rates,
+    steps: list[Tensor],
+) -> list[Number] | None:
+    """`step_native` that also counts the steps, or None if something is not as it needs it.
+
+    Nothing has changed then.
+    """
+    if not exists():
         return None
-    # A copy in the precision of a narrower parameter would round the gradient once more.
-    alike = [g.dtype == p.dtype for g, p in zip(tensors.gradients, tensors.parameters, strict=True)]
-    return [code != _NOT_AT_ALL and same for code, same in zip(codes, alike, strict=True)]
+    try:
+        return _call(rule, tensors, tensors.gradients, scalars, rates, steps)
+    except ValueError:
+        return None
 
 
 def step_native(
@@ -84,29 +84,43 @@ def step_native(
     Raises:
         ValueError: an entry that does not fit; nothing was written.
     """
+    sums = _call(rule, tensors, tensors.gradients, scalars, rates, [])
+    if sums is None:
+        gradients = list(map(gradient_like, tensors.gradients, tensors.parameters))
+        sums = _call(rule, tensors, gradients, scalars, rates, [])
+    if sums is None:
+        raise ValueError("a gradient does not fit its parameter")
+    return sums
+
+
+def _call(
+    rule: UpdateRule,
+    tensors: StepTensors,
+    gradients: list[Tensor],
+    scalars: Sequence[Scalars],
+    rates: Rates,
+    steps: list[Tensor],
+) -> list[Number] | None:
     module = native()
     assert module is not None
     # Parameters with the same history have the same object.
     identities = list(map(id, scalars))
     distinct = dict(zip(identities, scalars, strict=True))
     rows = {key: row for row, key in enumerate(distinct)}
-    numbers = [float(number) for numbers in distinct.values() for number in numbers]
-    places = list(map(rows.__getitem__, identities))
-
-    def step(gradients: list[Tensor]) -> list[Number] | None:
-        columns = (tensors.parameters, gradients, *tensors.moments())
-        threads = torch.get_num_threads()
-        sums: list[Number] | None = module.optim_step(
-            _RULES[rule], _RATES[rates], columns, places, numbers, threads
-        )
-        return sums
-
-    sums = step(tensors.gradients)
-    if sums is None:
-        sums = step(list(map(_like, tensors.gradients, tensors.parameters)))
-    assert sums is not None
-    # Autograd must notice, as it does when torch itself writes in place.
-    torch.autograd.graph.increment_version(tensors.parameters)
+    keys = tensors.rounding_keys() if tensors.noise_keys else []
+    sums: list[Number] | None = module.optim_step(
+        _RULES[rule],
+        _RATES[rates],
+        (tensors.parameters, gradients, *tensors.moments()),
+        list(map(rows.__getitem__, identities)),
+        [float(number) for numbers in distinct.values() for number in numbers],
+        [-1 if key is None else int(key) for key in keys],
+        steps,
+        torch.get_num_threads(),
+    )
+    if sums is not None:
+        # Autograd must notice, as it does when torch itself writes in place.
+        torch.autograd.graph.increment_version(tensors.parameters)
     return sums
 
 
@@ -120,17 +134,10 @@ def rate_sums_native(
         corrections: 1/sqrt of the bias correction of each.
         eps: of each.
     """
-    module = native()
-    if module is None or tensors_are_virtual():
+    module = None if tensors_are_virtual() else native()
+    if module is None:
         return None
     sums: list[Number] | None = module.optim_rate_sums(
         moments, list(map(float, corrections)), list(eps), torch.get_num_threads()
     )
     return sums
-
-
-def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient in the layout of its parameter, copied where it must be."""
-    if gradient.stride() == parameter.stride():
-        return gradient.resolve_neg()
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from latewood.kernels.optimizers.stochastic_rounding import round_with_noise
+
 __all__ = [
     "Number",
     "Rates",
@@ -58,7 +60,8 @@ class StepTensors:
 
     Real, local tensors. A moment that the rule does not keep is None. Moments have the precision
     the arithmetic is done in (`working_dtype`); a half-precision parameter is read into it and
-    rounded once, when it is written back.
+    rounded once, when it is written back: to nearest, or a bfloat16 parameter at random where
+    ``noise_keys`` has a key for it.
     """
 
     parameters: list[Tensor]
@@ -66,6 +69,7 @@ class StepTensors:
     exp_avgs: list[Tensor | None]
     exp_avg_sqs: list[Tensor | None]
     max_exp_avg_sqs: list[Tensor | None]
+    noise_keys: Sequence[int | Tensor | None] = ()
 
     def moments(self) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
         """The three lists of moments."""
@@ -73,11 +77,23 @@ class StepTensors:
 
     def select(self, indices: Sequence[int]) -> StepTensors:
         """The entries at these indices, in their order."""
+        columns = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
+        first, second, peaks = ([moments[index] for index in indices] for moments in columns)
         return StepTensors(
             [self.parameters[index] for index in indices],
             [self.gradients[index] for index in indices],
-            *([moments[index] for index in indices] for moments in self.moments()),
+            first,
+            second,
+            peaks,
+            [self.noise_keys[index] for index in indices] if self.noise_keys else (),
         )
+
+    def rounding_keys(self) -> Sequence[int | Tensor | None]:
+        """The key of each entry's noise, None where it is rounded to nearest."""
+        if not self.noise_keys:
+            return [None] * len(self.parameters)
+        pairs = zip(self.noise_keys, self.parameters, strict=True)
+        return [key if parameter.dtype is torch.bfloat16 else None for key, parameter in pairs]
 
 
 def step_reference(
@@ -104,8 +120,11 @@ def step_reference(
         One sum per parameter, a 0-dim tensor; zeros where ``rates`` is "none".
     """
     totals: list[Number] = []
-    columns = (tensors.parameters, tensors.gradients, *tensors.moments(), scalars)
-    for stored, gradient, *moments, numbers in zip(*columns, strict=True):
+    columns = (tensors.parameters, tensors.gradients, *tensors.moments())
+    rows = zip(*columns, strict=True)
+    for (stored, gradient, *moments), numbers, key in zip(
+        rows, scalars, tensors.rounding_keys(), strict=True
+    ):
         dtype = working_dtype(stored.dtype)
         # An independent copy where precisions differ, the parameter itself where they agree.
         parameter = stored.to(dtype)
@@ -116,7 +135,7 @@ def step_reference(
             gradient = gradient.add(parameter, alpha=numbers.l2)
         totals.append(_step(rule, parameter, gradient, moments, numbers, rates))
         if parameter is not stored:
-            stored.copy_(parameter)
+            stored.copy_(parameter if key is None else round_with_noise(parameter, key))
     return totals
 
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
-from types import NoneType
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latewood.kernels.dispatch import tensors_are_virtual
-from latewood.kernels.misfits import Misfit, is_plain, memory_misfit
+from latewood.kernels.misfits import Misfit, memory_misfit
 from latewood.kernels.optimizers import native_steps, triton_steps
+from latewood.kernels.optimizers.fitting import Fit, fits
 from latewood.kernels.optimizers.reference_steps import StepTensors, working_dtype
 
-__all__ = ["Carrier", "Form", "StepPlan", "parameter_name", "plan_step"]
+__all__ = ["Carrier", "Form", "StepPlan", "StepRequest", "parameter_name", "plan_step"]
 
 Form = Literal["auto", "single", "foreach", "fused"]
 Carrier = Literal["native", "triton", "single", "foreach"]
 
-_dtype, _device, _bytes = attrgetter("dtype"), attrgetter("device"), attrgetter("nbytes")
 _NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _CONVERTED = (
     "now; if the model was converted between two steps, "
@@ -34,6 +30,21 @@ _REPLACED = "was the parameter replaced, or the state loaded from another layer?
 def parameter_name(index: int) -> str:
     """What errors call the parameter of an entry that nobody has named."""
     return f"parameter {index}"
+
+
+@dataclass(slots=True)
+class StepRequest:
+    """The step of one group of parameters, before anybody has looked at its tensors.
+
+    Args:
+        tensors, form, name: as `plan_step` takes them.
+        counts: of the steps before this one, 0-dim float32 tensors to be counted up; or none.
+    """
+
+    tensors: StepTensors
+    form: Form = "auto"
+    name: Callable[[int], str] = parameter_name
+    counts: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -65,60 +76,37 @@ def plan_step(
     count = len(tensors.parameters)
     if torch.compiler.is_compiling():
         return StepPlan(tensors, ["single"] * count)
-    native = form in ("auto", "fused") and native_steps.exists()
+    fused = form in ("auto", "fused")
     # Parameters are many and small next to a call: all of them are looked at in one.
-    fits = native_steps.fits_native(tensors) if native else [False] * count
-    if fits is None:
+    codes = fits(tensors) if fused else [Fit.NOT_AT_ALL] * count
+    if codes is None and native_steps.exists():
         return StepPlan(tensors, ["native"] * count)
-    plain = _all_plain(tensors)
-    if not plain:
-        for index in range(count):
+    carriers: list[Carrier] = []
+    fastest: dict[tuple[torch.device, torch.dtype], Carrier | None] = {}
+    for index, code in enumerate(codes or [Fit.FULLY] * count):
+        if code != Fit.FULLY:
             _refuse_misfits(tensors, index, name)
-    carriers = [
-        "native" if fit else _carrier(tensors, index, form, plain) for index, fit in enumerate(fits)
-    ]
+        parameter, gradient = tensors.parameters[index], tensors.gradients[index]
+        kind = (parameter.device, parameter.dtype)
+        if kind not in fastest:
+            fastest[kind] = _fused_carrier(*kind)
+        # A copy in the precision of a narrower parameter would round the gradient once more.
+        usable = code != Fit.NOT_AT_ALL and gradient.dtype == parameter.dtype
+        carrier = fastest[kind] if usable else None
+        carriers.append(carrier or _plain_carrier(parameter, form))
     return StepPlan(tensors, carriers)
 
 
-def _carrier(tensors: StepTensors, index: int, form: Form, plain: bool) -> Carrier:
-    parameter = tensors.parameters[index]
-    if form in ("auto", "fused") and triton_steps.exists(parameter.device, parameter.dtype):
-        moments = [column[index] for column in tensors.moments()]
-        if plain or triton_steps.fits_triton(parameter, tensors.gradients[index], moments):
-            return "triton"
+def _fused_carrier(device: torch.device, dtype: torch.dtype) -> Carrier | None:
+    if triton_steps.exists(device, dtype):
+        return "triton"
+    return "native" if device.type == "cpu" and native_steps.exists() else None
+
+
+def _plain_carrier(parameter: Tensor, form: Form) -> Carrier:
     # Lists pay where launches cost: on the CPU they only add passes over memory.
     lists = form == "foreach" or (form == "auto" and parameter.is_cuda)
     return "foreach" if lists else "single"
-
-
-def _all_plain(tensors: StepTensors) -> bool:
-    """Whether everything is of the common kind, which fits; asked once for all, as that is quick.
-
-    The common kind: contiguous tensors of one device that fill their storage, in the shape and the
-    precision that belong to the parameter.
-    """
-    moments = [column for column in tensors.moments() if set(map(type, column)) != {NoneType}]
-    columns: list[Any] = [tensors.parameters, tensors.gradients, *moments]
-    everything = list(chain.from_iterable(columns))
-    if tensors_are_virtual() or not is_plain(*everything):
-        return False
-    dtypes = list(map(_dtype, tensors.parameters))
-    wide = list(map(working_dtype, dtypes))
-    try:
-        shapes = list(map(Tensor.size, tensors.parameters))
-        held = list(map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, everything)))
-        return (
-            all(list(map(Tensor.size, column)) == shapes for column in columns)
-            and list(map(_dtype, tensors.gradients)) == dtypes
-            and all(list(map(_dtype, column)) == wide for column in moments)
-            and len(set(map(_device, everything))) == 1
-            and all(map(Tensor.is_contiguous, everything))
-            and held == list(map(_bytes, everything))
-            and not any(map(Tensor.storage_offset, everything))
-        )
-    except RuntimeError:
-        # What is sparse, nested or opaque has no sizes or no storage.
-        return False
 
 
 def _refuse_misfits(tensors: StepTensors, index: int, name: Callable[[int], str]) -> None:

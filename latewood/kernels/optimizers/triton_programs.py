@@ -1,7 +1,8 @@
 """The device code of the update rules; importing it needs Triton.
 
 Tables lie in device memory. A row of ``addresses`` holds parameter, gradient, the three moments,
-and which row of ``numbers`` belongs to the tensor; that row is a `Scalars`.
+which row of ``numbers`` belongs to the tensor (that row is a `Scalars`), and the key of the noise
+with which it is rounded, or -1.
 """
 
 import triton
@@ -22,6 +23,7 @@ def step_kernel(  # type: ignore[no-untyped-def]
     RATES: tl.constexpr,
     HAS_MOMENT: tl.constexpr,
     HAS_PEAK: tl.constexpr,
+    AT_RANDOM: tl.constexpr,
     STORED: tl.constexpr,
     WORKING: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -30,7 +32,7 @@ def step_kernel(  # type: ignore[no-untyped-def]
     tensor = tl.load(tensors + program)
     element = tl.load(offsets + program) + tl.arange(0, BLOCK)
     inside = element < tl.load(sizes + tensor)
-    address = addresses + tensor * 6
+    address = addresses + tensor * 7
     row = numbers + tl.load(address + 5) * 11
 
     size = tl.load(row).to(WORKING)
@@ -72,7 +74,17 @@ def step_kernel(  # type: ignore[no-untyped-def]
     moved = keep * p - update
     if RULE == 1:
         moved = tl.where(size != 0, moved, p)
-    tl.store(p_address, moved.to(STORED), mask=inside)
+    narrowed = moved.to(STORED)
+    if AT_RANDOM:
+        key = tl.load(address + 6)
+        x = element.to(tl.uint32) ^ key.to(tl.uint32)
+        x = (x ^ (x >> 16)) * 0x21F0AAAD
+        x = (x ^ (x >> 15)) * 0x735A2D97
+        x = (x ^ (x >> 15)) & 0xFFFF
+        rounded = (moved.to(tl.uint32, bitcast=True) + x) >> 16
+        rounded = rounded.to(tl.uint16).to(STORED, bitcast=True)
+        narrowed = tl.where((key >= 0) & (moved == moved), rounded, narrowed)
+    tl.store(p_address, narrowed, mask=inside)
     if RATES != 0:
         counted = v_new
         if RATES == 1:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import tensors_are_virtual
-from latewood.kernels.misfits import is_covered, is_plain
+from latewood.kernels.optimizers.fitting import (
+    TYPES,
+    Fit,
+    fits,
+    gradient_like,
+    has_own_memory,
+)
 from latewood.kernels.optimizers.reference_steps import (
     Number,
     Rates,
@@ -22,18 +28,17 @@ from latewood.kernels.optimizers.reference_steps import (
     working_dtype,
 )
 
-__all__ = ["exists", "fits_triton", "rate_sums_triton", "step_triton"]
+__all__ = ["exists", "rate_sums_triton", "step_triton"]
 
 _RULES = {"momentum": 0, "delayed": 1, "bounded": 2}
 _RATES = {"none": 0, "old": 1, "new": 2}
-_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Elements a program works on; one sum of squared rates comes from each.
 _BLOCK = 1024
 
 
 def exists(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the Triton form can run for this device and precision."""
-    return device.type == "cuda" and dtype in _TYPES and _kernels() is not None
+    return device.type == "cuda" and dtype in TYPES and _kernels() is not None
 
 
 @functools.cache
@@ -43,27 +48,6 @@ def _kernels() -> ModuleType | None:
         return importlib.import_module("latewood.kernels.optimizers.triton_programs")
     except ImportError:
         return None
-
-
-def fits_triton(parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor | None]) -> bool:
-    """Whether the memory of what belongs to one parameter is as the Triton form needs it."""
-    if tensors_are_virtual() or not _has_own_memory(parameter) or not is_plain(gradient):
-        return False
-    # A copy in the precision of a narrower parameter would round the gradient once more.
-    if gradient.dtype != parameter.dtype:
-        return False
-    strides, present = parameter.stride(), [moment for moment in moments if moment is not None]
-    return all(map(_has_own_memory, present)) and all(m.stride() == strides for m in present)
-
-
-def _has_own_memory(tensor: Tensor) -> bool:
-    return (
-        is_plain(tensor)
-        and tensor.layout is torch.strided
-        and not tensor.is_neg()
-        and torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
-        and is_covered(tensor)
-    )
 
 
 def step_triton(
@@ -82,8 +66,7 @@ def step_triton(
         in a fixed order.
 
     Raises:
-        ValueError: tensors of one entry that do not have the size or precision of each other;
-            nothing was written.
+        ValueError: tensors of one entry that do not fit each other; nothing was written.
     """
     _check(rule, tensors)
     sums: list[Number] = [0.0] * len(scalars)
@@ -102,20 +85,11 @@ def step_triton(
 
 def _check(rule: UpdateRule, tensors: StepTensors) -> None:
     """The last look before addresses leave: a program reads as far as its parameter is long."""
-    for parameter, gradient, *moments in zip(
-        tensors.parameters, tensors.gradients, *tensors.moments(), strict=True
-    ):
-        expected = (parameter.numel(), parameter.device)
-        if (gradient.numel(), gradient.device) != expected:
-            raise ValueError("a gradient does not have the size and device of its parameter")
-        if rule != "momentum" and (moments[0] is None or moments[1] is None):
-            raise ValueError(f"the rule {rule!r} needs both moments of every parameter")
-        for moment in moments:
-            if moment is not None and (
-                (moment.numel(), moment.device) != expected
-                or moment.dtype != working_dtype(parameter.dtype)
-            ):
-                raise ValueError("a moment does not have the size and precision of its parameter")
+    if Fit.NOT_AT_ALL in (fits(tensors) or ()):
+        raise ValueError("a tensor does not fit its parameter")
+    first, second, _ = tensors.moments()
+    if rule != "momentum" and any(moment is None for moment in (*first, *second)):
+        raise ValueError(f"the rule {rule!r} needs both moments of every parameter")
 
 
 def _step(
@@ -124,7 +98,7 @@ def _step(
     parameters = tensors.parameters
     device = parameters[0].device
     # A copied gradient lives until the launch is queued; its memory is not reused before it ran.
-    gradients = list(map(_like, tensors.gradients, parameters))
+    gradients = list(map(gradient_like, tensors.gradients, parameters))
     rows: dict[int, int] = {}
     addresses = [
         [
@@ -132,9 +106,10 @@ def _step(
             gradient.data_ptr(),
             *(0 if moment is None else moment.data_ptr() for moment in moments),
             rows.setdefault(id(numbers), len(rows)),
+            -1 if key is None else int(key),
         ]
-        for parameter, gradient, *moments, numbers in zip(
-            parameters, gradients, *tensors.moments(), scalars, strict=True
+        for parameter, gradient, *moments, numbers, key in zip(
+            parameters, gradients, *tensors.moments(), scalars, tensors.rounding_keys(), strict=True
         )
     ]
     distinct = {id(numbers): numbers for numbers in scalars}
@@ -152,6 +127,7 @@ def _step(
             RATES=_RATES[rates],
             HAS_MOMENT=tensors.exp_avgs[0] is not None,
             HAS_PEAK=tensors.max_exp_avg_sqs[0] is not None,
+            AT_RANDOM=any(row[-1] >= 0 for row in addresses),
             STORED=_triton_type(parameters[0].dtype),
             WORKING=_triton_type(working_dtype(parameters[0].dtype)),
             BLOCK=_BLOCK,
@@ -170,14 +146,14 @@ def rate_sums_triton(
         corrections: 1/sqrt of the bias correction of each.
         eps: of each.
     """
+    if not all(map(has_own_memory, moments)):
+        return None
     alike = {(moment.device, moment.dtype) for moment in moments}
     numeric = not any(isinstance(correction, Tensor) for correction in corrections)
     if len(alike) != 1 or not numeric or tensors_are_virtual():
         return None
     device, dtype = next(iter(alike))
     if dtype not in (torch.float32, torch.float64) or not exists(device, dtype):
-        return None
-    if not all(map(_has_own_memory, moments)):
         return None
     return list(_rate_sums(moments, corrections, eps))
 
@@ -246,12 +222,6 @@ def _numbers(distinct: list[Scalars], device: torch.device) -> Tensor:
 def _table(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     on_gpu = device.type == "cuda"
     return torch.tensor(values, dtype=dtype, pin_memory=on_gpu).to(device, non_blocking=True)
-
-
-def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    if gradient.dtype == parameter.dtype and gradient.stride() == parameter.stride():
-        return gradient.resolve_neg()
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
 def _launch() -> ModuleType:

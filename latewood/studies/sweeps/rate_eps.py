@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from latewood.optim import RateStudy, rate_study
 from latewood.terminal.tables import Row
 
-__all__ = ["rate_eps_study"]
+__all__ = ["EPS", "RATE", "rate_eps_study"]
 
 RATE, EPS = "optimizer.lr", "optimizer.eps"
 
@@ -19,7 +19,7 @@ def rate_eps_study(
     """The study of a sweep whose two keys are the optimizer's learning rate and eps; else None.
 
     Args:
-        rows: the sweep's table; points that are missing or failed count as runs without a result.
+        rows: the sweep's table; points that are missing, failed or diverged have no best rate.
         keys: the columns that were swept.
         headline: the column with the results.
         higher_is_better: whether large results are good ones.

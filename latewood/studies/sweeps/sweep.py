@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,11 @@ import joblib
 import torch
 
 from latewood.core.threads import threads as limited
-from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
+from latewood.errors import Diverged, Interrupted, LatewoodError, RequestError, WorkError, invalid
 from latewood.optim import RateStudy
 from latewood.report.summary_table import final_evaluation
 from latewood.studies.sweeps.grid_points import Point, folder_name, grid_points, settings
-from latewood.studies.sweeps.rate_eps import rate_eps_study
+from latewood.studies.sweeps.rate_eps import RATE, rate_eps_study
 from latewood.studies.sweeps.sweep_page import write_sweep_page
 from latewood.studies.workers import Backend, completed, require_backend
 from latewood.terminal.progress import one_line_warnings, progress
@@ -31,6 +32,9 @@ __all__ = ["Backend", "SweepResult", "sweep"]
 RECIPE_NAME = "sweep.toml"
 """The recipe that all runs of a sweep start from; in the sweep's folder."""
 
+DIVERGENCE_NAME = "diverged.json"
+"""What is left of a run of a sweep over learning rates that diverged; in the run's folder."""
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -38,8 +42,8 @@ class SweepResult:
 
     Args:
         rows: one for each run, best headline first, failed ones last: "run", a column for each
-            key that was swept, the headline, sizes, "seconds", "status" ("done" or "failed") and
-            "error".
+            key that was swept, the headline, sizes, "seconds", "status" ("done", "diverged" or
+            "failed") and "error".
         headline: the column that the rows are sorted by.
         folder: where everything is; ``sweep.csv``, ``sweep.json`` and ``sweep.html`` in it.
         study: what the matrix says where the two keys are the optimizer's lr and eps.
@@ -52,8 +56,8 @@ class SweepResult:
 
     @property
     def failed(self) -> list[Row]:
-        """The rows of the runs that did not come to their end."""
-        return [row for row in self.rows if row["status"] != "done"]
+        """The rows of the runs that did not come to a result; that one diverged is one."""
+        return [row for row in self.rows if row["status"] == "failed"]
 
 
 def sweep(
@@ -74,7 +78,8 @@ def sweep(
 
     Each run has the same number of threads however many run at once, so that its result, to the
     last bit, depends on its point alone. A run that fails is recorded, and the others go on; one
-    whose process dies goes on from its last checkpoint in a new one, once. The folder is locked.
+    whose process dies goes on from its last checkpoint in a new one, once. Where learning rates are
+    swept, that a run diverged is a result like another. The folder is locked.
 
     Args:
         recipe: a TOML file, or the name of a recipe that ships with the package.
@@ -110,7 +115,7 @@ def sweep(
     with FolderLock(folder):
         _prepare(folder, base, overwrite)
         names = {point: folder_name(point) for point in settings}
-        missing = [point for point in settings if not RunFolder(folder / names[point]).finished]
+        missing = [point for point in settings if not _has_result(folder / names[point])]
         here = jobs == 1 and backend == "loky"
         jobs = min(jobs or _default_jobs(threads), max(1, len(missing)))
         errors: dict[Point, str] = {}
@@ -189,16 +194,22 @@ def _train_point(recipe: Recipe, point: Point, folder: Path, threads: int) -> tu
     """Trains one point to its end; runs in a worker, so that errors travel as text."""
     from latewood.training.run import train
 
+    is_result = RATE in settings(point)
     try:
         with one_line_warnings(folder.name), limited(threads):
             train(
                 recipe,
                 folder=folder,
                 resume=RunFolder(folder).exists,
+                keep_failure=not is_result,
                 show_progress=False,
             )
     except Interrupted:
         raise
+    except Diverged as error:
+        if is_result:
+            write_atomically(folder / DIVERGENCE_NAME, json.dumps({"error": str(error)}))
+        return point, str(error)
     except LatewoodError as error:
         return point, str(error)
     except Exception as error:
@@ -222,8 +233,10 @@ def _summarise(
         row[headline] = final_evaluation(summary).get(headline) if summary else None
         row |= {key: summary.get("size", {}).get(key) for key in ("parameters", "density", "bits")}
         row["seconds"] = summary.get("seconds")
-        row["status"] = "done" if summary else "failed"
-        row["error"] = "" if summary else errors.get(point, "it has no summary")
+        divergence = "" if summary else _divergence(run.path)
+        row["status"] = "done" if summary else "diverged" if divergence else "failed"
+        missing = errors.get(point, "it has no summary")
+        row["error"] = "" if summary else divergence or missing
         rows.append(row)
     order = sorted(range(len(rows)), key=lambda i: _rank(rows[i][headline], higher))
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -243,6 +256,18 @@ def _summarise(
             notes=study.lines() if study else (),
         )
     return SweepResult(filled, headline, folder, study)
+
+
+def _has_result(run: Path) -> bool:
+    return RunFolder(run).finished or bool(_divergence(run))
+
+
+def _divergence(run: Path) -> str:
+    """What is recorded of a run that diverged; "" of any other."""
+    try:
+        return str(json.loads((run / DIVERGENCE_NAME).read_bytes())["error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _methods(recipe: Recipe) -> str:

@@ -9,7 +9,15 @@ import torch
 from latewood.errors import RequestError
 from latewood.kernels import optimizers
 from latewood.kernels.dispatch import native
-from latewood.kernels.optimizers import Scalars, StepTensors, native_steps, plan_step, triton_steps
+from latewood.kernels.optimizers import (
+    Scalars,
+    StepRequest,
+    StepTensors,
+    native_steps,
+    plan_step,
+    triton_steps,
+)
+from latewood.kernels.optimizers.fitting import Fit, fit_reference
 
 NUMBERS = Scalars(size=0.1, beta1=0.9, beta2=0.99, eps=0.1)
 COLUMNS = ("parameters", "gradients", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
@@ -69,7 +77,7 @@ def test_the_binding_itself_writes_nothing_where_one_tensor_does_not_fit(column,
     rules = {"momentum": 0, "delayed": 1, "bounded": 2}
     numbers = list(map(float, NUMBERS))
     try:
-        sums = native().optim_step(rules[rule], 0, columns, [0, 0, 0], numbers, 1)
+        sums = native().optim_step(rules[rule], 0, columns, [0, 0, 0], numbers, [], [], 1)
     except ValueError:
         sums = None
     assert sums is None
@@ -92,7 +100,7 @@ def test_the_binding_itself_writes_nothing_where_one_tensor_does_not_fit(column,
 def test_the_binding_refuses_arguments_that_do_not_go_together(change, message):
     step = tensors()
     columns = (step.parameters, step.gradients, *step.moments())
-    arguments = [1, 0, columns, [0, 0, 0], list(map(float, NUMBERS)), 1]
+    arguments = [1, 0, columns, [0, 0, 0], list(map(float, NUMBERS)), [], [], 1]
     change(arguments)
     with pytest.raises(ValueError, match=message):
         native().optim_step(*arguments)
@@ -107,7 +115,7 @@ def test_neither_counts_nor_sums_read_what_does_not_fit(unfit):
     sums = native_steps.rate_sums_native(moments, [1.0, 1.0], [0.1, 0.1])
     assert (sums is not None) == readable
     steps = [torch.tensor(1.0), change(torch.rand(4, 6))]
-    assert native_steps.advance_native(steps) is None
+    assert native_steps.counts_native(steps) is None
     assert steps[0] == 1.0
 
 
@@ -144,17 +152,75 @@ def test_the_triton_form_is_handed_only_what_it_can_read(monkeypatch, column, un
     # Of a gradient the Triton form makes a copy where it lies otherwise.
     copied = column == "gradients" and unfit in (
         *("gaps", "transposed", "shared places", "shared windows", "waits for its sign"),
+        "subclass",
     )
     assert carriers == ["triton", "triton" if copied else "single", "triton"]
 
 
-@pytest.mark.parametrize("unfit", ["other precision", "longer", "shorter", "meta"])
-@pytest.mark.parametrize("column", COLUMNS[2:])
-def test_the_triton_form_looks_once_more_before_it_hands_out_addresses(column, unfit):
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+@pytest.mark.parametrize("unfit", UNFIT)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_the_triton_form_looks_once_more_before_it_hands_out_addresses(
+    monkeypatch, column, unfit, kernels
+):
+    monkeypatch.setenv("LATEWOOD_KERNELS", kernels)
     step = tensors()
-    getattr(step, column)[1] = UNFIT[unfit](getattr(step, column)[1])
-    with pytest.raises(ValueError, match="does not have the size and precision"):
+    changed = UNFIT[unfit](getattr(step, column)[1])
+    getattr(step, column)[1] = changed
+    handed_out = []
+
+    def no_launch():
+        handed_out.append("addresses")
+        raise LookupError("no launch here")
+
+    monkeypatch.setattr(triton_steps, "_launch", no_launch)
+    copied = column == "gradients" and fit_reference(
+        step.parameters[1], changed, [step.exp_avgs[1]]
+    )
+    with pytest.raises((ValueError, LookupError, AttributeError, NotImplementedError)) as caught:
         triton_steps.step_triton("bounded", step, [NUMBERS] * 3)
+    if copied == Fit.BUT_GRADIENT:
+        # It is copied by torch, which refuses what it cannot copy.
+        assert handed_out or not isinstance(caught.value, LookupError)
+    else:
+        assert isinstance(caught.value, ValueError) and not handed_out
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_the_triton_form_sums_only_what_it_can_read(monkeypatch, unfit):
+    monkeypatch.setattr(triton_steps, "exists", lambda device, dtype: True)
+    moments = [torch.rand(4, 6), UNFIT[unfit](torch.rand(4, 6))]
+
+    def no_launch():
+        raise LookupError("no launch here")
+
+    monkeypatch.setattr(triton_steps, "_launch", no_launch)
+    readable = unfit in ("longer", "shorter", "other shape", "transposed")
+    if readable:
+        with pytest.raises(LookupError):
+            triton_steps.rate_sums_triton(moments, [1.0, 1.0], [0.1, 0.1])
+    else:
+        assert triton_steps.rate_sums_triton(moments, [1.0, 1.0], [0.1, 0.1]) is None
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int16])
+@pytest.mark.parametrize("unfit", [*UNFIT, "as it is"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_the_native_look_and_the_plain_one_agree(column, unfit, dtype):
+    if unfit == "waits for its sign" and dtype in (torch.bfloat16, torch.int16):
+        return  # there are no such complex numbers
+    step = tensors()
+    step.parameters = [p.to(dtype) for p in step.parameters]
+    step.gradients = [g.to(dtype) for g in step.gradients]
+    if dtype is torch.float64:
+        for moments in step.moments():
+            moments[:] = [m.double() for m in moments]
+    getattr(step, column)[1] = UNFIT.get(unfit, lambda t: t)(getattr(step, column)[1])
+    codes = native().optim_fits((step.parameters, step.gradients, *step.moments()))
+    rows = zip(step.parameters, step.gradients, *step.moments(), strict=True)
+    plain = [fit_reference(parameter, gradient, moments) for parameter, gradient, *moments in rows]
+    assert (codes or [Fit.FULLY] * 3) == plain
 
 
 @needs_native
@@ -164,7 +230,7 @@ def test_a_dispatch_mode_or_a_transform_keeps_the_native_form_away():
     with FakeTensorMode():
         fake = StepTensors(*([torch.ones(4)] for _ in range(4)), [None])
         assert plan_step(fake).carriers == ["single"]
-    assert native_steps.fits_native(fake) == [False]
+    assert native().optim_fits((fake.parameters, fake.gradients, *fake.moments())) == [2]
 
     seen = []
 
@@ -181,5 +247,5 @@ def test_steps_in_front_of_a_refused_plan_are_not_taken():
     step.exp_avg_sqs[2] = torch.zeros(5)
     before = [p.clone() for p in step.parameters]
     with pytest.raises(RequestError, match=r"state of parameter 2 \('exp_avg_sq'\), shape"):
-        optimizers.run_step("delayed", [plan_step(step)], [[NUMBERS] * 3])
+        optimizers.run_step("delayed", [StepRequest(step)], [[NUMBERS] * 3])
     assert all(map(torch.equal, step.parameters, before))

@@ -75,13 +75,33 @@ def test_only_what_is_missing_or_unfinished_is_done(recipe: Path, tmp_path: Path
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(recipe: Path, tmp_path: Path) -> None:
-    result = _run(recipe, tmp_path / "s", {"optimizer.lr": [1e30, 0.1]}, jobs=2)
+    result = _run(recipe, tmp_path / "s", {"optimizer.weight_decay": [1e30, 0.0]}, jobs=2)
     assert result.rows[0]["status"] == "done"
     [failed] = result.failed
-    assert failed["optimizer.lr"] == 1e30
+    assert failed["optimizer.weight_decay"] == 1e30
     assert failed["status"] == "failed"
     assert "the loss is" in str(failed["error"])
     assert "the loss is" in (tmp_path / "s" / "sweep.csv").read_text()
+    assert list((tmp_path / "s").rglob("failure"))
+
+
+def test_a_diverged_run_is_a_result_of_a_sweep_over_learning_rates(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _run(recipe, tmp_path / "s", {"optimizer.lr": [1e30, 0.1]}, jobs=2)
+    assert not result.failed
+    best, diverged = result.rows
+    assert (best["status"], diverged["status"]) == ("done", "diverged")
+    assert diverged["optimizer.lr"] == 1e30 and diverged["accuracy"] is None
+    assert "the loss is" in str(diverged["error"])
+    assert "state is in" not in str(diverged["error"])
+    assert not list((tmp_path / "s").rglob("failure"))
+
+    def again(*args: object, **more: object) -> None:
+        raise AssertionError("what is known was trained again")
+
+    monkeypatch.setattr("latewood.training.run.train", again)
+    assert _run(recipe, tmp_path / "s", {"optimizer.lr": [1e30, 0.1]}).rows == result.rows
 
 
 DEADLY = """

@@ -1,0 +1,191 @@
+"""Every native function looks at every tensor it is handed: a property over all of them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latewood.kernels.dispatch import native
+
+pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
+
+ROWS, COLUMNS = 4, 6
+SIDE = 8
+
+
+def floats(count):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(ROWS, COLUMNS, generator=generator) for _ in range(count)]
+
+
+def inpainting():
+    images = torch.rand(2, 3, SIDE, SIDE)
+    starts = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    starts[:, 2:5, 2:5] = True
+    outcome = [torch.zeros(2, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.bool)]
+    scores = [torch.zeros(2, dtype=torch.float64) for _ in range(2)]
+    tensors = [images, starts, torch.zeros_like(starts), *outcome, *scores]
+    rest = (2, 3, SIDE, SIDE, [0.5, 0.25], 1, 4, 1.0, 2, 1)
+    return tensors, lambda function, t: function(*t, *rest)
+
+
+def optim_step(rule):
+    numbers = [0.1, 0.9, 0.99, 0.1, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+
+    def call(function, t):
+        columns = tuple([tensor] for tensor in t[:5])
+        return function(rule, 2 if rule == 1 else 0, columns, [0], numbers, [], [t[5]], 1)
+
+    return [*floats(5), torch.tensor(3.0)], call
+
+
+SAME_BYTES = frozenset(("other shape", "transposed"))
+"""Changes that leave a contiguous stretch of as many elements, in whatever order."""
+ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
+
+# Function -> its tensors, a call with them, and what may be changed of one without harm.
+CALLS = {
+    "optim_step, momentum": (*optim_step(0), frozenset()),
+    "optim_step, delayed": (*optim_step(1), frozenset()),
+    "optim_step, bounded": (*optim_step(2), frozenset()),
+    "optim_fits": (
+        floats(5),
+        lambda function, t: None if function(tuple([x] for x in t)) else "all fit",
+        frozenset(),
+    ),
+    "optim_rate_sums": (
+        floats(2),
+        lambda function, t: function(t, [1.0] * 2, [0.1] * 2, 1),
+        ANY_SIZE | {"double"},
+    ),
+    "optim_counts": ([torch.tensor(1.0), torch.tensor(2.0)], lambda f, t: f(t), frozenset()),
+    "masked_weight_forward": (
+        floats(3),
+        lambda function, t: function(t[0], t[1], 1.0, 1.0, t[2], 1),
+        frozenset(),
+    ),
+    "masked_weight_backward": (
+        floats(5),
+        lambda function, t: function(t[0], t[1], t[2], 1.0, 1.0, t[3], t[4], 1),
+        frozenset(),
+    ),
+    "mask_sum_forward": (floats(1), lambda function, t: function(t[0], 1.0, 1.0, 1), ANY_SIZE),
+    "mask_sum_backward": (
+        floats(2),
+        lambda function, t: function(1.0, t[0], 1.0, 1.0, t[1], 1),
+        frozenset(),
+    ),
+    "inpainting_ascend": (*inpainting(), frozenset(("other shape",))),
+    "alike": (floats(3), lambda function, t: function(*t) or None, frozenset()),
+    "readable": (
+        floats(1),
+        lambda function, t: function(t[0]) or None,
+        ANY_SIZE | {"double", "half", "integers"},
+    ),
+}
+WITHOUT_TENSORS = {"attach", "instruction_set"}
+
+
+def cut(tensor, bytes_left):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(bytes_left)
+    return tensor
+
+
+def behind(tensor):
+    whole = torch.cat([tensor.flatten(), tensor.flatten()])
+    view = whole[tensor.numel() :].view(tensor.shape)
+    whole.untyped_storage().resize_(tensor.nbytes)
+    return view
+
+
+CHANGES = {
+    "double": lambda t: t.float() if t.dtype is torch.float64 else t.double(),
+    "half": lambda t: t.half(),
+    "integers": lambda t: t.int() if t.dtype is torch.int64 else t.long(),
+    "complex": lambda t: t.to(torch.complex64),
+    "longer": lambda t: torch.cat([t, t]) if t.dim() else t.repeat(2),
+    "shorter": lambda t: t[:1].clone() if t.dim() else t.repeat(0),
+    "other shape": lambda t: t.reshape(*t.shape, 1).transpose(0, -1).contiguous(),
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "gaps": lambda t: torch.stack([t, t], -1)[..., 0] if t.dim() else None,
+    "shared places": lambda t: t[:1].expand(t.shape) if t.dim() else None,
+    "shared windows": lambda t: t.flatten().as_strided(t.shape, (1,) * t.dim()),
+    "no memory": lambda t: cut(t, 0),
+    "half its memory": lambda t: cut(t, t.nbytes // 2),
+    "a view without memory": behind,
+    "meta": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+    "subclass": lambda t: t.as_subclass(type("Sub", (torch.Tensor,), {})),
+    "waits for its sign": lambda t: torch.complex(t.float(), t.float()).conj().imag,
+    "an array": lambda t: t.numpy(),
+    "nothing": lambda t: None,
+    "a number": lambda t: 3.0,
+}
+LAST = {"no memory", "half its memory", "a view without memory"}
+"""After these torch itself would read what is not there."""
+
+
+def same(changed, tensor):
+    """Whether a change has changed nothing, as transposing one row does."""
+    return (
+        type(changed) is torch.Tensor
+        and changed.layout is torch.strided
+        and not changed.is_meta
+        and (changed.dtype, changed.shape) == (tensor.dtype, tensor.shape)
+        and changed.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
+        and (tensor.numel() < 2 or changed.stride() == tensor.stride())
+        and not changed.is_neg()
+    )
+
+
+def test_no_function_is_left_out():
+    functions = {name for name in dir(native()) if not name.startswith("_")}
+    assert {name.partition(",")[0] for name in CALLS} == functions - WITHOUT_TENSORS
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_calls_themselves_are_right(name):
+    tensors, call, _ = CALLS[name]
+    result = call(getattr(native(), name.partition(",")[0]), [t.clone() for t in tensors])
+    assert result is not None or name.startswith(("masked", "mask_sum_backward", "inpainting"))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.data())
+def test_one_changed_tensor_is_refused_and_nothing_is_written(data):
+    name = data.draw(st.sampled_from(sorted(CALLS)), label="function")
+    originals, call, harmless = CALLS[name]
+    index = data.draw(st.integers(0, len(originals) - 1), label="tensor")
+    changes = data.draw(
+        st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=2, unique=True),
+        label="changes",
+    )
+    tensors = [t.clone() for t in originals]
+    changed = tensors[index]
+    if changes[0] in LAST:
+        changes = changes[:1]
+    for change in changes:
+        try:
+            changed = CHANGES[change](changed)
+        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError):
+            return  # these two do not go together
+    # What is harmless alone may undo what was changed before.
+    if harmless.intersection(changes) or same(changed, originals[index]):
+        return
+    # A moment that is not there is no wrong one, but where the rule needs it.
+    if changed is None and name.startswith("optim") and index > 1:
+        return
+    before = [t.clone() for t in tensors]
+    tensors[index] = changed
+    refused = False
+    try:
+        refused = call(getattr(native(), name.partition(",")[0]), tensors) is None
+        if name.startswith(("masked", "mask_sum_backward", "inpainting")):
+            refused = False  # they return nothing where all is well
+    except (ValueError, TypeError):
+        refused = True
+    assert refused, (name, index, changes)
+    for k, (tensor, old) in enumerate(zip(tensors, before, strict=True)):
+        assert k == index or torch.equal(tensor, old)
