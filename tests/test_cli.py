@@ -82,7 +82,7 @@ def succeeds(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    words = ("--set", "epochs=1", "model.channels=[4,4,4]", "--set", "methods.0.initial_logit=1")
+    words = ("--set", "epochs=3", "model.channels=[2,2,2]", "--set", "methods.1.initial_logit=1")
     done = latewood("demo", *words)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr  # on a busy machine there may be lines of progress
