@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch, trace_channels
+from latewood.core import SHAPES, EndsOnce, EpochCounter, Epochs, StepsPerEpoch, trace_channels
 from latewood.core.coupling import verify_small_plan
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.errors import RequestError, invalid
@@ -113,8 +113,8 @@ class Growth(EndsOnce):
         if any(not isinstance(copied, nn.Module) for copied in copies):
             raise invalid("copies", list(copies), "modules of the model's structure")
         self.schedule = growth_schedule(schedule)
-        self._epochs = Epochs(steps_per_epoch, total_steps)
-        self.starts = self.schedule.starts(self._epochs.count)
+        self._counter = EpochCounter(Epochs(steps_per_epoch, total_steps))
+        self.starts = self.schedule.starts(self._counter.epochs.count)
         """The epochs at which phases begin, at the latest."""
         if self.schedule.plateau is not None and measure_loss is None:
             raise invalid(
@@ -161,9 +161,7 @@ class Growth(EndsOnce):
         watched = self.schedule.plateau
         self._watch = None if watched is None else PlateauWatch(watched)
         self._events: list[GrowthEvent] = []
-        self._optimizer: Optimizer | None = None
-        self._step = 0
-        self._ready = -1
+        self._optimizers: tuple[Optimizer, ...] = ()
         self._spent = 0
         self._final_metrics: dict[str, float] | None = None
         claim_shapes(model, tensors, self)
@@ -181,7 +179,7 @@ class Growth(EndsOnce):
     @property
     def epoch(self) -> int:
         """The epoch of the step to come, from 0."""
-        return self._epochs.of(self._step)
+        return self._counter.epoch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """[]: it has no parameters of its own.
@@ -207,12 +205,13 @@ class Growth(EndsOnce):
         first = next(self._model.parameters())
         return torch.zeros((), device=first.device)
 
-    def restructure(self, optimizer: Optimizer) -> bool:
+    def restructure(self, optimizer: Optimizer, *others: Optimizer) -> bool:
         """Widens the network if a phase begins; call it before the first step of each epoch.
 
         Args:
             optimizer: of the loop; its state follows the parameters, and its steps take the rates
                 of the stages.
+            others: further ones, where each updates some of the parameters.
 
         Returns:
             Whether anything changed: what was built around the model must then be built anew.
@@ -222,18 +221,12 @@ class Growth(EndsOnce):
                 parameters or is one whose state nobody knows how to carry along.
         """
         self.require_active("restructure")
-        within = self._step - self._epochs.start(self.epoch)
-        if within:
-            raise RequestError(
-                f"restructure: called {within} steps into an epoch of "
-                f"{self._epochs.length(self.epoch)}; expected before its first step"
-            )
-        if self._ready == self.epoch:
+        if not self._counter.is_due():
             return False
-        self._follow(optimizer)
+        self._follow((optimizer, *others))
         due, loss = self._asked() if self.phase < self.schedule.phases - 1 else (False, None)
-        changed = due and self._grow(optimizer, loss)
-        self._ready = self.epoch
+        changed = due and self._grow(loss)
+        self._counter.begin()
         return changed
 
     def step(self) -> None:
@@ -243,12 +236,8 @@ class Growth(EndsOnce):
             RequestError: after ``finalize``, or the epoch began without ``restructure``.
         """
         self.require_active("step")
-        if self._ready != self.epoch:
-            raise RequestError(
-                "step: call restructure(optimizer) before the first step of each epoch"
-            )
+        self._counter.count()
         self._spent += self.costs[self.phase].macs
-        self._step += 1
 
     def finalize(self) -> nn.Module:
         """Ends the growth; the network keeps the widths that it has.
@@ -302,7 +291,7 @@ class Growth(EndsOnce):
             "macs": float(now.macs),
             "cost": now.macs / max(last.macs, 1),
             "training/macs": float(self._spent),
-            "training/share": self._spent / max(self._step * last.macs, 1),
+            "training/share": self._spent / max(self._counter.step * last.macs, 1),
             **around,
             **widths,
             **block_summary(self._model, self.stages, self._rates.ratios, len(widenings)),
@@ -311,8 +300,8 @@ class Growth(EndsOnce):
     def state_dict(self) -> dict[str, Any]:
         """What the model's own state does not hold: the journal, stages, rates and counts."""
         return {
-            "step": self._step,
-            "ready": self._ready,
+            "step": self._counter.step,
+            "ready": self._counter.begun,
             "spent": self._spent,
             "events": [event.packed() for event in self._events],
             "stages": self.stages.state_dict(),
@@ -339,7 +328,7 @@ class Growth(EndsOnce):
         for stored in state["events"]:
             self._widen(GrowthEvent.unpacked(stored), ())
         if optimizer is not None:
-            self._follow(optimizer)
+            self._follow((optimizer,))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
@@ -354,7 +343,7 @@ class Growth(EndsOnce):
         if [event.widths for event in events] != [event.widths for event in self._events]:
             raise invalid("state", f"{len(events)} events", "a network on which reshape was called")
         self._events = events
-        self._step, self._ready = state["step"], state["ready"]
+        self._counter.step, self._counter.begun = state["step"], state["ready"]
         self._spent = state["spent"]
         self.stages.load_state_dict(state["stages"])
         self._rates.load_state_dict(state["rates"])
@@ -370,17 +359,17 @@ class Growth(EndsOnce):
         assert loss is not None
         return self._watch.stalled(loss) or latest, loss
 
-    def _grow(self, optimizer: Optimizer, before: float | None) -> bool:
+    def _grow(self, before: float | None) -> bool:
         phase = self.phase + 1
         event = GrowthEvent(
-            step=self._step,
+            step=self._counter.step,
             phase=phase,
             widths={
                 name: of[phase] for name, of in self.widths.items() if of[phase] > of[phase - 1]
             },
             seed=event_seed(self._seed, phase),
         )
-        self._widen(event, (optimizer,))
+        self._widen(event, self._optimizers)
         after = self._loss() if event.widths else before
         measured = {"loss_before": before, "loss_after": after}
         self._events[-1] = GrowthEvent(**{**event.packed(), **measured})
@@ -412,16 +401,15 @@ class Growth(EndsOnce):
     def _loss(self) -> float | None:
         return None if self._measure is None else float(self._measure(self._model))
 
-    def _follow(self, optimizer: Optimizer) -> None:
-        """Has the steps of an optimizer take the rates of the stages."""
-        if optimizer is not self._optimizer:
+    def _follow(self, optimizers: tuple[Optimizer, ...]) -> None:
+        """Has the steps of optimizers take the rates of the stages."""
+        if list(map(id, optimizers)) != list(map(id, self._optimizers)):
             self._rates.detach()
-            self._optimizer = optimizer
+            self._optimizers = optimizers
         self._attach()
 
     def _attach(self) -> None:
-        if self._optimizer is not None and not self._rates.attached(self._optimizer):
-            self._rates.attach(self._optimizer)
+        self._rates.attach(*(o for o in self._optimizers if not self._rates.attached(o)))
 
     def _check(self, state: dict[str, Any]) -> None:
         if state.keys() != self.state_dict().keys():

@@ -44,14 +44,14 @@ def train(model, method, *, steps=8, optimizer=None, events=None, begin=None):
     )
 
     def before(step):
-        if method._epochs.begins(method._step):
+        if method._counter.epochs.begins(method._counter.step):
             changed = method.restructure(optimizer)
             if events is not None:
                 events.append((step, changed))
 
     fit(
         model,
-        (data(step) for step in range(method._step, steps)),
+        (data(step) for step in range(method._counter.step, steps)),
         lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         optimizer,
         methods=[method],
