@@ -17,15 +17,17 @@ from latewood.errors import RequestError, invalid
 from latewood.growth.block_summary import block_summary
 from latewood.growth.growing_widths import growing_widths
 from latewood.growth.growth_event import GrowthEvent, event_seed
+from latewood.growth.growth_metrics import growth_metrics
 from latewood.growth.growth_schedule import GrowthSchedule, growth_schedule
 from latewood.growth.initialisations import Init
 from latewood.growth.learning_rates import StageRates
+from latewood.growth.model_copies import averaged_models, require_alike
 from latewood.growth.phase_costs import phase_costs
 from latewood.growth.plateau_watch import PlateauWatch
 from latewood.growth.stages import Stages
 from latewood.growth.variance_transfer import Rescale
 from latewood.growth.weight_scale import bake_scales
-from latewood.growth.widen import WideningSettings, widen
+from latewood.growth.widen import WideningSettings, widen, with_loss
 from latewood.slim.comparison import Examples
 from latewood.slim.edits import Widened, remember
 
@@ -64,9 +66,12 @@ class Growth(EndsOnce):
         rate_ceiling: largest ratio of rates, 1 or more.
         warmup: steps over which the rates of newborn channels rise after an event; 0 for none.
         exclude: patterns on names of groups and layers that keep their widths.
-        copies: further models of the same structure that grow alike, such as moving averages.
+        copies: further models of the same structure that grow alike, such as moving averages
+            (torch's ``AveragedModel`` too).
         measure_loss: of the model as it is, for the journal and for schedules that follow the loss;
             it changes nothing.
+        loss: of the model on a batch, differentiable, for ``init="gradmax"`` and "firefly"; called
+            in evaluation mode.
         seed: of the new channels, the same on all processes.
 
     Raises:
@@ -104,14 +109,13 @@ class Growth(EndsOnce):
         exclude: Sequence[str] = (),
         copies: Sequence[nn.Module] = (),
         measure_loss: Callable[[nn.Module], float] | None = None,
+        loss: Callable[[nn.Module], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         if not 0.0 < rate_floor <= 1.0:
             raise invalid("rate_floor", rate_floor, "a ratio of rates in (0, 1]")
         if not 1.0 <= rate_ceiling < math.inf:
             raise invalid("rate_ceiling", rate_ceiling, "a finite ratio of rates, 1 or more")
-        if any(not isinstance(copied, nn.Module) for copied in copies):
-            raise invalid("copies", list(copies), "modules of the model's structure")
         self.schedule = growth_schedule(schedule)
         self._counter = EpochCounter(Epochs(steps_per_epoch, total_steps))
         self.starts = self.schedule.starts(self._counter.epochs.count)
@@ -121,7 +125,8 @@ class Growth(EndsOnce):
                 "measure_loss", None, "a function of the model, as the schedule follows it"
             )
         self._model, self._examples = model, example_inputs
-        self._copies, self._measure = list(copies), measure_loss
+        self._copies, self._measure, self._loss_of = averaged_models(copies), measure_loss, loss
+        require_alike([model, *self._copies])
         if gain is not None and not 0.0 < gain < math.inf:
             raise invalid("gain", gain, "a positive finite number, or None")
         self._init: Init = init
@@ -145,6 +150,7 @@ class Growth(EndsOnce):
             init=init,
             rescale=rescale,
             settings=self._widening,
+            loss=loss,
             plan=plan,
         )
         """Of the network in every phase."""
@@ -160,6 +166,7 @@ class Growth(EndsOnce):
         )
         watched = self.schedule.plateau
         self._watch = None if watched is None else PlateauWatch(watched)
+        self._widenings = len({*zip(*self.widths.values(), strict=True)})
         self._events: list[GrowthEvent] = []
         self._optimizers: tuple[Optimizer, ...] = ()
         self._spent = 0
@@ -201,7 +208,7 @@ class Growth(EndsOnce):
         """
         self.require_active("penalty")
         # Before every step of the optimizer, and a deep copy of one has lost what hangs on it.
-        self._attach()
+        self._rates.follow(self._optimizers)
         first = next(self._model.parameters())
         return torch.zeros((), device=first.device)
 
@@ -223,7 +230,8 @@ class Growth(EndsOnce):
         self.require_active("restructure")
         if not self._counter.is_due():
             return False
-        self._follow((optimizer, *others))
+        self._optimizers = (optimizer, *others)
+        self._rates.follow(self._optimizers)
         due, loss = self._asked() if self.phase < self.schedule.phases - 1 else (False, None)
         changed = due and self._grow(loss)
         self._counter.begin()
@@ -275,26 +283,17 @@ class Growth(EndsOnce):
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        now, last = self.costs[self.phase], self.costs[-1]
-        widths = {f"width/{name}": float(of[self.phase]) for name, of in self.widths.items()}
-        event = self._events[-1] if self._events else None
-        around = {"event/step": float(event.step if event else 0)}
-        if self._measure is not None:
-            around["event/before"] = (event and event.loss_before) or 0.0
-            around["event/after"] = (event and event.loss_after) or 0.0
-        widenings = {
-            tuple(of[phase] for of in self.widths.values()) for phase in range(self.schedule.phases)
-        }
         return {
-            "phase": float(self.phase),
-            "parameters": float(now.parameters),
-            "macs": float(now.macs),
-            "cost": now.macs / max(last.macs, 1),
-            "training/macs": float(self._spent),
-            "training/share": self._spent / max(self._counter.step * last.macs, 1),
-            **around,
-            **widths,
-            **block_summary(self._model, self.stages, self._rates.ratios, len(widenings)),
+            **growth_metrics(
+                self.widths,
+                self.costs,
+                phase=self.phase,
+                steps=self._counter.step,
+                spent=self._spent,
+                event=self._events[-1] if self._events else None,
+                measured=self._measure is not None,
+            ),
+            **block_summary(self._model, self.stages, self._rates.ratios, self._widenings),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,10 +324,13 @@ class Growth(EndsOnce):
         self._check(state)
         if self._events:
             raise RequestError("reshape: the model has grown already; build it and the method anew")
+        # What new channels hold is read afterwards, so no loss has to choose it again.
+        init: Init = "random" if self._init in ("gradmax", "firefly") else self._init
         for stored in state["events"]:
-            self._widen(GrowthEvent.unpacked(stored), ())
+            self._widen(GrowthEvent.unpacked(stored), (), init)
         if optimizer is not None:
-            self._follow((optimizer,))
+            self._optimizers = (optimizer,)
+            self._rates.follow(self._optimizers)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
@@ -369,7 +371,7 @@ class Growth(EndsOnce):
             },
             seed=event_seed(self._seed, phase),
         )
-        self._widen(event, self._optimizers)
+        self._widen(event, self._optimizers, self._init)
         after = self._loss() if event.widths else before
         measured = {"loss_before": before, "loss_after": after}
         self._events[-1] = GrowthEvent(**{**event.packed(), **measured})
@@ -377,7 +379,7 @@ class Growth(EndsOnce):
             self._watch.restart()
         return bool(event.widths)
 
-    def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer]) -> None:
+    def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer], init: Init) -> None:
         if event.widths:
             # Those of the step before, which has been taken.
             for parameter in self._model.parameters():
@@ -388,28 +390,18 @@ class Growth(EndsOnce):
                 event.widths,
                 optimizers=optimizers,
                 copies=self._copies,
-                init=self._init,
+                init=init,
                 rescale=self._rescale,
                 seed=event.seed,
                 plan=self._plan,
                 stages=self.stages,
-                settings=self._widening,
+                settings=with_loss(self._widening, self._loss_of, self._model),
             )
             self._plan = done.plan
         self._events.append(event)
 
     def _loss(self) -> float | None:
         return None if self._measure is None else float(self._measure(self._model))
-
-    def _follow(self, optimizers: tuple[Optimizer, ...]) -> None:
-        """Has the steps of optimizers take the rates of the stages."""
-        if list(map(id, optimizers)) != list(map(id, self._optimizers)):
-            self._rates.detach()
-            self._optimizers = optimizers
-        self._attach()
-
-    def _attach(self) -> None:
-        self._rates.attach(*(o for o in self._optimizers if not self._rates.attached(o)))
 
     def _check(self, state: dict[str, Any]) -> None:
         if state.keys() != self.state_dict().keys():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -114,6 +114,7 @@ class StageRates:
         self._ages: dict[str, dict[int, int]] = {}
         self._weights: dict[str, StagedWeight] = {}
         self._hooks: list[Any] = []
+        self._followed: tuple[Optimizer, ...] = ()
         self._seen = -1
 
     @property
@@ -150,6 +151,20 @@ class StageRates:
                 optimizer.register_step_pre_hook(step.before),
                 optimizer.register_step_post_hook(step.after),
             ]
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Attaches to these optimizers alone, where that is still to do.
+
+        Args:
+            optimizers: as for ``attach``.
+
+        Raises:
+            RequestError: as ``attach`` does.
+        """
+        if list(map(id, optimizers)) != list(map(id, self._followed)):
+            self.detach()
+            self._followed = tuple(optimizers)
+        self.attach(*(optimizer for optimizer in optimizers if not self.attached(optimizer)))
 
     def attached(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer's steps use the rates; those of a deep copy of it do not."""

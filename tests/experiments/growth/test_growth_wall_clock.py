@@ -13,14 +13,14 @@ from latewood.experiments.growth.equal_time_comparison import crossing
 
 @pytest.mark.parametrize(
     "chosen",
-    [experiment.CHARACTERS, experiment.LONG_CHARACTERS, experiment.IMAGES],
+    [experiment.CHARACTERS, experiment.NARROW_CHARACTERS, experiment.IMAGES],
     ids=lambda each: each.name,
 )
 def test_a_quick_comparison_spends_what_it_says(chosen, tmp_path):
     results = chosen.run("quick", Workspace(tmp_path))
     quick = [claim for claim in chosen.claims if "quick" in claim.scales]
     # The loss moves under variance transfer, which halves the logits.
-    keeps = [] if chosen is experiment.LONG_CHARACTERS else ["the-function-is-kept"]
+    keeps = [] if chosen is experiment.NARROW_CHARACTERS else ["the-function-is-kept"]
     assert [claim.name for claim in quick if claim.holds(results)] == keeps
     assert (results.mean("jump") < 1e-3) is bool(keeps)
     assert all(claim.measured(results) for claim in chosen.claims)
