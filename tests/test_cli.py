@@ -53,7 +53,13 @@ def latewood(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the lines of progress that a busy machine gets."""
+    monkeypatch.setattr("latewood.terminal.progress.PATIENCE", 3600.0)
+
+
+@pytest.fixture
+def fails(silent: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Calls the command line in this process and returns its one line on standard error."""
 
     def call(code: int, *words: object) -> str:
@@ -68,7 +74,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def succeeds(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def succeeds(silent: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Calls the command line in this process and returns its standard output."""
 
     def call(*words: object) -> str:
@@ -82,7 +88,7 @@ def succeeds(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    words = ("--set", "epochs=1", "model.channels=[4,4,4]", "--set", "methods.0.initial_logit=1")
+    words = ("--set", "epochs=3", "model.channels=[2,2,2]", "--set", "methods.1.initial_logit=1")
     done = latewood("demo", *words)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr  # on a busy machine there may be lines of progress

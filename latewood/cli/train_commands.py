@@ -18,7 +18,7 @@ def demo(
     set: Annotated[Sequence[str], Many] = (),
     overwrite: Annotated[bool, Flag] = False,
 ) -> None:
-    """Train a small network on scikit-learn's digits dense, sparse and grown, and compare them.
+    """Train a small network on scikit-learn's digits dense, wider and sparser, and to a budget.
 
     Takes about two minutes on two cores, prints a table and writes report.html.
 

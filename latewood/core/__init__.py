@@ -17,7 +17,7 @@ from latewood.core.coupling import (
     verify_plan,
     widen_channels,
 )
-from latewood.core.epochs import Epochs, StepsPerEpoch
+from latewood.core.epochs import EpochCounter, Epochs, StepsPerEpoch
 from latewood.core.finalize import SHAPES, EndsOnce, finalize
 from latewood.core.groups import parameter_groups
 from latewood.core.macs import macs
@@ -59,6 +59,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "EndsOnce",
+    "EpochCounter",
     "Epochs",
     "Follows",
     "Layer",

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from latewood.errors import invalid, require_count
+from latewood.errors import RequestError, invalid, require_count
 
-__all__ = ["Epochs", "StepsPerEpoch"]
+__all__ = ["EpochCounter", "Epochs", "StepsPerEpoch"]
 
 StepsPerEpoch = int | Sequence[int]
 """The length of every epoch in optimizer steps, or the lengths of all, in order."""
@@ -124,3 +124,53 @@ class Epochs:
         if self.total_steps is None:
             raise invalid("total_steps", None, "the number of steps of the run")
         return self.total_steps
+
+
+class EpochCounter:
+    """Counts the steps of a method that acts before the first step of every epoch.
+
+    Args:
+        epochs: of the run.
+    """
+
+    def __init__(self, epochs: Epochs) -> None:
+        self.epochs = epochs
+        self.step = 0
+        """Steps that have been taken."""
+        self.begun = -1
+        """The latest epoch that ``begin`` was called in."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the step to come, from 0."""
+        return self.epochs.of(self.step)
+
+    def is_due(self) -> bool:
+        """Whether the coming epoch is still to begin.
+
+        Raises:
+            RequestError: in the middle of an epoch.
+        """
+        within = self.step - self.epochs.start(self.epoch)
+        if within:
+            raise RequestError(
+                f"restructure: called {within} steps into an epoch of "
+                f"{self.epochs.length(self.epoch)}; expected before its first step"
+            )
+        return self.begun != self.epoch
+
+    def begin(self) -> None:
+        """Notes that what comes before the epoch's first step is done."""
+        self.begun = self.epoch
+
+    def count(self) -> None:
+        """Counts a step.
+
+        Raises:
+            RequestError: its epoch has not begun.
+        """
+        if self.begun != self.epoch:
+            raise RequestError(
+                "step: call restructure(optimizer) before the first step of each epoch"
+            )
+        self.step += 1

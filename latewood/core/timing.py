@@ -70,6 +70,7 @@ def typical_times(
     turn_seconds: float = 2e-4,
     clock: Callable[[], float] | None = None,
     inference: bool = True,
+    report: Callable[[float], object] | None = None,
 ) -> dict[str, float]:
     """The median time of a call of each form, over turns that they take one after the other.
 
@@ -82,6 +83,7 @@ def typical_times(
         turn_seconds: as for ``least_times``.
         clock: as for ``least_times``.
         inference: as for ``least_times``.
+        report: called after each round of turns with the share of the time that is over, up to 1.
 
     Returns:
         Microseconds by name.
@@ -90,12 +92,16 @@ def typical_times(
     taken: dict[str, list[float]] = {name: [] for name in forms}
     with torch.inference_mode(inference):
         calls = _calls(forms, turn, turn_seconds)
-        end = time.monotonic() + seconds
+        start = time.monotonic()
+        end = start + seconds
         turns = 0
         while turns < _FEWEST or time.monotonic() < end:
             for name, run in forms.items():
                 taken[name].append(turn(run, calls[name]))
             turns += 1
+            if report is not None:
+                spent = (time.monotonic() - start) / max(seconds, 1e-9)
+                report(min(1.0, spent, turns / _FEWEST))
     return {name: 1e6 * statistics.median(times) for name, times in taken.items()}
 
 

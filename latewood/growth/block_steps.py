@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Part", "SplitStep", "blend", "remember"]
+__all__ = ["BlendedParts", "Part", "SplitStep"]
 
 
 @dataclass
@@ -91,25 +91,41 @@ class SplitStep:
                     state[name] = value
 
 
-def remember(parts: Sequence[Part]) -> list[Tensor]:
-    """Copies of the parts whose rate differs, for ``blend``."""
-    return [part.tensor.clone() for part in parts if part.factor != 1.0]
-
-
-@torch.no_grad()
-def blend(parts: Sequence[Part], before: Sequence[Tensor]) -> None:
-    r"""Changes a step that was taken into one with the parts' rates.
+class BlendedParts:
+    r"""Parts whose rate differs, as they were before a step, and blended with what it made of them.
 
     .. math:: W \leftarrow W_{old} + f\,(W - W_{old})
 
-    Args:
-        parts: rectangles, as given to ``remember``.
-        before: what it returned before the step.
+    The copies stay in memory from step to step: to allocate them anew costs more than to fill them.
     """
-    rated = [part for part in parts if part.factor != 1.0]
-    if rated:
-        weights = [1.0 - part.factor for part in rated]
-        torch._foreach_lerp_([part.tensor for part in rated], list(before), weights)
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        self._weights: list[float] = []
+
+    @torch.no_grad()
+    def remember(self, parts: Sequence[Part]) -> None:
+        """Copies the parts whose rate differs, before the step.
+
+        Args:
+            parts: rectangles of parameters.
+        """
+        rated = [part for part in parts if part.factor != 1.0]
+        tensors = [part.tensor for part in rated]
+        # The same objects as long as nothing but rates has changed (``StagedWeight.parts``).
+        if list(map(id, tensors)) != list(map(id, self._tensors)):
+            self._copies = [torch.empty_like(tensor) for tensor in tensors]
+            self._tensors = tensors
+        self._weights = [1.0 - part.factor for part in rated]
+        if tensors:
+            torch._foreach_copy_(self._copies, tensors)
+
+    @torch.no_grad()
+    def blend(self) -> None:
+        """Changes the step that was taken into one with the parts' rates."""
+        if self._tensors:
+            torch._foreach_lerp_(self._tensors, self._copies, self._weights)
 
 
 class _SharedState(defaultdict[Tensor, Any]):

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch, trace_channels
+from latewood.core import SHAPES, EndsOnce, EpochCounter, Epochs, StepsPerEpoch, trace_channels
 from latewood.core.coupling import verify_small_plan
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.errors import RequestError, invalid
 from latewood.growth.block_summary import block_summary
 from latewood.growth.growing_widths import growing_widths
 from latewood.growth.growth_event import GrowthEvent, event_seed
+from latewood.growth.growth_metrics import growth_metrics
 from latewood.growth.growth_schedule import GrowthSchedule, growth_schedule
 from latewood.growth.initialisations import Init
 from latewood.growth.learning_rates import StageRates
+from latewood.growth.model_copies import averaged_models, require_alike
 from latewood.growth.phase_costs import phase_costs
 from latewood.growth.plateau_watch import PlateauWatch
 from latewood.growth.stages import Stages
 from latewood.growth.variance_transfer import Rescale
 from latewood.growth.weight_scale import bake_scales
-from latewood.growth.widen import WideningSettings, widen
+from latewood.growth.widen import WideningSettings, widen, with_loss
 from latewood.slim.comparison import Examples
 from latewood.slim.edits import Widened, remember
 
@@ -64,9 +66,12 @@ class Growth(EndsOnce):
         rate_ceiling: largest ratio of rates, 1 or more.
         warmup: steps over which the rates of newborn channels rise after an event; 0 for none.
         exclude: patterns on names of groups and layers that keep their widths.
-        copies: further models of the same structure that grow alike, such as moving averages.
+        copies: further models of the same structure that grow alike, such as moving averages
+            (torch's ``AveragedModel`` too).
         measure_loss: of the model as it is, for the journal and for schedules that follow the loss;
             it changes nothing.
+        loss: of the model on a batch, differentiable, for ``init="gradmax"`` and "firefly"; called
+            in evaluation mode.
         seed: of the new channels, the same on all processes.
 
     Raises:
@@ -104,24 +109,24 @@ class Growth(EndsOnce):
         exclude: Sequence[str] = (),
         copies: Sequence[nn.Module] = (),
         measure_loss: Callable[[nn.Module], float] | None = None,
+        loss: Callable[[nn.Module], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         if not 0.0 < rate_floor <= 1.0:
             raise invalid("rate_floor", rate_floor, "a ratio of rates in (0, 1]")
         if not 1.0 <= rate_ceiling < math.inf:
             raise invalid("rate_ceiling", rate_ceiling, "a finite ratio of rates, 1 or more")
-        if any(not isinstance(copied, nn.Module) for copied in copies):
-            raise invalid("copies", list(copies), "modules of the model's structure")
         self.schedule = growth_schedule(schedule)
-        self._epochs = Epochs(steps_per_epoch, total_steps)
-        self.starts = self.schedule.starts(self._epochs.count)
+        self._counter = EpochCounter(Epochs(steps_per_epoch, total_steps))
+        self.starts = self.schedule.starts(self._counter.epochs.count)
         """The epochs at which phases begin, at the latest."""
         if self.schedule.plateau is not None and measure_loss is None:
             raise invalid(
                 "measure_loss", None, "a function of the model, as the schedule follows it"
             )
         self._model, self._examples = model, example_inputs
-        self._copies, self._measure = list(copies), measure_loss
+        self._copies, self._measure, self._loss_of = averaged_models(copies), measure_loss, loss
+        require_alike([model, *self._copies])
         if gain is not None and not 0.0 < gain < math.inf:
             raise invalid("gain", gain, "a positive finite number, or None")
         self._init: Init = init
@@ -145,6 +150,7 @@ class Growth(EndsOnce):
             init=init,
             rescale=rescale,
             settings=self._widening,
+            loss=loss,
             plan=plan,
         )
         """Of the network in every phase."""
@@ -160,10 +166,9 @@ class Growth(EndsOnce):
         )
         watched = self.schedule.plateau
         self._watch = None if watched is None else PlateauWatch(watched)
+        self._widenings = len({*zip(*self.widths.values(), strict=True)})
         self._events: list[GrowthEvent] = []
-        self._optimizer: Optimizer | None = None
-        self._step = 0
-        self._ready = -1
+        self._optimizers: tuple[Optimizer, ...] = ()
         self._spent = 0
         self._final_metrics: dict[str, float] | None = None
         claim_shapes(model, tensors, self)
@@ -181,7 +186,7 @@ class Growth(EndsOnce):
     @property
     def epoch(self) -> int:
         """The epoch of the step to come, from 0."""
-        return self._epochs.of(self._step)
+        return self._counter.epoch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """[]: it has no parameters of its own.
@@ -203,16 +208,17 @@ class Growth(EndsOnce):
         """
         self.require_active("penalty")
         # Before every step of the optimizer, and a deep copy of one has lost what hangs on it.
-        self._attach()
+        self._rates.follow(self._optimizers)
         first = next(self._model.parameters())
         return torch.zeros((), device=first.device)
 
-    def restructure(self, optimizer: Optimizer) -> bool:
+    def restructure(self, optimizer: Optimizer, *others: Optimizer) -> bool:
         """Widens the network if a phase begins; call it before the first step of each epoch.
 
         Args:
             optimizer: of the loop; its state follows the parameters, and its steps take the rates
                 of the stages.
+            others: further ones, where each updates some of the parameters.
 
         Returns:
             Whether anything changed: what was built around the model must then be built anew.
@@ -222,18 +228,13 @@ class Growth(EndsOnce):
                 parameters or is one whose state nobody knows how to carry along.
         """
         self.require_active("restructure")
-        within = self._step - self._epochs.start(self.epoch)
-        if within:
-            raise RequestError(
-                f"restructure: called {within} steps into an epoch of "
-                f"{self._epochs.length(self.epoch)}; expected before its first step"
-            )
-        if self._ready == self.epoch:
+        if not self._counter.is_due():
             return False
-        self._follow(optimizer)
+        self._optimizers = (optimizer, *others)
+        self._rates.follow(self._optimizers)
         due, loss = self._asked() if self.phase < self.schedule.phases - 1 else (False, None)
-        changed = due and self._grow(optimizer, loss)
-        self._ready = self.epoch
+        changed = due and self._grow(loss)
+        self._counter.begin()
         return changed
 
     def step(self) -> None:
@@ -243,12 +244,8 @@ class Growth(EndsOnce):
             RequestError: after ``finalize``, or the epoch began without ``restructure``.
         """
         self.require_active("step")
-        if self._ready != self.epoch:
-            raise RequestError(
-                "step: call restructure(optimizer) before the first step of each epoch"
-            )
+        self._counter.count()
         self._spent += self.costs[self.phase].macs
-        self._step += 1
 
     def finalize(self) -> nn.Module:
         """Ends the growth; the network keeps the widths that it has.
@@ -286,33 +283,24 @@ class Growth(EndsOnce):
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        now, last = self.costs[self.phase], self.costs[-1]
-        widths = {f"width/{name}": float(of[self.phase]) for name, of in self.widths.items()}
-        event = self._events[-1] if self._events else None
-        around = {"event/step": float(event.step if event else 0)}
-        if self._measure is not None:
-            around["event/before"] = (event and event.loss_before) or 0.0
-            around["event/after"] = (event and event.loss_after) or 0.0
-        widenings = {
-            tuple(of[phase] for of in self.widths.values()) for phase in range(self.schedule.phases)
-        }
         return {
-            "phase": float(self.phase),
-            "parameters": float(now.parameters),
-            "macs": float(now.macs),
-            "cost": now.macs / max(last.macs, 1),
-            "training/macs": float(self._spent),
-            "training/share": self._spent / max(self._step * last.macs, 1),
-            **around,
-            **widths,
-            **block_summary(self._model, self.stages, self._rates.ratios, len(widenings)),
+            **growth_metrics(
+                self.widths,
+                self.costs,
+                phase=self.phase,
+                steps=self._counter.step,
+                spent=self._spent,
+                event=self._events[-1] if self._events else None,
+                measured=self._measure is not None,
+            ),
+            **block_summary(self._model, self.stages, self._rates.ratios, self._widenings),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What the model's own state does not hold: the journal, stages, rates and counts."""
         return {
-            "step": self._step,
-            "ready": self._ready,
+            "step": self._counter.step,
+            "ready": self._counter.begun,
             "spent": self._spent,
             "events": [event.packed() for event in self._events],
             "stages": self.stages.state_dict(),
@@ -336,10 +324,13 @@ class Growth(EndsOnce):
         self._check(state)
         if self._events:
             raise RequestError("reshape: the model has grown already; build it and the method anew")
+        # What new channels hold is read afterwards, so no loss has to choose it again.
+        init: Init = "random" if self._init in ("gradmax", "firefly") else self._init
         for stored in state["events"]:
-            self._widen(GrowthEvent.unpacked(stored), ())
+            self._widen(GrowthEvent.unpacked(stored), (), init)
         if optimizer is not None:
-            self._follow(optimizer)
+            self._optimizers = (optimizer,)
+            self._rates.follow(self._optimizers)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, after ``reshape`` and the model's own state.
@@ -354,7 +345,7 @@ class Growth(EndsOnce):
         if [event.widths for event in events] != [event.widths for event in self._events]:
             raise invalid("state", f"{len(events)} events", "a network on which reshape was called")
         self._events = events
-        self._step, self._ready = state["step"], state["ready"]
+        self._counter.step, self._counter.begun = state["step"], state["ready"]
         self._spent = state["spent"]
         self.stages.load_state_dict(state["stages"])
         self._rates.load_state_dict(state["rates"])
@@ -370,17 +361,17 @@ class Growth(EndsOnce):
         assert loss is not None
         return self._watch.stalled(loss) or latest, loss
 
-    def _grow(self, optimizer: Optimizer, before: float | None) -> bool:
+    def _grow(self, before: float | None) -> bool:
         phase = self.phase + 1
         event = GrowthEvent(
-            step=self._step,
+            step=self._counter.step,
             phase=phase,
             widths={
                 name: of[phase] for name, of in self.widths.items() if of[phase] > of[phase - 1]
             },
             seed=event_seed(self._seed, phase),
         )
-        self._widen(event, (optimizer,))
+        self._widen(event, self._optimizers, self._init)
         after = self._loss() if event.widths else before
         measured = {"loss_before": before, "loss_after": after}
         self._events[-1] = GrowthEvent(**{**event.packed(), **measured})
@@ -388,7 +379,7 @@ class Growth(EndsOnce):
             self._watch.restart()
         return bool(event.widths)
 
-    def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer]) -> None:
+    def _widen(self, event: GrowthEvent, optimizers: Sequence[Optimizer], init: Init) -> None:
         if event.widths:
             # Those of the step before, which has been taken.
             for parameter in self._model.parameters():
@@ -399,29 +390,18 @@ class Growth(EndsOnce):
                 event.widths,
                 optimizers=optimizers,
                 copies=self._copies,
-                init=self._init,
+                init=init,
                 rescale=self._rescale,
                 seed=event.seed,
                 plan=self._plan,
                 stages=self.stages,
-                settings=self._widening,
+                settings=with_loss(self._widening, self._loss_of, self._model),
             )
             self._plan = done.plan
         self._events.append(event)
 
     def _loss(self) -> float | None:
         return None if self._measure is None else float(self._measure(self._model))
-
-    def _follow(self, optimizer: Optimizer) -> None:
-        """Has the steps of an optimizer take the rates of the stages."""
-        if optimizer is not self._optimizer:
-            self._rates.detach()
-            self._optimizer = optimizer
-        self._attach()
-
-    def _attach(self) -> None:
-        if self._optimizer is not None and not self._rates.attached(self._optimizer):
-            self._rates.attach(self._optimizer)
 
     def _check(self, state: dict[str, Any]) -> None:
         if state.keys() != self.state_dict().keys():

@@ -331,13 +331,19 @@ def _lengths(epochs: Sequence[int], phases: int) -> list[int]:
 
 
 def _proportional(phases: int, rate: float, total: int) -> list[int]:
-    """The starts of phases whose lengths grow at a rate and fill the run."""
+    """The starts of phases whose lengths grow at a rate and fill the run; an epoch each at least.
+
+    Raises:
+        RequestError: there are fewer epochs than phases.
+    """
+    if total < phases:
+        raise invalid("schedule.phases", phases, f"at most {total}, an epoch each")
     lengths = [(1.0 + rate) ** phase for phase in range(phases)]
-    ends = itertools.accumulate(lengths)
-    starts = [0, *(math.floor(total * end / sum(lengths) + 0.5) for end in ends)]
-    if len(set(starts)) <= phases:
-        raise invalid("schedule.phases", phases, f"fewer, or more than {total} epochs for them")
-    return starts[:-1]
+    starts = [0]
+    for phase, end in enumerate(itertools.accumulate(lengths[:-1]), start=1):
+        nearest = math.floor(total * end / sum(lengths) + 0.5)
+        starts.append(min(max(nearest, starts[-1] + 1), total - phases + phase))
+    return starts
 
 
 def _starts(lengths: Sequence[int], total: int) -> list[int]:

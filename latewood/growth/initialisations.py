@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latewood.core import ChannelGroup, ChannelPlan
 from latewood.core.coupling.additions import Addition
 from latewood.core.coupling.preserving_fill import normal
+from latewood.core.modes import undisturbed
 from latewood.errors import RequestError, invalid
 
 __all__ = ["INITS", "Init", "Loss", "NewValues", "gradmax_directions", "sources_of"]
@@ -170,7 +171,7 @@ def gradmax_directions(
         model: as it is.
         plan: its plan.
         widths: new widths by group; each made by one linear layer and read by one.
-        loss: of a batch.
+        loss: of a batch; called once, in evaluation mode.
 
     Returns:
         (outputs, new channels) for each group.
@@ -208,7 +209,8 @@ def gradmax_directions(
             most = group.width + min(layers[1].out_features, layers[0].in_features)
             raise invalid(f"widths[{name!r}]", width, f"at most {most} for init='gradmax'")
         ends[name] = (layers[0], layers[1])
-    products = _gradient_products(ends, loss)
+    with undisturbed(model):
+        products = _gradient_products(ends, loss)
     directions = {}
     for name, product in products.items():
         left = torch.linalg.svd(product)[0][:, : widths[name] - plan[name].width]

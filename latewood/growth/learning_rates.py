@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -15,7 +15,7 @@ from latewood.core.coupling.trace import layer_tensors
 from latewood.core.selection import stored_tensor
 from latewood.core.state_rules import unwrapped_optimizer
 from latewood.errors import RequestError, invalid
-from latewood.growth.block_steps import Part, SplitStep, blend, remember
+from latewood.growth.block_steps import BlendedParts, Part, SplitStep
 from latewood.growth.stage_blocks import block_norms, stages_present
 from latewood.growth.staged_weights import StagedWeight
 from latewood.growth.stages import Stages
@@ -114,6 +114,7 @@ class StageRates:
         self._ages: dict[str, dict[int, int]] = {}
         self._weights: dict[str, StagedWeight] = {}
         self._hooks: list[Any] = []
+        self._followed: tuple[Optimizer, ...] = ()
         self._seen = -1
 
     @property
@@ -150,6 +151,20 @@ class StageRates:
                 optimizer.register_step_pre_hook(step.before),
                 optimizer.register_step_post_hook(step.after),
             ]
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Attaches to these optimizers alone, where that is still to do.
+
+        Args:
+            optimizers: as for ``attach``.
+
+        Raises:
+            RequestError: as ``attach`` does.
+        """
+        if list(map(id, optimizers)) != list(map(id, self._followed)):
+            self.detach()
+            self._followed = tuple(optimizers)
+        self.attach(*(optimizer for optimizer in optimizers if not self.attached(optimizer)))
 
     def attached(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer's steps use the rates; those of a deep copy of it do not."""
@@ -230,6 +245,8 @@ class StageRates:
     ) -> tuple[list[Part], bool]:
         """The rectangles of a weight for the coming step, and whether they are to take part in it
         as parameters; newborn ones start as such."""
+        if weight.settled is not None and weight.is_in_place(state):
+            return weight.settled
         ages, (oldest, *younger) = self._ages.setdefault(weight.name, {}), weight.stages
         alone = rule.entrywise and weight.is_in_few_pieces
         counted = self.counters and rule.counted and alone
@@ -241,14 +258,18 @@ class StageRates:
         factors = {oldest: ratios[oldest]}
         counts: dict[int, int | None] = {oldest: None}
         settled = _HORIZONS / (1.0 - max(group.get("betas", (group.get("momentum", 0.0),))))
+        changing = bool(newborn)
         for stage in younger:
             warmth = min(1.0, (ages[stage] + 1) / self.warmup) if self.warmup else 1.0
+            changing |= warmth < 1.0
             factors[stage] = ratios[stage] * warmth
             counts[stage] = ages[stage] if counted and ages[stage] < settled else None
         own_counts = any(count is not None for count in counts.values())
         large = weight.parameter.numel() >= _LARGE
         parts = weight.parts(state, factors, counts)
-        return parts, alone and len(parts) > 1 and (own_counts or large)
+        treatment = parts, alone and len(parts) > 1 and (own_counts or large)
+        weight.settled = None if changing or own_counts else treatment
+        return treatment
 
     def _advance(self, weights: Iterable[StagedWeight]) -> None:
         self.steps += 1
@@ -267,8 +288,7 @@ class _Step:
         self._rates, self._rule = rates, rule
         self._split: SplitStep | None = None
         self._weights: list[StagedWeight] = []
-        self._blended: list[Part] = []
-        self._remembered: list[Tensor] = []
+        self._blended = BlendedParts()
 
     def before(self, optimizer: Optimizer, args: Any, named: Any) -> tuple[Any, Any] | None:
         """Hands the step to a twin that knows the parts, or remembers what they are."""
@@ -280,15 +300,15 @@ class _Step:
         weights = self._rates._weights_in(optimizer)
         self._weights = [weight for weight, _ in weights]
         apart: dict[Tensor, list[Part]] = {}
-        self._blended = []
+        blended: list[Part] = []
         for weight, group in weights:
             state = optimizer.state.get(weight.parameter, {})
             parts, alone = self._rates._parts(weight, group, state, self._rule)
             if alone:
                 apart[weight.parameter] = parts
             else:
-                self._blended += parts
-        self._remembered = remember(self._blended)
+                blended += parts
+        self._blended.remember(blended)
         if apart:
             if getattr(optimizer, "grad_scale", None) is not None:
                 raise invalid(
@@ -304,10 +324,10 @@ class _Step:
             if optimizer is self._split.twin:
                 return
             self._split.merge()
-        blend(self._blended, self._remembered)
+        self._blended.blend()
         if self._weights:
             self._rates._advance(self._weights)
-        self._split, self._weights, self._blended, self._remembered = None, [], [], []
+        self._split, self._weights = None, []
 
 
 def _evaluated(args: Any, named: Any) -> tuple[Any, Any]:

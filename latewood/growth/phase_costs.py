@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from latewood.core import ChannelPlan, macs
 from latewood.growth.initialisations import Init
 from latewood.growth.variance_transfer import Rescale
-from latewood.growth.widen import WideningSettings, widen
+from latewood.growth.widen import WideningSettings, widen, with_loss
 from latewood.slim.comparison import Examples
 
 __all__ = ["PhaseCost", "network_cost", "phase_costs"]
@@ -38,6 +38,7 @@ def phase_costs(
     init: Init = "pair",
     rescale: Rescale = "none",
     settings: WideningSettings | None = None,
+    loss: Callable[[nn.Module], Tensor] | None = None,
     plan: ChannelPlan | None = None,
 ) -> list[PhaseCost]:
     """Widens a copy phase by phase and counts; the model stays as it is.
@@ -49,6 +50,7 @@ def phase_costs(
         init: what new channels begin with (``widen``).
         rescale: what happens to old weights (``widen``).
         settings: finer points (``widen``).
+        loss: of the copy on a batch, where ``init`` asks for one.
         plan: of the model, if it is known.
 
     Returns:
@@ -74,7 +76,7 @@ def phase_costs(
                 init=init,
                 rescale=rescale,
                 plan=plan,
-                settings=settings,
+                settings=with_loss(settings or WideningSettings(), loss, twin),
             )
             plan = done.plan
         costs.append(network_cost(twin, example_inputs) if wanted else costs[-1])

@@ -100,6 +100,7 @@ def plan_schedule(
     make_optimizer: MakeOptimizer | None = None,
     seconds: float = 1.0,
     clock: Callable[[], float] | None = None,
+    report: Callable[[float], object] | None = None,
 ) -> ScheduleChoice:
     """Measures steps at candidate widths and chooses the fastest schedule of equal cost.
 
@@ -125,6 +126,7 @@ def plan_schedule(
         make_optimizer: as for ``measure_steps``.
         seconds: of measuring, about.
         clock: as for ``core.timing.typical_times``.
+        report: as for ``core.timing.typical_times``.
 
     Returns:
         The choice, the reference and the fixed network with their predicted seconds.
@@ -155,6 +157,7 @@ def plan_schedule(
         make_optimizer=make_optimizer,
         seconds=seconds,
         clock=clock,
+        report=report,
     )
     by_widths = {tuple(cost.widths.values()): cost for cost in costs}
     baseline = Plan(

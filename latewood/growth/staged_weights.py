@@ -32,6 +32,8 @@ class StagedWeight:
         count = len(blocks(parameter.shape, vectors, {stage: stage for stage in self.stages}))
         self.is_in_few_pieces = count <= _MOST_PIECES
         """Whether the optimizer is to take the rectangles as parameters of their own."""
+        self.settled: tuple[list[Part], bool] | None = None
+        """How steps treat it once no count or warm-up matters, as long as it ``is_in_place``."""
         self._shape = parameter.shape
         self._key: Any = None
         self._parts: list[Part] = []
@@ -41,6 +43,17 @@ class StagedWeight:
     def is_stale(self) -> bool:
         """Whether the parameter has changed shape since."""
         return self.parameter.shape != self._shape
+
+    def is_in_place(self, state: Mapping[str, Any]) -> bool:
+        """Whether parameter and state are still where the last parts were cut from.
+
+        Args:
+            state: of the parameter.
+        """
+        return self._key is not None and bool(self._key[1] == self._places(state))
+
+    def _places(self, state: Mapping[str, Any]) -> list[Any]:
+        return [self.parameter.data_ptr(), *state, *map(_where, state.values())]
 
     def empty(self, state: Mapping[str, Any], names: Iterable[str], stages: Iterable[int]) -> None:
         """Sets the state of some stages' entries to zero.
@@ -80,7 +93,7 @@ class StagedWeight:
         # Rates that move from step to step (a warm-up) must not make new rectangles each time.
         kinds = {kind: number for number, kind in enumerate(dict.fromkeys(treatments))}
         labels = [kinds[kind] for kind in treatments]
-        key = (labels, self.parameter.data_ptr(), [(n, _where(v)) for n, v in state.items()])
+        key = (labels, self._places(state))
         if key != self._key:
             self._key = key
             self._parts = self._cut(state, dict(zip(self.stages, labels, strict=True)), counts)

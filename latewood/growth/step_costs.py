@@ -55,6 +55,7 @@ def measure_steps(
     make_optimizer: MakeOptimizer | None = None,
     seconds: float = 0.5,
     clock: Callable[[], float] | None = None,
+    report: Callable[[float], object] | None = None,
 ) -> list[StepCost]:
     """Measures a training step of a network at several widths, in turns.
 
@@ -66,6 +67,7 @@ def measure_steps(
         make_optimizer: of a copy; None is SGD with momentum.
         seconds: of measuring, about.
         clock: as for ``core.timing.typical_times``.
+        report: as for ``core.timing.typical_times``.
 
     Returns:
         The cost of each candidate.
@@ -98,7 +100,13 @@ def measure_steps(
     forms = {str(number): taken(number) for number in range(len(twins))}
     # Long turns: in short ones each copy would find the cache full of the others.
     microseconds = typical_times(
-        forms, device, seconds=seconds, turn_seconds=0.02, clock=clock, inference=False
+        forms,
+        device,
+        seconds=seconds,
+        turn_seconds=0.02,
+        clock=clock,
+        inference=False,
+        report=report,
     )
     return [
         StepCost(

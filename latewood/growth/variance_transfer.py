@@ -14,7 +14,7 @@ from latewood.core.coupling.layer import Layer, LayerUse
 from latewood.core.coupling.trace import layer_tensors, run_model
 from latewood.core.modes import attributes_restored, undisturbed
 from latewood.core.parameter_uses import parameter_uses
-from latewood.core.selection import stored_tensor
+from latewood.growth.whole_tensors import whole_tensors
 
 __all__ = [
     "RESCALES",
@@ -212,7 +212,7 @@ class _Sizes:
     """Sizes of axes before and after an event."""
 
     def __init__(self, model: nn.Module, plan: ChannelPlan, widths: Mapping[str, int]) -> None:
-        self.tensors = {name: stored_tensor(*place) for name, place in layer_tensors(model)}
+        self.tensors = whole_tensors(model)
         uses = parameter_uses(model)
         self.shared = {n for n, tensor in self.tensors.items() if len(uses.get(id(tensor), ())) > 1}
         self.added: dict[tuple[str, int], int] = {}
@@ -224,7 +224,8 @@ class _Sizes:
                 self.added[key] = self.added.get(key, 0) + more
 
     def growth(self, name: str) -> dict[int, float]:
-        shape = self.tensors[name].shape
+        """New size over old size by axis; none of what is stored in pieces, which cannot grow."""
+        shape = self.tensors[name].shape if name in self.tensors else ()
         return {
             axis: 1.0 + self.added.get((name, axis), 0) / size
             for axis, size in enumerate(shape)
@@ -235,7 +236,7 @@ class _Sizes:
         use = _only_use(layer)
         if use is None or use.inputs is None or use.role is None or layer.weight in self.shared:
             return 1.0
-        ratio = 1.0 / self.growth(layer.weight)[use.inputs]
+        ratio = 1.0 / self.growth(layer.weight).get(use.inputs, 1.0)
         return {"input": 1.0, "hidden": math.sqrt(ratio), "output": ratio}[use.role]
 
     def bias_of(self, weight: str) -> str:

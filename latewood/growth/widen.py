@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from latewood.growth.initialisations import (
     gradmax_directions,
     sources_of,
 )
+from latewood.growth.model_copies import averaged_models, require_alike
 from latewood.growth.optimizer_state import (
     copy_state,
     divide_state,
@@ -47,9 +48,10 @@ from latewood.growth.variance_transfer import (
     rescaling,
 )
 from latewood.growth.weight_scale import multiply_scale
+from latewood.growth.whole_tensors import whole_tensors
 from latewood.growth.wider_heads import keep_scores, require_pairs_of_queries
 
-__all__ = ["Widened", "WideningSettings", "widen"]
+__all__ = ["Widened", "WideningSettings", "widen", "with_loss"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,19 @@ class WideningSettings:
     gain: float | None = None
     exact_eps: bool = False
     loss: Loss | None = None
+
+
+def with_loss(
+    settings: WideningSettings, loss: Callable[[nn.Module], Tensor] | None, model: nn.Module
+) -> WideningSettings:
+    """The settings with a loss that is taken of a model.
+
+    Args:
+        settings: that may lack one.
+        loss: of any model of the structure; None leaves the settings as they are.
+        model: whose loss it is to be.
+    """
+    return settings if loss is None else replace(settings, loss=lambda: loss(model))
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,8 @@ def widen(
             them. Attention counts heads.
         optimizers: whose state is to follow; together they have all trainable parameters that
             grow.
-        copies: averages or teachers of the same structure, which grow by the same random numbers.
+        copies: averages (torch's ``AveragedModel`` too) or teachers of the same structure, which
+            grow by the same random numbers.
         init: "pair" (the function is kept); "replicate" (copies of all channels, widths in
             multiples; kept), "net2net" (copies of random ones; kept), "zero_out" (nothing reads the
             new channels at first; kept), "random" (not kept), "gradmax" (nothing makes them at
@@ -159,12 +175,13 @@ def widen(
         if value not in allowed:
             raise invalid(name, value, f"one of {', '.join(map(repr, allowed))}")
     updaters = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-    models = [model, *([copies] if isinstance(copies, nn.Module) else copies)]
+    models = [model, *averaged_models(copies)]
     before = plan or trace_channels(model, example_inputs)
     grown = widened_groups(before, widths, init)
     require_pairs_of_queries(before, grown, init)
     if plan is not None:
         _require_its_plan(model, plan, grown)
+    require_alike(models)
     parameters = _parameters(models, before, grown)
     require_no_gradients(parameters)
     require_owners(updaters, _parameters([model], before, grown))
@@ -188,7 +205,7 @@ def widen(
     rescaled = {
         name: tensor
         for network in reversed(models)
-        for name, tensor in _stored(network).items()
+        for name, tensor in whole_tensors(network).items()
         if name in factors.factors or name in factors.biases
     }
     require_known_state(updaters, parameters | rescaled)
@@ -201,7 +218,7 @@ def widen(
             _rescale(network, factors, updaters, exact_eps=settings.exact_eps)
         usual = {
             name: usual_deviation(tensor)
-            for name, tensor in _stored(model).items()
+            for name, tensor in whole_tensors(model).items()
             if init != "pair" and tensor.ndim > 1
         }
         after = widen_channels(
@@ -227,7 +244,7 @@ def widen(
         for units in fireflies.values():
             for name, weight in units.weights.items():
                 for network in models:
-                    tensor = _stored(network)[name]
+                    tensor = whole_tensors(network)[name]
                     tensor.copy_(weight)
         if init not in ("pair", "firefly"):
             values = NewValues(init, sources, deviations, directions, generator)
@@ -237,7 +254,7 @@ def widen(
                 if tensors[0][1].is_floating_point():
                     values.fill(places[0][name][1], tensors, of_tensor, usual.get(name, 1.0))
         for network in models:
-            stored = _stored(network)
+            stored = whole_tensors(network)
             for name, of_tensor in by_tensor.items():
                 _follow_state(updaters, stored[name], of_tensor, settings.state)
                 if init in ("net2net", "replicate") and settings.state == "carry":
@@ -249,7 +266,7 @@ def widen(
 
 
 def _warn_of_frozen_readers(model: nn.Module, plan: ChannelPlan, grown: Mapping[str, int]) -> None:
-    tensors = _stored(model)
+    tensors = whole_tensors(model)
     for name in grown:
         learns = {
             role: any(tensors[m.tensor].requires_grad for m in plan[name].members if m.role == role)
@@ -266,7 +283,7 @@ def _warn_of_frozen_readers(model: nn.Module, plan: ChannelPlan, grown: Mapping[
 
 def _require_its_plan(model: nn.Module, plan: ChannelPlan, grown: Mapping[str, int]) -> None:
     """Refuses a plan of the model as it was before its shapes changed."""
-    tensors = _stored(model)
+    tensors = whole_tensors(model)
     for name, axis in {(m.tensor, m.axis): None for g in grown for m in plan[g].members}:
         described = sum(
             next(m for m in group.members if (m.tensor, m.axis) == (name, axis)).indices.numel()
@@ -281,10 +298,6 @@ def _require_its_plan(model: nn.Module, plan: ChannelPlan, grown: Mapping[str, i
             )
 
 
-def _stored(model: nn.Module) -> dict[str, Tensor]:
-    return {name: stored_tensor(*place) for name, place in layer_tensors(model)}
-
-
 def _parameters(
     models: Iterable[nn.Module], plan: ChannelPlan, grown: Mapping[str, int]
 ) -> dict[str, Tensor]:
@@ -292,7 +305,7 @@ def _parameters(
     return {
         name if number == 0 else f"copies[{number - 1}]: {name}": tensor
         for number, model in enumerate(models)
-        for name, tensor in _stored(model).items()
+        for name, tensor in whole_tensors(model).items()
         if name in names and isinstance(tensor, nn.Parameter)
     }
 
@@ -312,7 +325,7 @@ def _deviations(
             added = (width - plan[name].width) * member.multiplicity
             axes[member.axis] = axes.get(member.axis, 0) + added
     found: dict[str, float | None] = {}
-    for name, tensor in _stored(model).items():
+    for name, tensor in whole_tensors(model).items():
         if name not in more or tensor.ndim < 2:
             continue
         if rescale.startswith("vt_constraint"):

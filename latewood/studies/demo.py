@@ -1,4 +1,4 @@
-"""The demo: one small network, dense, with the methods of ``demo.toml``, and grown to a budget."""
+"""The demo: one small network, dense, grown and masked as in ``demo.toml``, grown to a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from latewood.training.run_folder import RunFolder
 __all__ = ["BASELINE", "COMPOSED", "GROWN", "DemoResult", "run_demo"]
 
 BASELINE, COMPOSED, GROWN = "dense", "latewood", "grown"
-"""The runs: the recipe without its methods, the whole recipe, and one that grows to a budget."""
+"""The runs: the full network without methods, the recipe, which grows to it, and one that grows
+from a seed to a budget."""
+
+GROWTH = 4
+"""How many times its channels the recipe's network grows to; the others have so many at once."""
 
 GROW = "methods=[{name='structured_sparsification', budget={macs=0.2}}]"
 """The method of the third run: it grows from one channel a layer to a fifth of the operations."""
@@ -71,10 +75,12 @@ def run_demo(
     start = time.monotonic()
     folder = Path(folder)
     with as_file(files("latewood.studies").joinpath("demo.toml")) as path:
+        composed = load_recipe(path, overrides)
+        full = [*overrides, *_full_size(composed)]
         recipes = {
-            BASELINE: load_recipe(path, [*overrides, "methods=[]"]),
-            COMPOSED: load_recipe(path, overrides),
-            GROWN: load_recipe(path, [GROWN_EPOCHS, *overrides, GROW]),
+            BASELINE: load_recipe(path, [*full, "methods=[]"]),
+            COMPOSED: composed,
+            GROWN: load_recipe(path, [GROWN_EPOCHS, *full, GROW]),
         }
     runs = {name: RunFolder(folder / name) for name in recipes}
     for name, run in runs.items():
@@ -102,6 +108,13 @@ def run_demo(
         trained += done.model is not None
     report = write_report(list(runs.values()), folder / "report.html")
     return DemoResult(summary_rows(runs), report, time.monotonic() - start, trained)
+
+
+def _full_size(recipe: Recipe) -> list[str]:
+    """What makes the recipe's network as wide at once as it grows to be."""
+    model = recipe.model
+    channels = model.get("channels") if isinstance(model, dict) else None
+    return [] if channels is None else [f"model.channels={[GROWTH * c for c in channels]}"]
 
 
 def _differ(one: Recipe, other: Recipe) -> bool:

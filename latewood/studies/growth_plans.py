@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from latewood.growth import Growth
 from latewood.growth.planner import ScheduleChoice, plan_schedule
 from latewood.growth.step_costs import StepCost, measure_steps
 from latewood.tasks import Batch, epoch_order
+from latewood.terminal.progress import progress
 from latewood.terminal.tables import Row
 from latewood.training import components
 from latewood.training.fit import compute_gradients
@@ -28,6 +30,9 @@ from latewood.training.session import Session
 from latewood.training.session_builder import open_session
 
 __all__ = ["GrowthPlan", "GrowthSimulation", "plan_growth", "simulate_growth"]
+
+
+_MARKS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -64,26 +69,33 @@ class GrowthSimulation:
     section: dict[str, object]
 
 
-def plan_growth(recipe: Recipe, *, seconds: float = 2.0) -> GrowthPlan:
+def plan_growth(
+    recipe: Recipe, *, seconds: float = 2.0, show_progress: bool | None = None
+) -> GrowthPlan:
     """Traces a recipe's network, widens copies through its phases, and times their steps.
 
     Args:
         recipe: with a growth method; nothing is trained or written.
         seconds: of measuring, about.
+        show_progress: None shows it when it takes longer than two seconds; False never.
 
     Raises:
         RequestError: a recipe without growth, or one that cannot be built here.
     """
-    with _opened(recipe) as (session, growth):
+    with _opened(recipe) as (session, growth), _measuring(show_progress) as report:
         stretches = _stretches(session, growth)
         by_size: dict[int, set[int]] = {}
         for stretch in stretches:
             by_size.setdefault(stretch.batch_size, set()).add(stretch.phase)
         last = growth.schedule.phases - 1
         measured: dict[tuple[int, int], StepCost] = {}
-        for size, phases in by_size.items():
+        for number_of_size, (size, phases) in enumerate(by_size.items()):
             numbers = sorted({*phases, last})
-            costs = _measured(session, growth, numbers, size, seconds / len(by_size))
+
+            def advance(share: float, before: int = number_of_size) -> None:
+                report((before + share) / len(by_size))
+
+            costs = _measured(session, growth, numbers, size, seconds / len(by_size), advance)
             measured |= {(number, size): cost for number, cost in zip(numbers, costs, strict=True)}
         taken = [0.0] * (last + 1)
         fixed = 0.0
@@ -132,6 +144,7 @@ def simulate_growth(
     align: int = 16,
     tolerance: float = 0.02,
     seconds: float = 5.0,
+    show_progress: bool | None = None,
 ) -> GrowthSimulation:
     """Measures candidate widths of a recipe's network and chooses a faster schedule of equal cost.
 
@@ -141,13 +154,14 @@ def simulate_growth(
         align: widths on the way are multiples of it.
         tolerance: largest difference of the cost, as a share.
         seconds: of measuring, about.
+        show_progress: as for ``plan_growth``.
 
     Raises:
         RequestError: a recipe without growth, one that cannot be built here, or no such schedule.
     """
     if not isinstance(recipe.batch_size, int):
         raise invalid("batch_size", recipe.batch_size, "one batch size for the whole run")
-    with _opened(recipe) as (session, growth):
+    with _opened(recipe) as (session, growth), _measuring(show_progress) as report:
         choice = plan_schedule(
             session.model,
             session.task.example_inputs,
@@ -161,6 +175,7 @@ def simulate_growth(
             train_step=_train_step(session, recipe.batch_size),
             make_optimizer=lambda model: _optimizer(recipe, model),
             seconds=seconds,
+            report=report,
         )
     return GrowthSimulation(
         networks=[_network_row(cost) for cost in choice.measured],
@@ -190,6 +205,22 @@ def _opened(recipe: Recipe) -> Iterator[tuple[Session, Growth]]:
         yield session, growing[0]
 
 
+@contextmanager
+def _measuring(show: bool | None) -> Iterator[Callable[[float], None]]:
+    """Shows the share of the measuring that is done."""
+    with progress("measuring steps", _MARKS, show=show) as advance:
+        reached = 0
+
+        def report(share: float) -> None:
+            nonlocal reached
+            marks = int(_MARKS * share)
+            if marks > reached:
+                advance(marks - reached)
+                reached = marks
+
+        yield report
+
+
 def _stretches(session: Session, growth: Growth) -> list[_Stretch]:
     phase_of = [
         sum(epoch >= start for start in growth.starts) - 1 for epoch in range(session.epochs.count)
@@ -205,7 +236,12 @@ def _stretches(session: Session, growth: Growth) -> list[_Stretch]:
 
 
 def _measured(
-    session: Session, growth: Growth, phases: Sequence[int], batch_size: int, seconds: float
+    session: Session,
+    growth: Growth,
+    phases: Sequence[int],
+    batch_size: int,
+    seconds: float,
+    report: Callable[[float], object],
 ) -> list[StepCost]:
     return measure_steps(
         session.model,
@@ -214,6 +250,7 @@ def _measured(
         train_step=_train_step(session, batch_size),
         make_optimizer=lambda model: _optimizer(session.recipe, model),
         seconds=seconds,
+        report=report,
     )
 
 

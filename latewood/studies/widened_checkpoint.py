@@ -20,12 +20,15 @@ from latewood.growth.growing_widths import growing_widths
 from latewood.growth.growth_schedule import late
 from latewood.growth.widen import widen
 from latewood.studies.configuration_numbers import Indescribable, fitted_configuration
+from latewood.terminal.progress import Advance, progress
 from latewood.terminal.tables import Row
 
 __all__ = ["WidenedCheckpoint", "widen_checkpoint"]
 
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 _INDEX: Final = "*.index.json"
+_PARTS: Final = 4
+"""Loading, tracing, widening and writing, after each of which progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def widen_checkpoint(
     exclude: tuple[str, ...] = (),
     seed: int = 0,
     overwrite: bool = False,
+    show_progress: bool | None = None,
 ) -> WidenedCheckpoint:
     """Widens a model of the ``transformers`` library, keeping what it computes.
 
@@ -74,6 +78,7 @@ def widen_checkpoint(
         exclude: patterns on names of groups that keep their widths.
         seed: of the new channels.
         overwrite: replace what an earlier call wrote there.
+        show_progress: None shows it when it takes longer than two seconds; False never.
 
     Raises:
         RequestError: no such checkpoint, widths that cannot be, or ones that no configuration of
@@ -82,8 +87,8 @@ def widen_checkpoint(
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and not overwrite:
         raise invalid("--out", str(out), "a folder that does not exist, or --overwrite")
-    with _quiet():
-        return _widened(checkpoint, out, times, widths, exclude, seed)
+    with _quiet(), progress("widening", _PARTS, show=show_progress) as advance:
+        return _widened(checkpoint, out, times, widths, exclude, seed, advance)
 
 
 def _widened(
@@ -93,12 +98,15 @@ def _widened(
     widths: Mapping[str, int] | None,
     exclude: tuple[str, ...],
     seed: int,
+    advance: Advance,
 ) -> WidenedCheckpoint:
     model = _loaded(checkpoint)
     inputs = _example(model)
+    advance(note="loaded")
     plan = trace_channels(model, inputs)
     schedule = late(end=dict(widths) if widths else times)
     wanted = {name: of[-1] for name, of in growing_widths(plan, schedule, exclude).items()}
+    advance(note="traced")
     configuration = model.config.to_dict()
     before = _outputs(model, inputs)
     parameters = sum(p.numel() for p in model.parameters())
@@ -123,6 +131,7 @@ def _widened(
             left_out += dropped
             wanted = {name: width for name, width in wanted.items() if name not in dropped}
             model = _loaded(checkpoint)
+    advance(note="widened")
     after = _outputs(model, inputs)
     wider: Any = make(fitted)
     wider.to(next(model.parameters()).dtype)
@@ -132,6 +141,7 @@ def _widened(
     try:
         wider.save_pretrained(temporary)
         _copy_rest(checkpoint, temporary)
+        advance(note="written")
         again = kind.from_pretrained(temporary, dtype="auto", local_files_only=True)
         error = _error(after, _outputs(again, inputs))
         if error > 0.0:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from latewood.core.finalize import finalize
 from latewood.core.measure import measure
+from latewood.core.protocols import Method
 from latewood.slim.edits import has_recipe
 from latewood.slim.saved_files import save_edits
 from latewood.training import checkpoints
@@ -52,13 +54,26 @@ def finish(session: Session) -> tuple[nn.Module, dict[str, Any]]:
         "seconds": round(session.seconds, 3),
     }
 
+    trained = _training_share(session.methods.values())
+
     def write() -> dict[str, Any]:
         checkpoints.write_model(run.model_path, model.state_dict())
         if has_recipe(model):
             # Smaller than what the recipe makes: how it came from that, to be done again.
             save_edits(model, run.edits_path)
-        size = measure(model, task.example_inputs)
+        size = measure(model, task.example_inputs) | trained
         run.write_summary(summary | {"size": size})
         return size
 
     return model, summary | {"size": group.on_main(write)}
+
+
+def _training_share(methods: Iterable[Method]) -> dict[str, float]:
+    """What the training cost of as many steps at full size, if a method changed the size."""
+    # A tensor's shape has one owner; where two methods own some each, neither's share is the run's.
+    shares = [
+        m["training/share"]
+        for m in (method.metrics() for method in methods)
+        if m.get("training/share")
+    ]
+    return {"training_share": shares[0]} if len(shares) == 1 else {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latewood.core import Epochs
+from latewood.core import EpochCounter, Epochs
 from latewood.errors import RequestError
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=8)
@@ -81,3 +81,19 @@ def test_without_an_end_nobody_knows_how_far_a_run_has_come():
 def test_lengths_that_fit_no_run_are_refused(given, total, message):
     with pytest.raises(RequestError, match=message):
         Epochs(given, total)
+
+
+def test_a_counter_wants_every_epoch_begun_before_its_first_step():
+    counter = EpochCounter(Epochs([2, 1]))
+    with pytest.raises(RequestError, match="step: call restructure"):
+        counter.count()
+    assert counter.is_due() and counter.step == 0
+    counter.begin()
+    assert not counter.is_due()
+    counter.count()
+    with pytest.raises(RequestError, match="restructure: called 1 steps into an epoch of 2"):
+        counter.is_due()
+    counter.count()
+    assert counter.is_due() and (counter.epoch, counter.step) == (1, 2)
+    with pytest.raises(RequestError, match="step: call restructure"):
+        counter.count()

@@ -89,3 +89,11 @@ def test_the_typical_time_is_not_that_of_a_lucky_call(clock):
     form = clock(9.0, 0.5, 0.1, 0.5, 0.6, 7.0, 0.5)
     found = timing.typical_times({"one": form, "other": clock(0.2)}, CPU, seconds=0.0)
     assert found == {"one": pytest.approx(0.55e6), "other": pytest.approx(0.2e6)}
+
+
+def test_measuring_tells_how_far_it_is(clock):
+    shares = []
+    timing.typical_times({"one": clock(1.0)}, CPU, seconds=8.0, report=shares.append)
+    assert shares == [number / 8 for number in range(1, 9)]
+    timing.typical_times({"one": clock(1.0)}, CPU, seconds=0.0, report=shares.append)
+    assert shares[8:] == [0.25, 0.5, 0.75, 1.0]

@@ -44,14 +44,14 @@ def train(model, method, *, steps=8, optimizer=None, events=None, begin=None):
     )
 
     def before(step):
-        if method._epochs.begins(method._step):
+        if method._counter.epochs.begins(method._counter.step):
             changed = method.restructure(optimizer)
             if events is not None:
                 events.append((step, changed))
 
     fit(
         model,
-        (data(step) for step in range(method._step, steps)),
+        (data(step) for step in range(method._counter.step, steps)),
         lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         optimizer,
         methods=[method],
@@ -202,6 +202,68 @@ def test_every_way_of_growing_trains_and_ends_plain(init, rescale):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("init", ["gradmax", "firefly"])
+def test_new_channels_can_be_chosen_by_a_loss_and_resume_without_it(init):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3), nn.Dropout(0.1))
+        x, labels = data(99)
+        seen = []
+
+        def loss(network):
+            seen.append(network.training)
+            return F.cross_entropy(network(x), labels)
+
+        return model, grown(model, {**LATE, "end": {"0": 6}}, init=init, loss=loss), seen
+
+    model, method, seen = build()
+    optimizer = train(model, method, steps=6)
+    assert widths(model) == [6, 3] and seen and not any(seen) and model.training
+    again, resumed, counted = build()
+    calls = len(counted)
+    resumed.reshape(method.state_dict())
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(method.state_dict())
+    assert len(counted) == calls
+    follower = torch.optim.SGD(parameter_groups(again, [resumed]), lr=0.05, momentum=0.9)
+    follower.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for network, way, by in ((model, method, optimizer), (again, resumed, follower)):
+        torch.manual_seed(5)
+        train(network, way, optimizer=by)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+def test_several_optimizers_follow():
+    model = net()
+    weights = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    biases = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    first = torch.optim.SGD(weights, lr=0.05, momentum=0.9)
+    second = torch.optim.Adam(biases, lr=0.01)
+    method, twin = grown(model), net()
+    other = grown(twin)
+    alone = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
+    runs = [(model, method, (first, second)), (twin, other, (alone,))]
+    for step in range(8):
+        for network, way, optimizers in runs:
+            if step % 2 == 0:
+                way.restructure(*optimizers)
+            x, labels = data(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            F.cross_entropy(network(x), labels).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            way.step()
+    assert widths(model) == widths(twin) == [10, 8, 3]
+    shapes = [state["exp_avg"].shape for state in second.state.values()]
+    assert shapes == [bias.shape for bias in biases]
+    some = net()
+    method = grown(some, LATE)
+    optimizer = train(some, method, optimizer=torch.optim.SGD([some[0].weight], lr=0.1), steps=4)
+    with pytest.raises(RequestError, match=r"optimizers: none has 0\.bias"):
+        method.restructure(optimizer)
+
+
 def test_state_can_be_dropped_and_rates_warmed_up():
     model = net()
     method = grown(model, LATE, state="drop", rates="constant", warmup=4)
@@ -269,7 +331,9 @@ def test_masks_grow_with_their_weights():
         ({"rate_floor": 0.0}, "rate_floor: got 0.0"),
         ({"rate_ceiling": 0.5}, "rate_ceiling: got 0.5"),
         ({"rates_every": -1}, "every: got -1"),
-        ({"copies": ["a"]}, "copies: got"),
+        ({"copies": ["a"]}, r"copies\[0\]: got 'a'"),
+        ({"copies": [nn.Linear(6, 4)]}, r"copies\[0\]: got 'a model with nothing for 0.weight'"),
+        ({"init": "gradmax"}, "loss: got None; expected a function"),
         ({"schedule": {"name": "plateau", "end": 2.0, "phases": 2}}, "measure_loss: got None"),
     ],
 )

@@ -128,8 +128,15 @@ def test_a_schedule_that_does_not_end_with_the_run_is_refused(total, where):
 def test_phases_that_find_no_room_are_refused():
     with pytest.raises(RequestError, match="schedule: got 9 phases in 8 epochs: total: got 8"):
         phased(end=2.0, first=1).starts(8)
-    with pytest.raises(RequestError, match=r"schedule\.phases: got 9; expected fewer, or more"):
+    with pytest.raises(RequestError, match=r"schedule\.phases: got 9; expected at most 8"):
         phased(end=2.0).starts(8)
+
+
+def test_every_phase_has_an_epoch_however_short_the_run_is():
+    assert phased(end=2.0, phases=3, epoch_rate=1.0).starts(7) == [0, 1, 3]
+    for total in range(9, 16):
+        starts = phased(end=2.0, epoch_rate=1.0).starts(total)
+        assert sorted({*starts}) == starts and starts[-1] < total and len(starts) == 9
 
 
 def test_a_final_width_that_pairs_do_not_reach_is_refused_with_the_nearest():

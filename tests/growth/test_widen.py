@@ -285,6 +285,46 @@ def test_gradmax_has_the_largest_gradient_there_is():
         assert float(twin[0].weight.grad[4:].norm()) <= largest + 1e-12
 
 
+def test_gradmax_looks_at_the_loss_in_evaluation_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 6), nn.BatchNorm1d(6))
+    model, inputs = model.double(), torch.randn(7, 5, dtype=DOUBLE)
+    twin, before = copy.deepcopy(model).eval(), torch.get_rng_state()
+    for network in (model, twin):
+        settings = WideningSettings(loss=lambda network=network: network(inputs).square().sum())
+        widen(network, inputs, {"0": 6}, init="gradmax", settings=settings)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training and int(model[3].num_batches_tracked) == 0
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("rescale", ["none", "vt", "vt_constraint_new"])
+def test_a_layer_that_cannot_grow_does_not_hold_the_others(rescale):
+    model, inputs = mlp(activation=nn.Tanh)
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    before = model(inputs)
+    with pytest.raises(RequestError, match=r"0\.weight is computed from several tensors"):
+        widen(model, inputs, {"0": 8}, rescale=rescale)
+    widen(model, inputs, {"2": 8}, rescale=rescale)
+    assert model[2].out_features == 8
+    assert (gap(model(inputs), before) < 1e-12) is (rescale == "none")
+
+
+def test_moving_averages_of_torch_are_copies_and_others_are_refused_by_number():
+    model, inputs = mlp()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    before = average(inputs)
+    widen(model, inputs, {"0": 8}, copies=average)
+    assert gap(average(inputs), before) < 1e-12
+    average.update_parameters(model)
+    assert average.module[0].out_features == 8
+    with pytest.raises(RequestError, match=r"copies\[1\]: got 'a model with shape .* for 0.weight"):
+        widen(model, inputs, {"0": 10}, copies=[copy.deepcopy(model), mlp()[0]])
+    with pytest.raises(RequestError, match=r"copies\[0\]: got 'a model with nothing for 0.weight"):
+        widen(model, inputs, {"0": 10}, copies=nn.Linear(1, 1))
+    assert model[0].out_features == 8
+
+
 @pytest.mark.parametrize(
     "kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, AvaGrad]
 )

@@ -13,7 +13,7 @@ from latewood.training.run_folder import RunFolder
 # So short a run decides nothing, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no logit is above 0:UserWarning")
 
-SMALL = ("epochs=1", "model.channels=[4,4,4]")
+SMALL = ("epochs=3", "model.channels=[2,2,2]")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,20 @@ def test_before_and_after(demo: tuple[Path, DemoResult]) -> None:
     assert all(text in page for text in (BASELINE, COMPOSED, "continuous_sparsification"))
 
 
+def test_one_run_grows_to_the_width_of_the_dense_one(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    rows = RunFolder(folder / COMPOSED).read_metrics()
+    widths = [row["growth/width/conv3"] for row in rows if "growth/width/conv3" in row]
+    assert (widths[0], widths[-1]) == (2.0, 8.0)
+    sizes = {name: RunFolder(folder / name).summary["size"] for name in (BASELINE, COMPOSED)}
+    assert sizes[COMPOSED]["parameters"] == sizes[BASELINE]["parameters"]
+    assert 0 < sizes[COMPOSED]["training_share"] < 1
+    (row,) = (row for row in result.rows if str(row[""]).startswith("Training cost"))
+    assert row.keys() == {"", COMPOSED, GROWN}
+    page = result.report.read_text()
+    assert "Width of each layer" in page and "Training cost" in page
+
+
 def test_one_run_grows_to_its_budget_and_the_report_shows_it(
     demo: tuple[Path, DemoResult],
 ) -> None:
@@ -56,7 +70,7 @@ def test_all_runs_are_the_packaged_recipe(demo: tuple[Path, DemoResult]) -> None
     names = (BASELINE, COMPOSED, GROWN)
     dense, composed, grown = ((folder / name / "recipe.toml").read_text() for name in names)
     assert "structured_sparsification" in grown
-    assert "continuous_sparsification" in composed
+    assert "continuous_sparsification" in composed and '"growth"' in composed
     assert "continuous_sparsification" not in dense
     assert all("spectral" in text for text in (dense, composed, grown))
     assert all(list(RunFolder(folder / name).spectra_folder.iterdir()) for name in names)
@@ -72,7 +86,7 @@ def test_a_finished_demo_is_not_trained_again(demo: tuple[Path, DemoResult]) -> 
 
 def test_other_settings_need_another_folder(demo: tuple[Path, DemoResult]) -> None:
     with pytest.raises(RequestError, match=r"other settings.*--overwrite"):
-        run_demo(demo[0], overrides=("epochs=2",), show_progress=False)
+        run_demo(demo[0], overrides=("epochs=4",), show_progress=False)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

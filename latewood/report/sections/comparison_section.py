@@ -32,6 +32,7 @@ SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
     "density": ("Density of the weights", percent),
     "bits": ("Bits per weight", number),
     "macs": ("Multiply-accumulates", count_text),
+    "training_share": ("Training cost, of steps at full size", percent),
     "file_bytes": ("File", bytes_text),
     "latency_ms": ("Latency", lambda value: f"{value:.3g}{SPACE}ms"),
 }

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latewood.core import SHAPES, EndsOnce, Epochs, StepsPerEpoch
+from latewood.core import SHAPES, EndsOnce, EpochCounter, Epochs, StepsPerEpoch
 from latewood.core.coupling.owners import claim_shapes, release_shapes, require_unclaimed
 from latewood.core.coupling.traced_call import tensors_in
 from latewood.core.devices import require_values
-from latewood.errors import RequestError, invalid
+from latewood.errors import invalid
 from latewood.slim.comparison import Examples
 from latewood.slim.edits import remember
 from latewood.sparsity.soft_mask import DECIDED
@@ -158,7 +158,6 @@ class StructuredSparsification(EndsOnce):
         """The arguments in groups, with the preset's values for those that were None."""
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs.count
-        self._epochs = epochs
         self._model = model
         self._examples = _checked(example_inputs)
         require_values(model)
@@ -190,14 +189,13 @@ class StructuredSparsification(EndsOnce):
             generator=self._generator,
         )
         self._meter = CostMeter(macs, self._structure)
-        self._step = 0
-        self._ready = -1
+        self._counter = EpochCounter(epochs)
         claim_shapes(model, tensors, self)
 
     @property
     def epoch(self) -> int:
         """The epoch of the step to come, from 0."""
-        return self._epochs.of(self._step)
+        return self._counter.epoch
 
     @property
     def frozen(self) -> bool:
@@ -259,15 +257,10 @@ class StructuredSparsification(EndsOnce):
                 logits.
         """
         self.require_active("restructure")
-        within = self._step - self._epochs.start(self.epoch)
-        if within:
-            raise RequestError(
-                f"restructure: called {within} steps into an epoch of "
-                f"{self._epochs.length(self.epoch)}; expected before its first step"
-            )
-        if self._ready == self.epoch:
+        if not self._counter.is_due():
             return False
-        first, self._ready = self._ready < 0, self.epoch
+        first = self._counter.begun < 0
+        self._counter.begin()
         if self.frozen:
             return False
         if first:
@@ -289,12 +282,8 @@ class StructuredSparsification(EndsOnce):
             RequestError: after ``finalize``, or the epoch began without ``restructure``.
         """
         self.require_active("step")
-        if self._ready != self.epoch:
-            raise RequestError(
-                "step: call restructure(optimizer) before the first step of each epoch"
-            )
+        self._counter.count()
         self._meter.count_step()
-        self._step += 1
 
     def finalize(self) -> nn.Module:
         """Fixes the structures if that is still to do, and returns the slim model.
@@ -329,7 +318,7 @@ class StructuredSparsification(EndsOnce):
             and "training/share" (that over the full model's).
         """
         return {
-            **self._meter.metrics(self.budget, self._step),
+            **self._meter.metrics(self.budget, self._counter.step),
             "penalty_weight": 0.0 if self.frozen else self._controller.weights[0],
             "undecided": self._undecided(),
         }
@@ -338,8 +327,8 @@ class StructuredSparsification(EndsOnce):
         """What the model's own state does not hold: structures, their ages, what is detached."""
         # The keys are those of checkpoints that are there already.
         return {
-            "step": self._step,
-            "ready": self._ready,
+            "step": self._counter.step,
+            "ready": self._counter.begun,
             "spent": self._meter.spent,
             "budget": self.budget.table(),
             "weights": self._controller.weights,
@@ -374,7 +363,7 @@ class StructuredSparsification(EndsOnce):
         self.require_active("load_state_dict")
         self._check(state)
         self.budget = self.budget.having(state["budget"], self._structure.spec)
-        self._step, self._ready = state["step"], state["ready"]
+        self._counter.step, self._counter.begun = state["step"], state["ready"]
         self._meter.spent, self._controller.weights = state["spent"], tuple(state["weights"])
         self._ages.restore(state["clocks"])
         self._structure.load(state["anatomy"])

@@ -184,7 +184,7 @@ def test_the_method_samples_by_the_chances(runs):
     logits = [torch.linspace(-2, 2, len(gate.logits)) for gate in structure.gates]
     counts = [torch.zeros(len(each)) for each in logits]
     for _ in range(400):
-        method._step += 1
+        method._counter.step += 1
         with torch.no_grad():
             for gate, each in zip(structure.gates, logits, strict=True):
                 gate.logits.copy_(each)
