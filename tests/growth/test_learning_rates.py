@@ -334,6 +334,37 @@ def test_a_parameter_without_a_gradient_stays_and_does_not_age():
     assert torch.equal(model.w0, before) and rates.state_dict()["ages"] == {}
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (1200, 1000)], ids=["blended", "apart"])
+def test_what_is_kept_from_step_to_step_follows_what_moves_in_memory(shape):
+    """Parts are cut once; a moved weight, a loaded state and new ratios are seen all the same."""
+    rows = torch.zeros(shape[0], dtype=torch.long)
+    rows[shape[0] // 2 :] = 1
+    models = [Model(shape) for _ in range(2)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in models]
+    rates = StageRates(models[0], Stages(1, {("w0", 0): rows}), every=0)
+    rates.attach(optimizers[0])
+    for step in range(6):
+        ratio = rates.ratios["w0"][1]
+        before = models[1].w0.detach().clone()
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model.set_gradients(step)
+            optimizer.step()
+        factors = 1.0 + (ratio - 1.0) * rows.double()[:, None]
+        with torch.no_grad():
+            models[1].w0.copy_(before + factors * (models[1].w0 - before))
+        assert torch.allclose(models[0].w0, models[1].w0, rtol=1e-12, atol=1e-14), step
+        if step == 1:
+            models[0].w0.data = models[0].w0.detach().clone()
+        elif step == 2:
+            optimizers[0].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        elif step == 3:
+            with torch.no_grad():
+                for model in models:
+                    model.w0[-1] *= 3
+            rates.refresh()
+            assert rates.ratios["w0"][1] != ratio
+
+
 def test_many_small_pieces_are_blended():
     born = torch.arange(200) % 2
     model = Model((200, 4))
