@@ -249,6 +249,8 @@ class AvaGrad(Optimizer):
 
     def _read_gammas(self, batch: ParameterBatch) -> list[Number]:
         stored = self._stored(batch)
+        if torch.compiler.is_compiling():
+            return [number(gamma) for gamma in stored]
         names, known = self._names(batch), dict[int, Number]()
         for index, gamma in enumerate(stored):
             if id(gamma) not in known:
