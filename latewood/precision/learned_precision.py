@@ -240,6 +240,8 @@ class LearnedPrecision(EndsOnce):
             for precision in self._learning.values():
                 move_s(precision, lr=self.lr, taken=self._step, price=price)
             self._penalty.update(self._learning.values(), self._step + 1)
+            for name, precision in self._precisions.items():
+                precision.fit_scale(self._uses[name][0].stored)
         self._clip()
         self._step += 1
         if self._step == self.snap_step and not self._snapped:
