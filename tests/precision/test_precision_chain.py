@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from latewood.core import finalize, parameter_groups
 from latewood.core.measure import bits
 from latewood.errors import RequestError
-from latewood.precision import LearnedPrecision, load_packed, pack, weight_format
-from latewood.slim import slim
+from latewood.precision import LearnedPrecision, load_packed, pack, restore_formats, weight_format
+from latewood.slim import load_slim, save_slim, slim
 from latewood.sparsity import ContinuousSparsification
 
 
@@ -56,7 +56,12 @@ def test_a_pruned_network_of_learned_bits_becomes_smaller_and_packs(tmp_path):
     assert weight_format(smaller.branch).scale.shape == (width, 1, 1, 1)
     assert weight_format(smaller.branch).bits.shape == (1, smaller.branch.in_channels, 1, 1)
     torch.testing.assert_close(smaller(inputs), expected, atol=1e-5, rtol=1e-5)
-    packed = pack(smaller, inputs)
+    save_slim(smaller, tmp_path / "slim")
+    with pytest.raises(RequestError, match=r"restore=precision\.restore_formats"):
+        load_slim(tmp_path / "slim", Residual)
+    loaded = load_slim(tmp_path / "slim", Residual, restore=restore_formats)
+    assert torch.equal(loaded(inputs), smaller(inputs))
+    packed = pack(loaded, inputs)
     assert packed.difference < 1e-5
     packed.save(tmp_path / "x.safetensors")
     torch.testing.assert_close(
@@ -134,3 +139,31 @@ def test_torchs_transformer_layer_packs():
     packed = pack(model, inputs)
     assert {"0.linear1", "0.linear2", "1"} == set(packed.layers)
     assert packed.difference < 1e-5
+
+
+@pytest.mark.parametrize("teacher", ["x", "itself"])
+def test_a_refused_teacher_leaves_the_model_alone(teacher):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    names = list(model.state_dict())
+    given = model if teacher == "itself" else teacher
+    with pytest.raises(RequestError, match="distill_from"):
+        LearnedPrecision(model, total_steps=4, target_bits=2.0, distill_from=given)
+    assert list(model.state_dict()) == names
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {},
+        {"step": -1, "price": 0.0, "snapped": False},
+        {"step": 1, "price": "x", "snapped": False},
+        {"step": 1, "price": float("nan"), "snapped": False},
+    ],
+)
+def test_states_of_others_are_refused(state):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    method = LearnedPrecision(model, total_steps=4, target_bits=2.0)
+    with pytest.raises(RequestError, match="state: got"):
+        method.load_state_dict(state)
