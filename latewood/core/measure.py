@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latewood.core.devices import device_of, on_device
+from latewood.core.format_buffers import format_buffers
 from latewood.core.macs import macs
 from latewood.core.modes import undisturbed
 from latewood.core.selection import select_parameters
@@ -71,7 +72,7 @@ def bits(model: nn.Module) -> float:
 
     That of the dtype (32 for float32), unless a transformation with a method
     ``stored_bits(weight) -> float``, the bits of the whole tensor, is attached; the outermost
-    such one decides.
+    such one decides. A baked number format (``core.format_buffers``) says its bits too.
 
     Args:
         model: any module.
@@ -158,7 +159,8 @@ class _Weights:
             total += weight.numel()
             nonzero += int(weight.count_nonzero())
             attached = transformations(matrix.module, matrix.parameter_name)
-            stored_bits += _stored_bits(weight, attached)
+            format_left = format_buffers(matrix.module, matrix.parameter_name)
+            stored_bits += _stored_bits(weight, attached, format_left)
         return cls(total, nonzero, stored_bits)
 
     @property
@@ -187,9 +189,13 @@ def _effective_parameters(model: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _stored_bits(weight: Tensor, attached: list[nn.Module]) -> float:
+def _stored_bits(
+    weight: Tensor, attached: list[nn.Module], format_left: tuple[Tensor, Tensor] | None
+) -> float:
     for transformation in reversed(attached):
         stored_bits = getattr(transformation, "stored_bits", None)
         if callable(stored_bits):
             return float(stored_bits(weight))
+    if format_left is not None:
+        return float(format_left[0].expand(weight.shape).sum())
     return float(weight.numel() * weight.element_size() * 8)

@@ -32,6 +32,8 @@ class Distillation:
 
     def __init__(self, model: nn.Module, teacher: nn.Module, *, weight: float) -> None:
         own = {id(parameter) for parameter in model.parameters()}
+        if not isinstance(teacher, nn.Module):
+            raise invalid("distill_from", type(teacher).__name__, "a torch module")
         if teacher is model or any(id(parameter) in own for parameter in teacher.parameters()):
             raise invalid("distill_from", "the model itself", "another object, such as a deepcopy")
         self.teacher, self.weight = teacher, weight

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from latewood.core.format_buffers import BITS, SCALE, format_buffers
 from latewood.core.selection import is_hugging_face_conv1d, stored_tensor
 from latewood.errors import RequestError, invalid
 from latewood.precision.number_format import MOST_BITS, code
@@ -36,8 +37,6 @@ __all__ = [
     "weight_format",
 ]
 
-_BITS: Final = "_bits"
-_SCALE: Final = "_scale"
 _INPUT: Final = ("input_bits", "input_scale", "input_signed")
 
 
@@ -68,6 +67,19 @@ class WeightFormat:
         wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         codes = code(wide / self.scale.to(wide.dtype), self.bits.clamp(min=1))
         return codes.masked_fill(~self.kept(weight), 0)
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether a weight lies on this grid, up to roundings to half precision.
+
+        Args:
+            weight: of the layer that has this format.
+        """
+        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        scale, bits = self.scale.to(wide.dtype), self.bits.clamp(min=1)
+        grid = scale * quantize_unchecked(wide / scale, bits)
+        cell = scale * torch.exp2(2.0 - bits.to(wide.dtype))
+        near = (wide - grid).abs() <= 0.1 * cell + 2.0**-6 * wide.abs()
+        return bool((near & (self.bits > 0) | (wide == 0)).all())
 
 
 @dataclass(frozen=True)
@@ -209,8 +221,8 @@ def leave_weight_format(
     bits, scale = bits.detach().to(torch.uint8).clone(), scale.detach().clone()
     # Under a mask that is not baked yet there is no plain parameter.
     _require_fit(parameter_name, stored_tensor(layer, parameter_name), bits, scale)
-    layer.register_buffer(parameter_name + _BITS, bits)
-    layer.register_buffer(parameter_name + _SCALE, scale)
+    layer.register_buffer(parameter_name + BITS, bits)
+    layer.register_buffer(parameter_name + SCALE, scale)
 
 
 def leave_input_format(layer: nn.Module, bits: Tensor, scale: Tensor, signed: Tensor) -> None:
@@ -241,13 +253,11 @@ def weight_format(layer: nn.Module, parameter_name: str = "weight") -> WeightFor
     Raises:
         RequestError: the weight has another shape than when the format was left.
     """
-    bits = layer._buffers.get(parameter_name + _BITS)
-    scale = layer._buffers.get(parameter_name + _SCALE)
-    if bits is None or scale is None:
+    parts = format_buffers(layer, parameter_name)
+    if parts is None:
         return None
-    weight = getattr(layer, parameter_name)
-    _require_fit(parameter_name, weight, bits, scale)
-    return WeightFormat(bits, scale)
+    _require_fit(parameter_name, getattr(layer, parameter_name), *parts)
+    return WeightFormat(*parts)
 
 
 def input_format(layer: nn.Module) -> InputFormat | None:
@@ -289,7 +299,7 @@ def remove_formats(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for parameter_name in list(module._parameters):
-            for suffix in (_BITS, _SCALE):
+            for suffix in (BITS, SCALE):
                 module._buffers.pop(parameter_name + suffix, None)
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, QuantizeInput):
@@ -322,8 +332,8 @@ def restore_formats(model: nn.Module, state: Mapping[str, Tensor]) -> int:
     ]
     weights = []
     for module, parameter_name, key in due:
-        bits, scale = state.get(key + _BITS), state.get(key + _SCALE)
-        if bits is None or scale is None or parameter_name + _BITS in module._buffers:
+        bits, scale = state.get(key + BITS), state.get(key + SCALE)
+        if bits is None or scale is None or parameter_name + BITS in module._buffers:
             continue
         _require_bits(key, bits)
         _require_fit(key, module._parameters[parameter_name], bits, scale)
@@ -350,12 +360,12 @@ def restore_formats(model: nn.Module, state: Mapping[str, Tensor]) -> int:
 
 def _require_bits(name: str, bits: Tensor) -> None:
     if bits.dtype != torch.uint8 or (bits.numel() and int(bits.max()) > MOST_BITS):
-        raise invalid(f"{name}{_BITS}", f"{bits.dtype}", f"uint8 numbers from 0 to {MOST_BITS}")
+        raise invalid(f"{name}{BITS}", f"{bits.dtype}", f"uint8 numbers from 0 to {MOST_BITS}")
 
 
 def _require_fit(name: str, weight: Tensor | None, bits: Tensor, scale: Tensor) -> None:
     assert weight is not None
-    for part, tensor in ((_BITS, bits), (_SCALE, scale)):
+    for part, tensor in ((BITS, bits), (SCALE, scale)):
         try:
             fits = torch.broadcast_shapes(tensor.shape, weight.shape) == weight.shape
         except RuntimeError:

@@ -46,6 +46,8 @@ def packed_layer(layer: nn.Module) -> PackedLayer:
         raise RequestError("it has hooks of others")
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    if not grid.holds(weight):
+        raise RequestError("its weight has left the grid of its number format since it was fixed")
     codes, kept = grid.codes(weight).cpu(), grid.kept(weight).cpu()
     bits, scale = (
         part.detach().cpu().expand(weight.shape).contiguous() for part in (grid.bits, grid.scale)

@@ -154,10 +154,11 @@ class LearnedPrecision(EndsOnce):
         self._precisions: dict[str, WeightPrecision] = {}
         self._uses: dict[str, list[Selected]] = {}
         self._inputs: dict[str, tuple[nn.Module, InputPrecision, WeightPrecision]] = {}
-        self._attach(chosen, per, noise, nested, activations)
+        # Before anything is attached: what is refused leaves the model as it was.
         self._distillation = (
             None if distill_from is None else Distillation(model, distill_from, weight=1.0)
         )
+        self._attach(chosen, per, noise, nested, activations)
         self._warn_of_inputs(activations)
         warn_of_traps(
             chosen.left,
@@ -240,6 +241,8 @@ class LearnedPrecision(EndsOnce):
             for precision in self._learning.values():
                 move_s(precision, lr=self.lr, taken=self._step, price=price)
             self._penalty.update(self._learning.values(), self._step + 1)
+            for name, precision in self._precisions.items():
+                precision.fit_scale(self._uses[name][0].stored)
         self._clip()
         self._step += 1
         if self._step == self.snap_step and not self._snapped:
@@ -344,11 +347,13 @@ class LearnedPrecision(EndsOnce):
             RequestError: a state of another kind, or after ``finalize``.
         """
         self.require_active("load_state_dict")
-        step = state.get("step")
-        if set(state) != set(self.state_dict()) or not isinstance(step, int) or step < 0:
+        fits = isinstance(state, dict) and set(state) == set(self.state_dict())
+        step, price = (state["step"], state["price"]) if fits else (-1, -1.0)
+        numbers = isinstance(step, int) and isinstance(price, int | float)
+        if not numbers or step < 0 or not 0 <= price < math.inf:
             raise invalid("state", state, "what LearnedPrecision.state_dict() returned")
         self._step, self._snapped = step, bool(state["snapped"])
-        self._penalty.weight = float(state["price"])
+        self._penalty.weight = float(price)
         for precision in self._precisions.values():
             (precision.fix if self._snapped else precision.release)()
         for _, inputs, _ in self._inputs.values():

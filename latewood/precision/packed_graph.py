@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 
+from latewood.core.modes import unfused
 from latewood.errors import RequestError, WorkError
 from latewood.precision.packed_layers import BUFFERS, PackedConv2d, PackedLayer, PackedLinear
 
@@ -66,11 +67,6 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Networ
     program = _exported(model, example_inputs)
     graph = NetworkGraph()
     signature = program.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise RequestError(
-            f"model: changes {changed[0]} as it runs; expected one that changes nothing"
-        )
     held = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -139,7 +135,8 @@ def _exported(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> torch.exp
         {0: torch.export.Dim.AUTO} if example.dim() and len(example) > 1 else None
         for example in example_inputs
     )
-    with torch.no_grad():
+    # Fused, attention layers would take the weights out of packed layers and not call these.
+    with torch.no_grad(), unfused():
         try:
             return torch.export.export(model, example_inputs, dynamic_shapes=batch)
         except Exception as error:

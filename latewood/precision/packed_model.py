@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -150,15 +151,16 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
             model.
         WorkError: the packed network differs from the model.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(example, Tensor) for example in inputs):
-        raise invalid("example_inputs", type(example_inputs).__name__, "tensors, one or more")
+    inputs = _examples(example_inputs)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise invalid("model", "on the meta device", "one with values")
-    twin = copy.deepcopy(model).cpu().eval()
+    try:
+        twin = copy.deepcopy(model).cpu().eval()
+    except RuntimeError as error:
+        # A tensor with a graph behind it, say, that a forward pass left on a layer.
+        raise RequestError(f"model: cannot be copied ({error})") from error
     inputs = tuple(example.detach().cpu() for example in inputs)
-    with torch.no_grad():
-        expected = _outputs(twin(*inputs))
+    expected = _expected(twin, inputs)
     left = _replace_layers(twin)
     graph = export_graph(twin, inputs)
     if not graph.layers:
@@ -193,6 +195,41 @@ def load_packed(path: str | Path) -> PackedModel:
     except Exception as error:
         # A file that somebody made on purpose may hold any operations in any order.
         raise WorkError(f"{path}: not a packed network ({error})") from error
+
+
+def _examples(given: object) -> tuple[Tensor, ...]:
+    inputs = (given,) if isinstance(given, Tensor) else given
+    tensors = isinstance(inputs, Sequence) and all(isinstance(x, Tensor) for x in inputs)
+    if not tensors or not inputs:
+        raise invalid("example_inputs", type(given).__name__, "tensors, one or more")
+    assert isinstance(inputs, Sequence)
+    for example in inputs:
+        if not example.numel():
+            shape = tuple(example.shape)
+            raise invalid("example_inputs", f"a tensor {shape}", "tensors that hold something")
+    return tuple(inputs)
+
+
+def _expected(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """What the model returns; refuses one that changes a buffer or its inputs as it runs."""
+    copies = tuple(example.clone() for example in inputs)
+
+    def marks() -> dict[str, tuple[int, int]]:
+        tensors = dict(model.named_buffers())
+        tensors |= {f"input {place}": example for place, example in enumerate(copies)}
+        return {name: (id(tensor), tensor._version) for name, tensor in tensors.items()}
+
+    with torch.no_grad():
+        buffers, before = list(model.buffers()), marks()
+        outputs = _outputs(model(*copies))
+    after = marks()
+    changed = [name for name, mark in before.items() if after.get(name) != mark]
+    del buffers  # held until here, so that no new tensor has the identity of an old one
+    if changed:
+        raise RequestError(
+            f"model: changes {changed[0]} as it runs; expected one that changes nothing"
+        )
+    return outputs
 
 
 def _packed(

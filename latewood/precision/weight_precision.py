@@ -100,6 +100,7 @@ class WeightPrecision(nn.Module):
                 self.register_buffer(name, filled(start if name == "s_before" else 0.0))
         self.register_buffer("bits", filled(MOST_BITS, torch.uint8))
         self.register_buffer("scale", self._scale_of(weight, scale).to(dtype))
+        self.fit_scale(weight)
         self.register_buffer(
             "key", torch.zeros((), dtype=torch.int64, device=weight.device), persistent=False
         )
@@ -120,9 +121,7 @@ class WeightPrecision(nn.Module):
             noise = uniform_noise(weight, self.key)
             width = self.scale * self.expanded(torch.sigmoid(self.s))
             return (weight + width * noise).to(weight.dtype)
-        bits = self.expanded(self.current_bits())
-        scale = self.scale if self.s is not None or self.is_snapped else self._peak_scale(weight)
-        return straight_through(weight, scale, bits)
+        return straight_through(weight, self.scale, self.expanded(self.current_bits()))
 
     def current_bits(self) -> Tensor:
         """Bits once snapped, and before that the level next to the learned ones: uint8."""
@@ -131,6 +130,10 @@ class WeightPrecision(nn.Module):
         near = nearest_levels(bits_of(self.s.detach()), self.levels)
         # By the tensor, since an average of the weights takes over tensors, and nothing else.
         return torch.where(self.snapped, self.bits, near)
+
+    def stored_bits(self, weight: Tensor) -> float:
+        """Bits of a whole weight, as evaluated; what ``core.bits`` asks for."""
+        return float(self.expanded(self.current_bits()).expand(weight.shape).sum())
 
     def real_bits(self) -> Tensor:
         """Bits as real numbers, of the shape of s."""
@@ -171,6 +174,19 @@ class WeightPrecision(nn.Module):
         self.drawn.copy_(torch.where(self.bits > 0, drawn, 0))
 
     @torch.no_grad()
+    def fit_scale(self, weight: Tensor) -> None:
+        """Has the grid of a weight of fixed bits reach as far as its channels; others stay.
+
+        A scale that is kept, and not looked up in each evaluation, lets growth between two steps
+        leave the rounded network what it was.
+
+        Args:
+            weight: the stored tensor.
+        """
+        if self.s is None and not self.is_snapped:
+            self.scale.copy_(self._peak_scale(weight))
+
+    @torch.no_grad()
     def snap(self, bits: Tensor | None, weight: Tensor) -> None:
         """Fixes the bits; s trains no more.
 
@@ -178,9 +194,8 @@ class WeightPrecision(nn.Module):
             bits: uint8 of the shape of s; None for a weight of fixed bits.
             weight: the stored tensor.
         """
-        if self.s is None:
-            self.scale.copy_(self._peak_scale(weight))
-        elif bits is not None:
+        self.fit_scale(weight)
+        if bits is not None:
             self.bits.copy_(bits)
         self.snapped.fill_(True)
         self.fix()

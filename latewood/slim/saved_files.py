@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from latewood.core.format_buffers import BITS
 from latewood.core.state import load_state, save_state
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid
 from latewood.slim.csr_linear import CsrLinear
@@ -74,6 +75,7 @@ def load_slim(
     make_model: Callable[..., nn.Module] | None = None,
     *,
     trust: bool = False,
+    restore: Callable[[nn.Module, dict[str, torch.Tensor]], object] | None = None,
 ) -> nn.Module:
     """Rebuilds a slim module: makes the full model, removes the same channels, fills in the values.
 
@@ -83,6 +85,8 @@ def load_slim(
             factory that the file names.
         trust: allows to import and call what the file names, which may be any function of any
             installed package: only for files whose maker is trusted.
+        restore: called with the module and the values before these are filled in, to add what the
+            full model is made without: ``precision.restore_formats`` for number formats.
 
     Returns:
         The module in evaluation mode on the CPU, with the same values bit for bit.
@@ -99,6 +103,8 @@ def load_slim(
     with torch.no_grad():
         model.to(_floating(content["state"]))
         model = _repeated(model, edits, examples, path)
+        if restore is not None:
+            restore(model, content["state"])
         _fill(model, content["state"])
     remember(model, edits, examples)
     return model
@@ -247,9 +253,11 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         | {name for name in fixed if tensors[name].shape != state[name].shape}
     )
     if wrong:
+        formats = any(name.endswith(BITS) for name in state.keys() - tensors.keys())
+        hint = ", and restore=precision.restore_formats for its number formats" if formats else ""
         raise RequestError(
             f"make_model: the slim module's values do not fit it: {', '.join(wrong[:5])}; expected "
-            "the model that was slimmed, made with the same arguments"
+            f"the model that was slimmed, made with the same arguments{hint}"
         )
     for name, tensor in tensors.items():
         tensor.data = tensor.data.to(state[name].dtype)

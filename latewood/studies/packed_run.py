@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,13 @@ def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> 
         Least microseconds a call: "float" and "packed".
 
     Raises:
-        RequestError: no such file, or a shape that the network does not take.
+        RequestError: no such file, a shape that the network does not take, or no time.
         WorkError: the file is damaged.
     """
+    if any(size < 1 for size in shape):
+        raise invalid("--shape", list(shape), "sizes of 1 or more")
+    if not 0 < seconds < math.inf:
+        raise invalid("--seconds", seconds, "a number above 0")
     packed = load_packed(path)
     generator = torch.Generator().manual_seed(0)
     inputs = (torch.randn(shape, generator=generator),)

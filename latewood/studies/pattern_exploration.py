@@ -44,10 +44,13 @@ def counted_network(
         trust: import modules that a run's recipe names.
 
     Raises:
-        RequestError: nothing of these, a model without shares, or none of 1, 2 or 4 bits.
+        RequestError: nothing of these, a model without shares, shares for something else, or no
+            layer of 1, 2 or 4 bits.
         WorkError: a damaged file.
     """
     path = Path(source)
+    if shares is not None and (path.suffix == ".json" or path.exists()):
+        raise invalid("--bits", shares, f"none: {source} says what bits its layers have")
     if path.suffix == ".json":
         return CountedModel(read_layers(path))
     if path.exists():

@@ -80,6 +80,8 @@ def test_bad_requests_are_one_line(
         (("pack", tmp_path), 2, "run: got"),
         (("bench-packed", path, "--shape", 1, 64), 1, "not a readable safetensors file"),
         (("bench-packed", tmp_path / "y", "--shape", 1, 64), 2, "path: got"),
+        (("bench-packed", path, "--shape", 0, 64), 2, "--shape: got"),
+        (("bench-packed", path, "--shape", 1, 64, "--seconds", "nan"), 2, "--seconds: got"),
     ):
         ended, _, error = call(*words)
         assert (ended, len(error.splitlines())) == (code, 1)

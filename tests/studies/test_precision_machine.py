@@ -132,6 +132,7 @@ def test_constants():
             RequestError,
             "convnet cannot compute inputs",
         ),
+        (lambda p: counted_network(str(p), shares={1: 1.0}, shape=(3,)), RequestError, "--bits"),
         (lambda p: simulate_layer(p / "no.safetensors"), RequestError, "an existing safetensors"),
         (lambda p: simulate_layer(p / "no.safetensors", outputs=-1), RequestError, "--outputs"),
     ],

@@ -1,4 +1,4 @@
-"""Tensors of transformations that change shape with the weight."""
+"""Tensors of transformations and of baked number formats that change shape with the weight."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from latewood.core.format_buffers import format_buffers
 from latewood.core.selection import stored_tensor
 from latewood.core.transforms import Follows, transformations
 from latewood.errors import RequestError
@@ -17,7 +18,7 @@ __all__ = ["followers"]
 def followers(
     module: nn.Module, attribute: str, axis: int, name: str
 ) -> Iterator[tuple[Tensor, int, float | None]]:
-    """The tensors of a weight's transformations that change with one of its axes.
+    """The tensors of a weight's transformations and baked format that change with one of its axes.
 
     Each comes with the axis of its own that changes, and with what new entries start with.
 
@@ -46,6 +47,11 @@ def followers(
                 )
             if axis in axes:
                 yield tensor, axes[axis], follows.start
+    for tensor in format_buffers(module, attribute) or ():
+        place = axis - (len(shape) - tensor.ndim)
+        # Of one entry it stands for all.
+        if place >= 0 and tensor.shape[place] > 1:
+            yield tensor, place, None
 
 
 def _axes_in(tensor: Tensor, shape: torch.Size, follows: Follows) -> dict[int, int] | None:
