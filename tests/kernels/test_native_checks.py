@@ -39,6 +39,33 @@ def optim_step(rule):
     return [*floats(5), torch.tensor(3.0)], call
 
 
+def prepared_codes():
+    bits = torch.tensor([1, 1, 2, 4], dtype=torch.uint8)
+    codes = torch.randint(2, (3, 4, 1, 2), generator=torch.Generator().manual_seed(0))
+    return [codes.to(torch.uint8), torch.ones(3, 4, 1, 2, dtype=torch.bool), bits, bits.clone()]
+
+
+def mixed_prepare(function, t):
+    return function(*t, False, 3, 4, 2, [1, 2])
+
+
+def mixed_run(numbers):
+    """One image of 4 channels, 3 rows and 2 columns, with a kernel of two columns."""
+    sizes = [1, 3, 2, 3, 1, 1, 2, 1, 1, 0, 0, 1, 1]
+    source, target = torch.ones(1, 4, 3, 2), torch.zeros(1, 3, 3, 1)
+    if numbers:
+        tensors = [source, target, torch.ones(3), torch.zeros(3)]
+    else:
+        tensors = [source.to(torch.uint8), target.to(torch.int32)]
+
+    def call(function, t):
+        product = mixed_prepare(native().mixed_prepare, prepared_codes())
+        scale, bias = t[2:] or (None, None)
+        return function(product, t[0], t[1], scale, bias, 1.0, 0.0, sizes, False, False, 1)
+
+    return tensors, call
+
+
 SAME_BYTES = frozenset(("other shape", "transposed"))
 """Changes that leave a contiguous stretch of as many elements, in whatever order."""
 ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
@@ -76,6 +103,9 @@ CALLS = {
         frozenset(),
     ),
     "inpainting_ascend": (*inpainting(), frozenset(("other shape",))),
+    "mixed_prepare": (prepared_codes(), mixed_prepare, SAME_BYTES | {"nothing"}),
+    "mixed_run, codes": (*mixed_run(numbers=False), SAME_BYTES),
+    "mixed_run, numbers": (*mixed_run(numbers=True), SAME_BYTES),
     "alike": (floats(3), lambda function, t: function(*t) or None, frozenset()),
     "readable": (
         floats(1),
@@ -83,7 +113,7 @@ CALLS = {
         ANY_SIZE | {"double", "half", "integers"},
     ),
 }
-WITHOUT_TENSORS = {"attach", "instruction_set"}
+WITHOUT_TENSORS = {"attach", "instruction_set", "MixedProduct"}
 
 
 def cut(tensor, bytes_left):

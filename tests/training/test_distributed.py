@@ -168,7 +168,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         assert "the output of layer '2' is the first that is not finite" in outcome(
             home, "nan", rank
         )
-        assert outcome(home, "nan", rank).startswith("WorkError: step 5: the loss is nan; ")
+        assert outcome(home, "nan", rank).startswith("Diverged: step 5: the loss is nan; ")
     assert not (home / "many").exists()
     assert "processes = 2" in RunFolder(home / "half").recipe_path.read_text()
 

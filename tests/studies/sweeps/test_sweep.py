@@ -48,7 +48,7 @@ def test_grid_to_table(recipe: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s" / "sweep.json").read_text()) == result.rows
     assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 5
     page = (tmp_path / "s" / "sweep.html").read_text()
-    assert "Accuracy over optimizer.lr and seed" in page
+    assert "4 runs over optimizer.lr, seed" in page
 
 
 def test_same_bits_however_many_run_at_once(recipe: Path, tmp_path: Path) -> None:
