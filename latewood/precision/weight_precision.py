@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import PRECISION, Follows
-from latewood.precision.formats import quantize_unchecked
 from latewood.precision.noise import uniform_noise
-from latewood.precision.number_format import MOST_BITS, bits_of, s_of
+from latewood.precision.number_format import MOST_BITS, bits_of, quantize_unchecked, s_of
 from latewood.precision.quantizable_weights import Axes
 from latewood.precision.snapping import nearest_levels
 
