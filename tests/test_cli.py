@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import save_file
+from warm_python import WarmPython, run
 
 from latewood import __version__
 from latewood.cli import main
@@ -46,8 +47,7 @@ def latewood(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Calls the command line in a process of its own, in an empty folder."""
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "latewood", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        return run(["-m", "latewood", *map(str, words)], cwd=tmp_path)
 
     return call
 
@@ -102,13 +102,13 @@ def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_pat
 def test_ctrl_c_leaves_a_run_to_go_on_with(
     fails: Callable[..., str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [sys.executable, "-m", "latewood", "train", str(recipe), "--set", "steps=100000"]
-    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+    words = ["-m", "latewood", "train", str(recipe), "--set", "steps=100000"]
+    process = WarmPython(words, cwd=tmp_path)
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("latewood: stopped after step ")
     assert "--resume runs/small" in errors

@@ -1,24 +1,17 @@
 """Tensors that change under an optimizer end in a right result or an error, never in a crash."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from entries import cases
+from warm_python import run
 
 SCRIPT = Path(__file__).parent / "changed_tensors.py"
 
 
 def test_changed_tensors_are_handled_or_refused():
     # One process for all trials: to start it is most of the time, and none of them may end it.
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run([str(SCRIPT)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     trials = [line.split("/", 2) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (
         f"the process ended with {done.returncode} in {'/'.join(trials[-1])}: {done.stderr}"

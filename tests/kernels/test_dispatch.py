@@ -2,26 +2,19 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from warm_python import run
 
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native, native_for
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run(["-c", textwrap.dedent(code)], env={**os.environ, **environment})
 
 
 needs_native = pytest.mark.skipif(native() is None, reason="the compiled kernels are not built")

@@ -4,8 +4,6 @@ import contextlib
 import copy
 import itertools
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import Parameter
+from warm_python import run
 
 from latewood.errors import LatewoodError, RequestError
 from latewood.optim import CSGD, AdaBound, AMSBound, AvaGrad, AvaGradW, DelayedAdam
@@ -275,13 +274,7 @@ for name, extra in {cases!r}:
     # Without momentum there is no state that could be of another kind.
     assert refused == (0 if name == "CSGD" and not extra else 20), (name, extra, refused)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(["-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
 
 

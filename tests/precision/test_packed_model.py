@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from packed_networks import finished, small_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from warm_python import run
 
 from latewood.errors import RequestError, WorkError
 from latewood.precision import PackedModel, load_packed, pack
@@ -55,13 +54,8 @@ def test_a_file_holds_the_network_without_its_code(packed: PackedModel, tmp_path
         "import torch; from latewood.precision import load_packed;"
         f"print(load_packed({str(path)!r}).run(torch.ones(1, 3, 8, 8)).tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run(["-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == packed.run(torch.ones(1, 3, 8, 8)).tolist()
 
 

@@ -1,11 +1,10 @@
 """Slim modules on disk."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from warm_python import run
 
 from latewood import models
 from latewood.errors import RequestError, WorkError
@@ -50,7 +49,8 @@ def test_a_fresh_process_rebuilds_the_same_module(tmp_path, zoo, off):
         with torch.no_grad():
             expected[name] = smaller(*inputs)
     torch.set_num_threads(threads)
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), *FACTORIES], check=True)
+    done = run(["-c", SCRIPT, str(tmp_path), *FACTORIES])
+    assert done.returncode == 0, done.stderr
     for name, outputs in expected.items():
         assert torch.equal(load_state(tmp_path / f"{name}-outputs"), outputs), name
 

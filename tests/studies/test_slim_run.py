@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm_python import run
 
 from latewood import models
 from latewood.core import read_tensors
@@ -115,12 +114,8 @@ def test_a_fresh_process_makes_the_model_again(masked: Path, tmp_path: Path) -> 
         "model = load_slim(sys.argv[1], trust=True); "
         "print(model(torch.ones(2, 1, 8, 8)).double().tolist())"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", script, str(done.folder / "model")],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    found = run(["-c", script, str(done.folder / "model")])
+    assert found.returncode == 0, found.stderr
     full = models.mlp(in_features=64, hidden=(24, 12), num_classes=10).eval()
     full.load_state_dict(read_tensors(masked / "model.safetensors"))
     expected = full(torch.ones(2, 1, 8, 8)).double()

@@ -1,14 +1,13 @@
 """Checkpoints: whole or absent, checked before use, the last good one never at risk."""
 
 import resource
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from warm_python import run
 
 from latewood.errors import RequestError, WorkError
 from latewood.sparsity import ContinuousSparsification
@@ -150,7 +149,8 @@ try:
 except WorkError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run(["-c", code])
+    assert done.returncode == 0, done.stderr
     assert "the checkpoint of step 2 could not be written" in done.stdout
     assert "the last good one is of step 1" in done.stdout
     assert listing(tmp_path) == ["step-00000001"]

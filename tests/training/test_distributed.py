@@ -1,13 +1,12 @@
 """Two processes do what one does, only the main one writes, and no error leaves one waiting."""
 
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_python import run, run_ranks
 
 from latewood.errors import RequestError
 from latewood.training.processes import Processes
@@ -105,14 +104,12 @@ def home(tmp_path):
 
 
 def launch(home, *runs, timeout=120):
+    """What a user calls: the launcher ends the other processes where one fails."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, "script.py", *runs]
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     environment["OMP_NUM_THREADS"] = "1"
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    return subprocess.run(
-        command, cwd=home, capture_output=True, text=True, timeout=timeout, env=environment
-    )
+    return run([*launcher, "script.py", *runs], cwd=home, timeout=timeout, env=environment)
 
 
 def outcome(home, run, rank):
@@ -124,8 +121,7 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(home / "recipe.toml", folder=home / "alone")
-    both = launch(
-        home,
+    runs = (
         "both",
         "half steps=9 device=auto",
         "hard methods.0.harden_at=0.5",
@@ -133,7 +129,8 @@ def test_two_processes_end_where_one_does(home, monkeypatch):
         "both",
         "nan model.fails=divide",
     )
-    assert both.returncode == 0, both.stderr
+    for done in run_ranks(["script.py", *runs], 2, cwd=home):
+        assert done.returncode == 0, done.stderr
     one, two = RunFolder(home / "alone"), RunFolder(home / "both")
     # The gradient is the same mean in another order of summation: float32 rounding, step by step.
     weights, others = load_file(one.model_path), load_file(two.model_path)

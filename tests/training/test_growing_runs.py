@@ -1,12 +1,11 @@
 """Runs whose network grows: opened, resumed, with changing batches, beside other methods."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_python import run_ranks
 
 from latewood.errors import RequestError
 from latewood.slim import load_slim, save_slim, slim
@@ -100,13 +99,9 @@ def open_recipe_model():
 
 def test_two_processes_grow_alike(tmp_path):
     (tmp_path / "recipe.toml").write_text(recipe().to_toml())
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-        *("--master_port", "0", "--standalone", "-m", "latewood", "train", "recipe.toml"),
-        *("--out", "two"),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    words = ["-m", "latewood", "train", "recipe.toml", "--out", "two"]
+    for done in run_ranks(words, 2, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
     one = train(recipe(), folder=tmp_path / "one").folder
     ours, theirs = load_file(RunFolder(tmp_path / "two").model_path), load_file(one.model_path)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)

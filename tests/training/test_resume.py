@@ -3,12 +3,11 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 import textwrap
 import warnings
 
 import pytest
+from warm_python import run
 
 from latewood.training import checkpoints
 from latewood.training.run_folder import RunFolder
@@ -153,8 +152,7 @@ def home(tmp_path):
 
 
 def run_attempts(home, seed):
-    command = [sys.executable, "attempts.py", "recipe.toml", "whole", "killed", str(seed)]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=240)
+    done = run(["attempts.py", "recipe.toml", "whole", "killed", str(seed)], cwd=home)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 

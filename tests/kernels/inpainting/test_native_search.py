@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
+from warm_python import run
 
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
@@ -117,13 +116,11 @@ def test_neither_threads_nor_the_batch_change_a_bit(threads: int) -> None:
 def test_instruction_sets_give_the_same_bits(instruction_set: str) -> None:
     namespace: dict[str, hashlib._Hash] = {}
     exec(SEARCH, namespace)
-    done = subprocess.run(
-        [sys.executable, "-c", SEARCH + "print(digest.hexdigest())"],
+    done = run(
+        ["-c", SEARCH + "print(digest.hexdigest())"],
         env={**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set},
-        capture_output=True,
-        text=True,
-        check=True,
     )
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == namespace["digest"].hexdigest()
 
 

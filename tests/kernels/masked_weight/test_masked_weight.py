@@ -2,13 +2,12 @@
 
 import copy
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
+from warm_python import run
 
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
@@ -62,18 +61,8 @@ print(native().instruction_set())
 @needs_native
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_agrees_with_float64(instruction_set):
-    result = subprocess.run(
-        [sys.executable, "-c", ACCURACY],
-        env={
-            **os.environ,
-            "LATEWOOD_INSTRUCTION_SET": instruction_set,
-            "LATEWOOD_KERNELS": "native",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    chosen = {"LATEWOOD_INSTRUCTION_SET": instruction_set, "LATEWOOD_KERNELS": "native"}
+    result = run(["-c", ACCURACY], env={**os.environ, **chosen})
     assert result.returncode == 0, result.stderr
     if result.stdout.strip() != instruction_set:
         pytest.skip(f"this machine has no {instruction_set}; checked {result.stdout.strip()}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from warm_python import run
 
 from latewood.errors import RequestError
 from latewood.kernels.dispatch import native
@@ -157,18 +156,8 @@ def test_every_instruction_set_gives_the_same_integers() -> None:
     results = []
     forms = (("native", "baseline"), ("native", "avx2"), ("native", ""), ("reference", ""))
     for kernels, limit in forms:
-        done = subprocess.run(
-            [sys.executable, "-c", BASELINE],
-            env={
-                **os.environ,
-                "LATEWOOD_KERNELS": kernels,
-                "LATEWOOD_INSTRUCTION_SET": limit,
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        chosen = {"LATEWOOD_KERNELS": kernels, "LATEWOOD_INSTRUCTION_SET": limit}
+        done = run(["-c", BASELINE], env={**os.environ, **chosen})
         assert done.returncode == 0, done.stderr
         results.append(done.stdout)
     assert len(set(results)) == 1

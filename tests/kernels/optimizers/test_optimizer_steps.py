@@ -143,9 +143,8 @@ def test_moments_that_are_zero_tiny_infinite_or_no_number(run, rates, eps):
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_lower_instruction_sets_agree_with_plain_torch_too(instruction_set):
     chosen = "native and (agree or bit or moments)"
-    command = [sys.executable, "-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider"]
-    environment = {**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = ["-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = run(words, env={**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set})
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -16,6 +16,7 @@ from latewood.optim import CSGD, AdaBound, AMSBound, AvaGrad, DelayedAdam
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_interpreted_kernels_agree_with_plain_torch():
     tests = Path(__file__).with_name("test_optimizer_steps.py")
+    # The interpreter is chosen as Triton is imported: no warm process will do.
     command = [sys.executable, "-m", "pytest", str(tests), "-k", "triton", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,9 +1,8 @@
 """Two processes grow the same network: the same structures, the same bits."""
 
 import json
-import os
-import subprocess
-import sys
+
+from warm_python import run_ranks
 
 PARTS = """
 import torch
@@ -71,14 +70,8 @@ def test_two_processes_grow_the_same_network(tmp_path):
     (tmp_path / "parts_of_two.py").write_text(PARTS)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {key: value for key, value in os.environ.items() if key != "RANK"}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         "script.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for done in run_ranks(["script.py"], 2, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert len(one) == 1 + 6  # the seed, four samples, the freeze, the end
     assert one == two

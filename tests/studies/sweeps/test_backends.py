@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run
 
 from latewood.studies.sweeps.sweep import sweep
 
@@ -19,14 +18,11 @@ def test_a_cluster_trains_the_same_models(backend: str, package: str, tmp_path: 
     pytest.importorskip(package)
     # In a process of its own, with which the cluster ends.
     words = ("sweep", "digits-mlp", "--set", *CHANGES, "--grid", "seed=0,1", "--jobs", "2")
-    done = subprocess.run(
-        [sys.executable, "-m", "latewood", *words, "--backend", backend, "--out", "cluster"],
+    done = run(
+        ["-m", "latewood", *words, "--backend", backend, "--out", "cluster"],
         cwd=tmp_path,
         # Ray would leave a token in the home folder.
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     here = sweep(
