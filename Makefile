@@ -8,10 +8,11 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/latewood demo
 
-# Two test processes on two cores: one thread each, or they slow one another down.
+# Two test processes on two cores: one thread each, or they slow one another down. Files go to them
+# in the order of tests/conftest.py.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -51,6 +51,39 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+LONGEST = (
+    "tests/studies/sweeps/test_backends.py",
+    "tests/core/coupling/test_strangers.py",
+    "tests/studies/test_shrunk_runs.py",
+    "tests/studies/tickets/test_ticket_search.py",
+    "tests/studies/sweeps/test_sweep.py",
+    "tests/test_cli.py",
+    "tests/test_docs.py",
+    "tests/test_fuzz.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_distributed.py",
+    "tests/core/test_transforms.py",
+    "tests/growth/test_growth.py",
+    "tests/growth/test_deepen.py",
+    "tests/contracts/test_compiled_training.py",
+    "tests/contracts/test_deepcopy.py",
+    "tests/contracts/test_plain_state.py",
+    "tests/contracts/test_two_processes.py",
+    "tests/training/test_growing_runs.py",
+    "tests/core/coupling/test_models.py",
+    "tests/growth/test_widen.py",
+    "tests/report/test_browser.py",
+    "tests/test_import_cost.py",
+)
+"""Files of tests that take ten seconds and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the longest files run first: a process that gets one last keeps the others waiting."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.location[0], len(rank)))
+
+
 def declare_missing_operators() -> torch.library.Library | None:
     """Lets torchvision be imported where its compiled operators do not fit the build of torch.
 

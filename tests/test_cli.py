@@ -426,7 +426,7 @@ def test_a_failed_experiment_exits_with_1(
 def test_a_reader_that_has_gone_is_no_accident() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-m", "latewood", "reproduce", "--list"]
+    words = [sys.executable, "-m", "latewood", "recipes"]
     with os.fdopen(writing, "w") as gone:
         done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "")
@@ -447,7 +447,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize(("processes", "ends"), [("1", True), ("2", False)])
-@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["train", "no-such-recipe"], 2)])
+@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["recipes", "--nothing"], 2)])
 def test_a_launched_process_leaves_before_the_interpreter_ends(processes, ends, words, code):
     """What gloo's threads still hold cannot be let go of while the interpreter ends."""
     done = subprocess.run(

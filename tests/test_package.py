@@ -41,6 +41,12 @@ def test_body(): pytest.importorskip("nothing_of_this_name")
 """
 
 
+def test_the_files_that_run_first_are_there(request: pytest.FixtureRequest) -> None:
+    plugins = request.config.pluginmanager.get_plugins()
+    (longest,) = (plugin.LONGEST for plugin in plugins if hasattr(plugin, "LONGEST"))
+    assert all((ROOT / name).is_file() for name in longest)
+
+
 @pytest.mark.parametrize(
     ("ci", "expected"),
     [

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import json
 import math
 import typing
 from collections import ChainMap, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -80,7 +81,8 @@ def _is_too_large(value: Any) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
+@functools.lru_cache(maxsize=256)
+def parameters_of(factory: Callable[..., Any]) -> tuple[Mapping[str, Parameter], bool]:
     """The named parameters of a callable, and whether it takes any keyword besides.
 
     Args:
@@ -101,7 +103,7 @@ def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, Parameter], bo
                 required=required,
                 positional_only=parameter.kind is inspect.Parameter.POSITIONAL_ONLY,
             )
-    return parameters, open_ended
+    return MappingProxyType(parameters), open_ended
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,16 @@ def networks_of(case: Case) -> list[str]:
     return ["mlp", "convnet"] if case.kind == "optimizer" else list(NETWORKS)
 
 
-def network_of(name: str, *, seed: int = 0) -> nn.Module:
-    """A network with the initial weights of a seed; leaves torch's generator alone."""
+@cache
+def _initial(name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETWORKS[name][0]().train()
+
+
+def network_of(name: str, *, seed: int = 0) -> nn.Module:
+    """A network with the initial weights of a seed; leaves torch's generator alone."""
+    return copy.deepcopy(_initial(name, seed))
 
 
 def batch(name: str, step: int, *, samples: int = 8) -> tuple[Tensor, Tensor]:
@@ -86,6 +92,36 @@ def batch(name: str, step: int, *, samples: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
     inputs = torch.randn(samples, *NETWORKS[name][1], generator=generator)
     return inputs, torch.randint(0, CLASSES, (samples,), generator=generator)
+
+
+Beginning = tuple[nn.Module, list[Any], torch.optim.Optimizer]
+_BEGINNINGS: dict[tuple[Any, ...], Beginning] = {}
+
+
+def _beginning(
+    case: Case,
+    network: str,
+    seed: int,
+    dtype: torch.dtype,
+    steps_per_epoch: StepsPerEpoch,
+    beside: dict[str, Any] | None,
+) -> Beginning:
+    """Model, methods and optimizer of a training before its first step."""
+    model = network_of(network, seed=seed).to(dtype)
+    methods: list[Any] = []
+    section = case.section if case.kind == "method" else beside
+    if section is not None:
+        example = batch(network, 0, samples=1)[0].to(dtype)
+        provided = {"total_steps": TOTAL_STEPS, "steps_per_epoch": steps_per_epoch, "seed": 3}
+        methods.append(
+            build(
+                "method", section, "methods[0]", model=model, example_inputs=(example,), **provided
+            )
+        )
+    sgd = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
+    section = case.section if case.kind == "optimizer" else sgd
+    groups = parameter_groups(model, methods, weight_decay=1e-3)
+    return model, methods, build("optimizer", section, "optimizer", params=groups)
 
 
 class Training:
@@ -100,6 +136,9 @@ class Training:
         wrap: makes of the model what computes the loss, as a compiler does.
         steps_per_epoch: of all epochs, or of each.
         beside: section of a method beside the entry; the one that a probe needs if left out.
+        fresh: builds everything anew. Else model, method and optimizer are a deep copy of those
+            that the first such training of this process began with: to trace a network takes
+            longer than to train it, and test_deepcopy.py holds that a copy is as good.
     """
 
     def __init__(
@@ -113,29 +152,34 @@ class Training:
         wrap: Callable[[nn.Module], Any] | None = None,
         steps_per_epoch: StepsPerEpoch = STEPS_PER_EPOCH,
         beside: dict[str, Any] | None = None,
+        fresh: bool = False,
     ) -> None:
         self.network = network
         self.dtype = dtype
-        self.model = network_of(network, seed=seed).to(dtype)
-        provided: dict[str, Any] = {"model": self.model, "total_steps": TOTAL_STEPS}
-        provided["steps_per_epoch"] = steps_per_epoch
         self.epochs = Epochs(steps_per_epoch, TOTAL_STEPS)
-        self.methods: list[Any] = []
-        section = case.section if case.kind == "method" else beside or BESIDE.get(case.name)
-        if section is not None:
-            example = batch(network, 0, samples=1)[0].to(dtype)
-            method = build(
-                "method", section, "methods[0]", example_inputs=(example,), seed=3, **provided
-            )
-            self.methods.append(method)
-            provided["stages"] = getattr(method, "stages", None)
+        beside = beside or BESIDE.get(case.name)
+        key = (str(case), network, seed, dtype, str(steps_per_epoch), str(beside))
+        begun = None if fresh else _BEGINNINGS.get(key)
+        if begun is None:
+            begun = _beginning(case, network, seed, dtype, steps_per_epoch, beside)
+        if not fresh:
+            begun = copy.deepcopy(_BEGINNINGS.setdefault(key, begun))
+        self.model, self.methods, self.optimizer = begun
         self.probes: list[Any] = []
         if case.kind == "probe":
-            self.probes.append(build("probe", case.section, "probes[0]", folder=folder, **provided))
-        sgd = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
-        section = case.section if case.kind == "optimizer" else sgd
-        groups = parameter_groups(self.model, self.methods, weight_decay=1e-3)
-        self.optimizer = build("optimizer", section, "optimizer", params=groups)
+            stages = getattr(self.methods[0], "stages", None) if self.methods else None
+            self.probes.append(
+                build(
+                    "probe",
+                    case.section,
+                    "probes[0]",
+                    folder=folder,
+                    stages=stages,
+                    model=self.model,
+                    total_steps=TOTAL_STEPS,
+                    steps_per_epoch=steps_per_epoch,
+                )
+            )
         self.wrap = wrap
         self.wrapped = wrap(self.model) if wrap else self.model
         self.steps = 0

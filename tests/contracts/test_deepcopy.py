@@ -8,7 +8,7 @@ from short_training import TOTAL_STEPS, Training, assert_same
 
 @pytest.mark.parametrize("step", [0, 6, 10])  # before the start, between two rounds, near the end
 def test_a_copy_goes_on_alone(component, network, step, tmp_path):
-    training = Training(component, network, folder=tmp_path).run(step)
+    training = Training(component, network, folder=tmp_path, fresh=True).run(step)
     before = training.snapshot()
     copied = copy.deepcopy(training)
     assert_same(training.snapshot(), before, "copying changed the original")
@@ -25,7 +25,7 @@ def test_a_copy_goes_on_alone(component, network, step, tmp_path):
 
 
 def test_the_original_may_end_before_its_copy(component, network, tmp_path):
-    training = Training(component, network, folder=tmp_path).run(6)
+    training = Training(component, network, folder=tmp_path, fresh=True).run(6)
     copied = copy.deepcopy(training)
     training.run().finish()
     copied.run().finish()

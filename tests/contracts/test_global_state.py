@@ -27,7 +27,7 @@ def global_state():
 
 def test_global_generators_and_settings_stay_as_they_are(component, network, tmp_path):
     before = global_state()
-    training = Training(component, network, folder=tmp_path)
+    training = Training(component, network, folder=tmp_path, fresh=True)
     assert_same(global_state(), before, "after construction")
     training.run()
     assert_same(global_state(), before, "after the steps")
@@ -55,6 +55,6 @@ def test_the_outcome_does_not_depend_on_global_generators(component, network, se
     outcomes = []
     for value in (1, 2):
         seeded(value)
-        training = Training(component, network, folder=tmp_path / str(value)).run()
+        training = Training(component, network, folder=tmp_path / str(value), fresh=True).run()
         outcomes.append([training.snapshot(), training.finish().state_dict(), training.seen])
     assert_same(*outcomes)

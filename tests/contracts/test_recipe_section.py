@@ -178,7 +178,7 @@ def parameters_of(case):
 
 def test_trainings_are_built_from_sections(component, tmp_path):
     """What all other checks run on is what a recipe would have built."""
-    training = Training(component, "mlp", folder=tmp_path)
+    training = Training(component, "mlp", folder=tmp_path, fresh=True)
     made = [*training.methods, *training.probes, training.optimizer]
     assert component.factory in [type(part) for part in made]
     assert isinstance(training.model, nn.Module)

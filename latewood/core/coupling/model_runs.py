@@ -119,13 +119,11 @@ class ModelRuns:
             stack.enter_context(torch.no_grad())
             stack.enter_context(attributes_restored(self.model))
             stack.enter_context(buffers_restored(self.model))
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(_other_generators_seeded())
+            stack.enter_context(_generators_seeded())
             _enter_mode(self.model, training)
             if self.double:
                 stack.enter_context(in_float64())
             stack.enter_context(noise)
-            torch.manual_seed(0)
             inputs = _double(self.inputs) if self.double else self.inputs
             outputs = outputs_of(run_model(self.model, inputs))
         floating = [output for output in outputs if output.is_floating_point()]
@@ -133,13 +131,19 @@ class ModelRuns:
 
 
 @contextmanager
-def _other_generators_seeded() -> Iterator[None]:
-    """Python's and numpy's generators start alike, for a while: some models mask spans by them."""
+def _generators_seeded() -> Iterator[None]:
+    """All generators start alike, for a while; some models mask spans by Python's and numpy's."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     try:
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
-        yield
+        with torch.random.fork_rng(devices=devices):
+            # torch.manual_seed would note a call for devices that nobody has asked for yet.
+            torch.default_generator.manual_seed(0)
+            if devices:
+                torch.cuda.manual_seed_all(0)
+            yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002

@@ -1,11 +1,10 @@
 """Every form of an optimizer step against plain torch, and the promises about sums of rates."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm_python
 
 from latewood.kernels import optimizers
 from latewood.kernels.dispatch import native
@@ -144,7 +143,7 @@ def test_moments_that_are_zero_tiny_infinite_or_no_number(run, rates, eps):
 def test_lower_instruction_sets_agree_with_plain_torch_too(instruction_set):
     chosen = "native and (agree or bit or moments)"
     words = ["-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = run(words, env={**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set})
+    done = warm_python.run(words, env={**os.environ, "LATEWOOD_INSTRUCTION_SET": instruction_set})
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -282,5 +281,5 @@ if child == 0:
     os._exit(0 if step() == before else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), step() == before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm_python.run(["-c", code])
     assert done.stdout.split() == ["0", "True"], done.stdout + done.stderr
