@@ -132,9 +132,11 @@ def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[_Workers]:
         import ray
 
         started = not ray.is_initialized()
-        if started:
-            # A cluster that the environment names, else one of this machine's processes.
-            ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else jobs)
+        if started and "RAY_ADDRESS" in os.environ:
+            ray.init()
+        elif started:
+            # Of this machine's processes, and without the page that nobody opens.
+            ray.init(num_cpus=jobs, include_dashboard=False)
         try:
             yield _Ray()
         finally:
@@ -144,8 +146,8 @@ def _workers(backend: Backend, jobs: int, threads: int) -> Iterator[_Workers]:
         from distributed import Client
 
         named = "DASK_SCHEDULER_ADDRESS" in os.environ
-        options = {} if named else {"n_workers": jobs, "threads_per_worker": 1}
-        with Client(**options) as client:
+        own = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+        with Client(**({} if named else own)) as client:
             yield _Dask(client)
 
 

@@ -121,12 +121,22 @@ NETWORKS = {
 }  # fmt: skip
 
 
+PLANS = {}
+"""The plan of every network that a test has traced: others need it, not another trace."""
+
+
+def plan_of(name, model, inputs):
+    if name not in PLANS:
+        PLANS[name] = trace_channels(model, inputs)
+    return PLANS[name]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_is_right_and_leaves_channels_free(name):
     build, least = NETWORKS[name]
     model, inputs = build()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    plan = trace_channels(model, inputs)
+    plan = PLANS[name] = trace_channels(model, inputs)
     assert verify_plan(model, plan, inputs) <= 1e-12
     assert len([group for group in plan.free if group.width > 1]) >= least
     for key, value in model.state_dict().items():
@@ -136,7 +146,7 @@ def test_a_plan_is_right_and_leaves_channels_free(name):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "swin", "shufflenet", "vit"])
 def test_half_of_all_free_channels_go_and_the_network_runs(name):
     model, inputs = NETWORKS[name][0]()
-    plan = trace_channels(model, inputs)
+    plan = plan_of(name, model, inputs)
     keep = {group.name: range(-(-group.width // 2)) for group in plan.free}
     slice_channels(model, plan, keep)
     with torch.no_grad():
@@ -340,7 +350,7 @@ def test_tied_axes_become_one_group():
 def test_networks_that_view_what_they_transposed_become_slim(name):
     more = {"mpnet": (words("MPNetModel", "MPNetConfig", **WORDS), 3)}
     model, inputs = (NETWORKS | more)[name][0]()
-    plan = trace_channels(model, inputs)
+    plan = plan_of(name, model, inputs)
     tensors = dict(model.named_parameters())
     with torch.no_grad():
         for group in plan.free:
