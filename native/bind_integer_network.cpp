@@ -147,7 +147,7 @@ class NetworkBuilder {
         const int width = weights.bits[i / in_kernel % from.channels];
         require(!width || weights.codes[i] >> width == 0, "a code is out of range");
       }
-      step.lanes = lane_product(weights);
+      step.lanes = lane_product(weights, step.geometry);
     }
     add(std::move(step), outputs, true);
   }

@@ -15,6 +15,12 @@ namespace latewood {
 // bytes: pairs of unsigned inputs times signed weights, words: the same with 16 bits.
 enum class LaneMethod : int { lookup, bytes, words };
 
+// Row k of a strip holds what is met in the row (first + k) * stride + phase of the image, `first`
+// counted from the band's first row of outputs.
+struct LaneStrip {
+  std::int64_t plane, column, first, phase, rows;
+};
+
 // Channels whose products lie on one grid. Positions are lanes, so that borders are bytes whose
 // products are 0: index 128 of a lookup, and the input that stands for 0 elsewhere.
 struct LaneSegment {
@@ -28,11 +34,17 @@ struct LaneSegment {
   std::vector<std::int32_t> channels;  // by place, -1 for none
   std::vector<std::int32_t> gain, base;  // by place: what stands for the code u is gain u + base
   AlignedBytes weights;      // by four outputs, step and output: 16 or 4 bytes
+  // The rows that one tap of one plane meets, in the columns that the outputs meet, are a strip;
+  // taps in rows that lie a whole number of strides apart share one.
+  std::vector<LaneStrip> strips;
+  std::int64_t strip_bytes = 0;        // of all strips of a band
+  std::vector<std::int32_t> offsets;   // by step: of the first output's operand in the strips
 };
 
 struct LaneProduct {
   std::vector<LaneSegment> segments;
-  std::vector<std::int32_t> constants;  // by output
+  std::vector<std::int32_t> constants;  // by output, for a multiple of four
+  std::int64_t band = 1;                // rows of outputs that are worked on together
 };
 
 struct NetworkBuffer {

@@ -165,11 +165,60 @@ void add_segment(const Laid &laid, LaneMethod method, const std::vector<std::int
   }
 }
 
+std::int64_t floor_division(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
+
+constexpr std::int64_t strip_room = 32 << 10;  // bytes that stay in a near cache
+
+void lay_strips(const MixedGeometry &g, LaneProduct *product) {
+  const auto place_of = [&](std::int64_t dy, std::int64_t *phase) {
+    const std::int64_t row = dy * g.dilation_y - g.top;
+    const std::int64_t place = floor_division(row, g.stride_y);
+    *phase = row - place * g.stride_y;
+    return place;
+  };
+  // Rows beyond those of the outputs, summed over the phases that some tap has.
+  std::vector<std::array<std::int64_t, 3>> phases;  // phase, first place, last place
+  for (std::int64_t dy = 0; dy < g.kernel_height; ++dy) {
+    std::int64_t phase;
+    const std::int64_t place = place_of(dy, &phase);
+    auto known = std::find_if(phases.begin(), phases.end(),
+                              [&](const auto &entry) { return entry[0] == phase; });
+    if (known == phases.end()) phases.push_back({phase, place, place});
+    else (*known)[2] = place;
+  }
+  std::int64_t row_bytes = 0, halo = 0;
+  for (const auto &phase : phases) halo += phase[2] - phase[1];
+  for (const LaneSegment &segment : product->segments)
+    row_bytes += segment.planes * g.kernel_width * g.out_width * segment.position_bytes;
+  const std::int64_t room = strip_room / std::max<std::int64_t>(row_bytes, 1) - halo;
+  const std::int64_t least = (32 + g.out_width - 1) / g.out_width;
+  product->band = std::min(
+      g.out_height, std::max(room / std::int64_t(std::max<std::size_t>(phases.size(), 1)), least));
+  for (LaneSegment &segment : product->segments) {
+    segment.offsets.assign(std::size_t(segment.steps), 0);
+    const std::int64_t width = g.out_width * segment.position_bytes;
+    for (std::int64_t p = 0; p < segment.planes; ++p)
+      for (std::int64_t dx = 0; dx < g.kernel_width; ++dx)
+        for (const auto &phase : phases) {
+          const std::int64_t rows = product->band + phase[2] - phase[1];
+          segment.strips.push_back({p, dx, phase[1], phase[0], rows});
+          for (std::int64_t dy = 0; dy < g.kernel_height; ++dy) {
+            std::int64_t of_tap;
+            const std::int64_t place = place_of(dy, &of_tap);
+            if (of_tap == phase[0])
+              segment.offsets[(p * g.kernel_height + dy) * g.kernel_width + dx] =
+                  std::int32_t(segment.strip_bytes + (place - phase[1]) * width);
+          }
+          segment.strip_bytes += rows * width;
+        }
+  }
+}
+
 }  // namespace
 
-LaneProduct lane_product(const CodedWeights &weights) {
+LaneProduct lane_product(const CodedWeights &weights, const MixedGeometry &geometry) {
   LaneProduct product;
-  product.constants.assign(std::size_t(weights.outputs), 0);
+  product.constants.assign(std::size_t((weights.outputs + in_block - 1) / in_block * in_block), 0);
   Laid laid{weights, 0, 0};
   std::vector<std::int32_t> tables[3][9], bytes, words;
   for (std::int64_t c = 0; c < weights.channels; ++c) {
@@ -185,6 +234,7 @@ LaneProduct lane_product(const CodedWeights &weights) {
   add_segment(laid, LaneMethod::bytes, bytes, &product);
   for (int x = 2; x >= 1; --x)
     for (int w = 8; w >= 1; --w) add_segment(laid, LaneMethod::lookup, tables[x][w], &product);
+  lay_strips(geometry, &product);
   return product;
 }
 

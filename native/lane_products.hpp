@@ -16,6 +16,6 @@ struct CodedWeights {
   std::int64_t outputs, channels, taps;
 };
 
-LaneProduct lane_product(const CodedWeights &weights);
+LaneProduct lane_product(const CodedWeights &weights, const MixedGeometry &geometry);
 
 }  // namespace latewood

@@ -199,12 +199,22 @@ inline void scale_sums(const std::int32_t *__restrict sums, float scale, float b
 
 // ---- products with positions as lanes
 
-inline void combine_codes(const std::uint8_t *__restrict codes, int shift,
-                          std::uint8_t *__restrict plane, std::int64_t n) {
-  if (shift == 0) {
-    for (std::int64_t i = 0; i < n; ++i) plane[i] = codes[i];
-  } else {
-    for (std::int64_t i = 0; i < n; ++i) plane[i] |= std::uint8_t(codes[i] << shift);
+// Codes of four channels of 1 bit, or of two of 2 bits, as one index.
+inline void combine_four(const std::uint8_t *__restrict a, const std::uint8_t *__restrict b,
+                         const std::uint8_t *__restrict c, const std::uint8_t *__restrict d,
+                         std::uint8_t *__restrict plane, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint8_t index = std::uint8_t(c[i] + d[i] + d[i]);
+    index = std::uint8_t(b[i] + index + index);
+    plane[i] = std::uint8_t(a[i] + index + index);
+  }
+}
+
+inline void combine_two(const std::uint8_t *__restrict a, const std::uint8_t *__restrict b,
+                        std::uint8_t *__restrict plane, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint8_t twice = std::uint8_t(b[i] + b[i]);
+    plane[i] = std::uint8_t(a[i] + twice + twice);
   }
 }
 
@@ -221,132 +231,172 @@ inline void place_inputs(const std::uint8_t *__restrict codes, int gain, int bas
   }
 }
 
-// The operands of all positions of the image, plane by plane.
-inline void write_planes(const LaneSegment &segment, const std::uint8_t *codes, std::int64_t n,
-                         std::uint8_t *planes, std::int64_t stride) {
+// The operands of all positions of the image, plane by plane. `none` stands for a channel that is
+// not there: its weights are 0.
+inline void write_planes(const LaneSegment &segment, const std::uint8_t *codes,
+                         const std::uint8_t *none, std::int64_t n, std::uint8_t *planes,
+                         std::int64_t stride) {
   for (std::int64_t p = 0; p < segment.planes; ++p) {
     std::uint8_t *const plane = planes + p * stride;
+    const std::int64_t place = p * segment.in_plane;
+    const std::uint8_t *from[4];
     for (int k = 0; k < segment.in_plane; ++k) {
-      const std::int64_t place = p * segment.in_plane + k;
-      const std::int32_t c = segment.channels[place];
-      if (c < 0) continue;
-      const std::uint8_t *const from = codes + c * n;
-      if (segment.method == LaneMethod::lookup)
-        combine_codes(from, k * (4 / segment.in_plane), plane, n);
-      else if (segment.method == LaneMethod::bytes)
-        place_inputs(from, segment.gain[place], segment.base[place], k,
-                     reinterpret_cast<std::uint16_t *>(plane), n);
+      const std::int32_t c = segment.channels[place + k];
+      from[k] = c < 0 ? none : codes + c * n;
+    }
+    if (segment.method == LaneMethod::lookup) {
+      if (segment.in_plane == 4) combine_four(from[0], from[1], from[2], from[3], plane, n);
+      else combine_two(from[0], from[1], plane, n);
+      continue;
+    }
+    for (int k = 0; k < 2; ++k) {
+      const std::int32_t gain = segment.gain[place + k], base = segment.base[place + k];
+      if (segment.method == LaneMethod::bytes)
+        place_inputs(from[k], gain, base, k, reinterpret_cast<std::uint16_t *>(plane), n);
       else
-        place_inputs(from, segment.gain[place], segment.base[place], k,
-                     reinterpret_cast<std::uint32_t *>(plane), n);
+        place_inputs(from[k], gain, base, k, reinterpret_cast<std::uint32_t *>(plane), n);
     }
   }
 }
 
-inline void fill_pad(std::uint8_t *target, std::uint8_t pad, std::int64_t n) {
-  std::memset(target, pad, std::size_t(n));
+// Copies whole vectors: what is too much is written over by what follows.
+template <int Bytes>
+inline void copy_rows(const std::uint8_t *from, std::uint8_t *target, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += Bytes) std::memcpy(target + i, from + i, Bytes);
 }
 
-// Of one plane and tap: the operands that the outputs in the rows [first, last) meet. Vectors are
-// written whole; what is too much is written over by what follows.
-inline void write_columns(const MixedGeometry &g, const std::uint8_t *plane, int bytes,
-                          std::uint8_t pad, std::int64_t dy, std::int64_t dx, std::int64_t first,
-                          std::int64_t last, std::uint8_t *target) {
+template <typename T>
+inline void copy_every_second(const T *__restrict from, T *__restrict target, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) target[i] = from[2 * i];
+}
+
+inline void copy_strided(const std::uint8_t *from, std::uint8_t *target, std::int64_t n,
+                         std::int64_t stride, int bytes) {
+  if (stride == 2 && bytes == 1) {
+    copy_every_second(from, target, n);
+  } else if (stride == 2 && bytes == 2) {
+    copy_every_second(reinterpret_cast<const std::uint16_t *>(from),
+                      reinterpret_cast<std::uint16_t *>(target), n);
+  } else {
+    for (std::int64_t x = 0; x < n; ++x)
+      for (int b = 0; b < bytes; ++b) target[x * bytes + b] = from[x * stride * bytes + b];
+  }
+}
+
+// One strip of the band whose first row of outputs is `first`.
+inline void write_strip(const MixedGeometry &g, const LaneStrip &strip, const std::uint8_t *plane,
+                        int bytes, std::uint8_t pad, std::int64_t first, std::uint8_t *target) {
   const std::int64_t width = g.out_width * bytes;
-  const std::int64_t left = dx * g.dilation_x - g.left;
+  const std::int64_t left = strip.column * g.dilation_x - g.left;
   // The columns of the output whose tap is inside the image.
   const std::int64_t begin =
       std::min(g.out_width, left < 0 ? (-left + g.stride_x - 1) / g.stride_x : 0);
   const std::int64_t end = std::max(
-      begin, std::min(g.out_width, g.width - left > 0 ? (g.width - left - 1) / g.stride_x + 1 : 0));
-  for (std::int64_t y = first; y < last; ++y, target += width) {
-    const std::int64_t row = y * g.stride_y - g.top + dy * g.dilation_y;
+      begin, std::min(g.out_width, g.width > left ? (g.width - left - 1) / g.stride_x + 1 : 0));
+  const std::int64_t before = begin * bytes, behind = end * bytes;
+  const auto row_of = [&](std::int64_t k) {
+    return (first + k + strip.first) * g.stride_y + strip.phase;
+  };
+  if (g.stride_x == 1 && g.stride_y == 1 && g.out_width == g.width && begin < end) {
+    // Rows lie one after the other on both sides: only what came from beside the image is wrong.
+    const std::int64_t top = std::min(strip.rows, std::max<std::int64_t>(0, -row_of(0)));
+    const std::int64_t bottom = std::max(top, std::min(strip.rows, g.height - row_of(0)));
+    std::memset(target, pad, std::size_t(top * width));
+    if (bottom > top)
+      std::memcpy(target + top * width + before,
+                  plane + (row_of(top) * g.width + left + begin) * bytes,
+                  std::size_t((bottom - top) * width - before - (width - behind)));
+    for (std::int64_t k = top; k < bottom && before; ++k)
+      for (std::int64_t i = 0; i < before; ++i) target[k * width + i] = pad;
+    for (std::int64_t k = top; k < bottom && behind < width; ++k)
+      for (std::int64_t i = behind; i < width; ++i) target[k * width + i] = pad;
+    std::memset(target + bottom * width, pad, std::size_t((strip.rows - bottom) * width));
+    return;
+  }
+  for (std::int64_t k = 0; k < strip.rows; ++k, target += width) {
+    const std::int64_t row = row_of(k);
     if (row < 0 || row >= g.height || begin == end) {
-      fill_pad(target, pad, width);
+      std::memset(target, pad, std::size_t(width));
       continue;
     }
-    const std::uint8_t *const from = plane + (row * g.width + left) * bytes;
-    if (g.stride_x == 1) {
-      for (std::int64_t i = begin * bytes; i < end * bytes; i += 16) std::memcpy(target + i, from + i, 16);
-    } else {
-      for (std::int64_t x = begin; x < end; ++x)
-        for (int b = 0; b < bytes; ++b) target[x * bytes + b] = from[x * g.stride_x * bytes + b];
-    }
-    for (std::int64_t i = 0; i < begin * bytes; ++i) target[i] = pad;
-    for (std::int64_t i = end * bytes; i < width; ++i) target[i] = pad;
+    const std::uint8_t *const from = plane + (row * g.width + left + begin * g.stride_x) * bytes;
+    if (g.stride_x != 1) copy_strided(from, target + before, end - begin, g.stride_x, bytes);
+    else if (width <= 16) copy_rows<16>(from, target + before, behind - before);
+    else copy_rows<32>(from, target + before, behind - before);
+    for (std::int64_t i = 0; i < before; ++i) target[i] = pad;
+    for (std::int64_t i = behind; i < width; ++i) target[i] = pad;
   }
 }
 
 int run_lanes(const NetworkStep &step, const Memory &memory, Scratch *scratch) {
+  constexpr std::int64_t together = 256;  // positions whose sums stay in the nearest cache
   const MixedGeometry &g = step.geometry;
-  const NetworkBuffer &source = memory.network.buffers[step.source];
-  const std::int64_t in_plane = source.plane(), out_plane = g.out_height * g.out_width;
+  const LaneProduct &product = step.lanes;
+  const std::int64_t in_plane = memory.network.buffers[step.source].plane();
+  const std::int64_t out_plane = g.out_height * g.out_width;
   const std::int64_t outputs = std::int64_t(step.scale.size());
-  const std::int64_t rows_of_sums = (outputs + lane_outputs - 1) / lane_outputs * lane_outputs;
-  std::int64_t plane_bytes = 0, step_bytes = 1;
-  for (const LaneSegment &segment : step.lanes.segments) {
-    const std::int64_t stride = (in_plane * segment.position_bytes + 2 * slack + 63) / 64 * 64;
-    plane_bytes = std::max(plane_bytes, segment.planes * stride);
-    step_bytes = std::max(step_bytes, segment.steps * segment.position_bytes);
+  const std::int64_t blocks = std::int64_t(product.constants.size()) / lane_outputs;
+  const auto plane_stride = [&](const LaneSegment &segment) {
+    return (in_plane * segment.position_bytes + 2 * slack + 63) / 64 * 64;
+  };
+  std::int64_t plane_bytes = 0, strip_bytes = 0;
+  for (const LaneSegment &segment : product.segments) {
+    plane_bytes += segment.planes * plane_stride(segment);
+    strip_bytes += (segment.strip_bytes + 4 * slack) / 64 * 64;
   }
-  const std::int64_t wanted =
-      std::max<std::int64_t>(lane_positions, std::min<std::int64_t>(256, (32 << 10) / step_bytes));
-  const std::int64_t band = std::min(g.out_height, std::max<std::int64_t>(1, wanted / g.out_width));
-  const std::int64_t lanes =
-      (band * g.out_width + lane_positions - 1) / lane_positions * lane_positions;
-  scratch->sums.resize(std::size_t(rows_of_sums * lanes * 4));
-  scratch->columns.resize(std::size_t(step_bytes * lanes + 2 * slack));
-  // Planes of all segments, each behind the other.
-  std::int64_t all_planes = 0;
-  for (const LaneSegment &segment : step.lanes.segments)
-    all_planes +=
-        segment.planes * ((in_plane * segment.position_bytes + 2 * slack + 63) / 64 * 64);
-  scratch->planes.resize(std::size_t(all_planes));
-  std::uint8_t *planes = scratch->planes.get();
-  for (const LaneSegment &segment : step.lanes.segments) {
-    const std::int64_t stride = (in_plane * segment.position_bytes + 2 * slack + 63) / 64 * 64;
-    write_planes(segment, memory.codes(step.source), in_plane, planes + slack, stride);
-    planes += segment.planes * stride;
+  // The codes of no channel lie behind the planes.
+  scratch->planes.resize(std::size_t(plane_bytes + in_plane));
+  scratch->columns.resize(std::size_t(strip_bytes));
+  scratch->sums.resize(std::size_t(blocks * lane_outputs * together * 4));
+  scratch->row.resize(std::size_t(together));
+  std::uint8_t *const none = scratch->planes.get() + plane_bytes;
+  std::memset(none, 0, std::size_t(in_plane));
+  std::uint8_t *planes = scratch->planes.get() + slack;
+  for (const LaneSegment &segment : product.segments) {
+    write_planes(segment, memory.codes(step.source), none, in_plane, planes, plane_stride(segment));
+    planes += segment.planes * plane_stride(segment);
   }
   std::int32_t *const sums = reinterpret_cast<std::int32_t *>(scratch->sums.get());
-  scratch->row.resize(std::size_t(lanes));
-  const bool direct = step.geometry.kernel_height * step.geometry.kernel_width == 1 &&
-                      g.stride_x == 1 && g.stride_y == 1 && g.top == 0 && g.left == 0 &&
-                      g.out_height == g.height && g.out_width == g.width;
+  if (product.segments.empty()) std::fill(sums, sums + blocks * lane_outputs * together, 0);
   int nan = 0;
-  for (std::int64_t first = 0; first < g.out_height; first += band) {
-    const std::int64_t last = std::min(first + band, g.out_height);
-    const std::int64_t count = (last - first) * g.out_width, start = first * g.out_width;
-    const std::int64_t whole = (count + lane_positions - 1) / lane_positions * lane_positions;
-    for (std::int64_t n = 0; n < rows_of_sums; ++n)
-      std::fill(sums + n * lanes, sums + n * lanes + whole,
-                n < outputs ? step.lanes.constants[n] : 0);
-    planes = scratch->planes.get();
-    for (const LaneSegment &segment : step.lanes.segments) {
+  for (std::int64_t first = 0; first < g.out_height; first += product.band) {
+    planes = scratch->planes.get() + slack;
+    std::uint8_t *columns = scratch->columns.get();
+    for (const LaneSegment &segment : product.segments) {
       const int bytes = segment.position_bytes;
-      const std::int64_t stride = (in_plane * bytes + 2 * slack + 63) / 64 * 64;
-      LaneOperands operands{planes + slack + start * bytes, stride};
-      if (!direct || count != whole) {
-        std::uint8_t *columns = scratch->columns.get() + slack;
-        operands = {columns, lanes * bytes};
-        for (std::int64_t p = 0; p < segment.planes; ++p)
-          for (std::int64_t dy = 0; dy < g.kernel_height; ++dy)
-            for (std::int64_t dx = 0; dx < g.kernel_width; ++dx, columns += lanes * bytes)
-              write_columns(g, planes + slack + p * stride, bytes, segment.pad, dy, dx, first, last,
-                            columns);
+      std::uint8_t *target = columns;
+      for (const LaneStrip &strip : segment.strips) {
+        write_strip(g, strip, planes + strip.plane * plane_stride(segment), bytes, segment.pad,
+                    first, target);
+        target += strip.rows * g.out_width * bytes;
       }
-      const std::int64_t of_block = segment.steps * (segment.method == LaneMethod::lookup ? 64 : 16);
-      for (std::int64_t n = 0; n < rows_of_sums; n += lane_outputs)
-        add_lanes(segment, operands, segment.weights.get() + n / lane_outputs * of_block,
-                  sums + n * lanes, lanes, whole);
-      planes += segment.planes * stride;
+      planes += segment.planes * plane_stride(segment);
+      columns += (segment.strip_bytes + 4 * slack) / 64 * 64;
     }
-    for (std::int64_t n = 0; n < outputs; ++n) {
-      const std::int32_t *const from = sums + n * lanes;
-      const float scale = step.scale[n], bias = step.bias[n];
-      nan |= finish_channel(memory, step.epilogue, n, out_plane, start, count, from,
-                            scratch->row.data(),
-                            [&](float *row) { scale_sums(from, scale, bias, row, count); });
+    const std::int64_t in_band = std::min(product.band, g.out_height - first) * g.out_width;
+    for (std::int64_t p = 0; p < in_band; p += together) {
+      const std::int64_t count = std::min(together, in_band - p);
+      const std::int64_t whole = (count + lane_positions - 1) / lane_positions * lane_positions;
+      columns = scratch->columns.get();
+      for (const LaneSegment &segment : product.segments) {
+        const bool starts = &segment == &product.segments.front();
+        const std::int64_t of_block =
+            segment.steps * lane_outputs * (segment.method == LaneMethod::lookup ? 16 : 4);
+        for (std::int64_t block = 0; block < blocks; ++block)
+          add_lanes(segment, {columns + p * segment.position_bytes, segment.offsets.data(),
+                              segment.weights.get() + block * of_block,
+                              sums + block * lane_outputs * together, together, whole,
+                              starts ? &product.constants[block * lane_outputs] : nullptr});
+        columns += (segment.strip_bytes + 4 * slack) / 64 * 64;
+      }
+      const std::int64_t start = first * g.out_width + p;
+      for (std::int64_t n = 0; n < outputs; ++n) {
+        const std::int32_t *const from = sums + n * together;
+        const float scale = step.scale[n], bias = step.bias[n];
+        nan |= finish_channel(memory, step.epilogue, n, out_plane, start, count, from,
+                              scratch->row.data(),
+                              [&](float *row) { scale_sums(from, scale, bias, row, count); });
+      }
     }
   }
   return nan;
@@ -392,25 +442,6 @@ int run_packed(const NetworkStep &step, const Memory &memory, Scratch *scratch) 
 inline void add_scaled(const float *__restrict weight, float input, float *__restrict sums,
                        std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) sums[i] = sums[i] + input * weight[i];
-}
-
-constexpr int block = 32;  // positions whose sums stay in registers
-
-// Four outputs at 32 positions, whose inputs lie one after the other.
-inline void add_products(const float *const *taps, const float *const *weights, std::int64_t count,
-                         float (*__restrict sums)[block]) {
-  for (int n = 0; n < 2; ++n)
-    for (int i = 0; i < block; ++i) sums[n][i] = 0;
-  float first[block] = {}, second[block] = {};
-  for (std::int64_t t = 0; t < count; ++t) {
-    const float *const from = taps[t];
-    const float one = weights[0][t], other = weights[1][t];
-    for (int i = 0; i < block; ++i) {
-      first[i] = first[i] + from[i] * one;
-      second[i] = second[i] + from[i] * other;
-    }
-  }
-  for (int i = 0; i < block; ++i) sums[0][i] = first[i], sums[1][i] = second[i];
 }
 
 int run_floating(const NetworkStep &step, const Memory &memory, Scratch *scratch) {
