@@ -114,7 +114,7 @@ class NativeNetwork:
 
     def _packed(self, module: Any, step: PackedProduct) -> None:
         weights = step.weights
-        outputs, channels, *kernel = weights.codes.shape
+        outputs, _, *kernel = weights.codes.shape
         shape = self._written_shape(step.epilogue)
         form = self._form
         if form is None:

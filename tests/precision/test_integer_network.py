@@ -64,7 +64,7 @@ def test_what_only_codes_read_has_thresholds() -> None:
     assert signs is not None and sorted(set(signs.tolist())) == [-1, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 3, 4]),
@@ -95,6 +95,7 @@ def test_thresholds_give_the_code_of_every_sum(
     assert torch.equal(counted, encoded(numbers(sums), alpha, offset, width).long())
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.sampled_from([0.0, 2.0]), st.floats(1e-3, 1e3))
 def test_cuts_give_the_code_of_numbers_beside_them(bits: int, offset: float, alpha: float) -> None:
     cuts = number_cuts(alpha, offset, bits)
