@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks._packed_networks import network_candidates, packed_resnet
 from benchmarks._timing import interleaved_minima, print_table
 from latewood.kernels.dispatch import native
 from latewood.kernels.mixed_products import Affine, CodeWeights, PreparedProduct, Taps
-from latewood.models import resnet20
-from latewood.precision import PackedModel, pack, quantize
-from latewood.precision.formats import leave_input_format, leave_weight_format
 
 __all__ = ["main"]
 
@@ -25,6 +23,8 @@ SIZE = 1024
 ROWS = (1, 16, 256)
 MIXTURE = (0.125, 0.25)
 """Fractions of channels of 4 and of 2 bits; the others have 1."""
+NETWORKS = ("1 bit", "mixed", "4 bit")
+"""Bits of the hidden layers of whole networks; mixed is 12.5/25/62.5 % of 4/2/1 bit."""
 
 
 def main(arguments: list[str]) -> None:
@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> None:
             _print("K = N = 1024, M = " + str(rows), _matrices(rows), rounds)
         _print("Convolution 64 -> 64, 3x3, on 32x32", _convolutions(), rounds)
         _print("1-bit products, K = N, M = 64, per multiple of 64", _odd_sizes(), rounds)
-        packed = _network()
+        packed = {name: packed_resnet(partial(_width, name)) for name in NETWORKS}
         for images in (1, 16):
-            title = f"ResNet-20, {images} image(s), 12.5/25/62.5 % of 4/2/1-bit channels"
-            _print(title, _networks(packed, images), rounds)
+            title = f"ResNet-20, float in and out, {images} image(s)"
+            _print(title, network_candidates(packed, images), rounds)
     torch.set_num_threads(before)
 
 
@@ -69,6 +69,10 @@ def _widths(channels: int) -> dict[str, Tensor]:
     mixed = torch.tensor([4] * wide + [2] * middle + [1] * (channels - wide - middle))[order]
     uniform = {f"{bits} bit": torch.full((channels,), bits) for bits in (1, 2, 4, 8)}
     return {name: x.to(torch.uint8) for name, x in (uniform | {"mixed": mixed}).items()}
+
+
+def _width(name: str, channels: int) -> Tensor:
+    return _widths(channels)[name]
 
 
 def _product(outputs: int, bits: Tensor, kernel: int) -> tuple[PreparedProduct, Affine]:
@@ -189,29 +193,3 @@ def _odd_sizes() -> dict[str, Callable[[], object]]:
         inputs = torch.randn(64, size, 1, 1)
         candidates[f"K = N = {size}"] = partial(product.numbers, inputs, Taps(), affine)
     return candidates
-
-
-def _network() -> PackedModel:
-    network = resnet20().eval()
-    layers = [x for x in network.modules() if isinstance(x, nn.Conv2d | nn.Linear)]
-    for layer in layers[1:-1]:
-        bits = _widths(layer.weight.shape[1])["mixed"]
-        width = bits.reshape(1, -1, 1, 1)
-        scale = layer.weight.detach().abs().flatten(1).amax(1).reshape(-1, 1, 1, 1) / 1.875
-        layer.weight.copy_(scale * quantize(layer.weight / scale, width))
-        leave_weight_format(layer, width, scale)
-        leave_input_format(layer, bits, torch.tensor(0.5), torch.tensor(False))
-    with torch.inference_mode(False):
-        return pack(network, torch.randn(2, 3, 32, 32))
-
-
-def _networks(packed: PackedModel, images: int) -> dict[str, Callable[[], object]]:
-    inputs = torch.randn(images, 3, 32, 32)
-    plain = resnet20().eval()
-    last = resnet20().eval().to(memory_format=torch.channels_last)
-    inputs_last = inputs.contiguous(memory_format=torch.channels_last)
-    return {
-        "torch float32": lambda: plain(inputs),
-        "torch float32, channels last": lambda: last(inputs_last),
-        "packed": lambda: packed.run(inputs),
-    }

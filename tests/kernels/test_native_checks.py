@@ -66,6 +66,44 @@ def mixed_run(numbers):
     return tensors, call
 
 
+def integer_network():
+    """Numbers that become codes, a product with thresholds, another one, a norm, a float layer."""
+    generator = torch.Generator().manual_seed(0)
+    ones = torch.ones(4, dtype=torch.uint8)
+    codes = torch.randint(2, (3, 4, 1, 2), generator=generator).to(torch.uint8)
+    thresholds, signs = torch.zeros(3, 1, dtype=torch.int32), torch.ones(3, dtype=torch.int32)
+    tensors = [
+        *(torch.rand(1, 4, 3, 2), torch.zeros(1, 2, 3, 1), ones, ones[:3].clone()),
+        *(codes, torch.ones(3, 4, 1, 2, dtype=torch.bool), ones.clone(), ones.clone()),
+        *(torch.ones(3), torch.zeros(3), thresholds, signs, torch.zeros(1), torch.zeros(3)),
+        *(torch.ones(2), torch.zeros(2), torch.ones(2, 3, 1, 1), torch.zeros(2)),
+        *(codes[:, :3, :, :1].clone(), ones[:3].clone(), ones[:3].clone()),
+    ]
+
+    def call(function, t):
+        network = function()
+        shapes = ((4, 3, 2), (4, 3, 2), (3, 3, 1), (3, 3, 1), (2, 3, 1))
+        for shape, bits in zip(shapes, (None, t[2], t[3], None, None), strict=True):
+            network.buffer(*shape, bits)
+        network.begin(0)
+        network.epilogue(None, None, -1, -1, -1.0, 1.0)
+        network.encoder(1, 1.0, 0.0, None, None, 0, t[12], t[13])
+        network.numbers(0)
+        network.epilogue(None, None, -1, -1, -1.0, 1.0)
+        network.encoder(2, 1.0, 0.0, t[10], t[11], 1, t[12], t[13])
+        taps = [3, 1, 1, 2, 1, 1, 0, 0, 1, 1]
+        network.packed(1, *t[4:8], False, 3, taps, t[8], t[9], None)
+        taps = [3, 1, 1, 1, 1, 1, 0, 0, 1, 1]
+        network.epilogue(None, None, -1, 3, -1.0, 1.0)
+        network.packed(2, t[18], None, t[19], t[20], False, 3, taps, t[8], t[9], None)
+        network.epilogue(t[14], t[15], -1, 4, -1.0, 1.0)
+        network.floating(3, t[16], t[17], 2, 1, taps)
+        network.finish(4)
+        return network.run(t[0], t[1], 1, 1) or None
+
+    return tensors, call
+
+
 SAME_BYTES = frozenset(("other shape", "transposed"))
 """Changes that leave a contiguous stretch of as many elements, in whatever order."""
 ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
@@ -106,6 +144,7 @@ CALLS = {
     "mixed_prepare": (prepared_codes(), mixed_prepare, SAME_BYTES | {"nothing"}),
     "mixed_run, codes": (*mixed_run(numbers=False), SAME_BYTES),
     "mixed_run, numbers": (*mixed_run(numbers=True), SAME_BYTES),
+    "IntegerNetwork": (*integer_network(), SAME_BYTES | {"nothing"}),
     "alike": (floats(3), lambda function, t: function(*t) or None, frozenset()),
     "readable": (
         floats(1),

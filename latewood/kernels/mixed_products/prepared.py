@@ -116,7 +116,7 @@ class PreparedProduct:
         module = native()
         if module is None or tensors_are_virtual() or not is_plain(inputs) or not inputs.is_cpu:
             return None
-        prepared = self._layout(module)
+        prepared = self.layout(module)
         inputs = inputs.detach()
         last = not inputs.is_contiguous() and inputs.is_contiguous(
             memory_format=torch.channels_last
@@ -153,7 +153,12 @@ class PreparedProduct:
             raise over_bits("input_codes") if affine is None else not_numbers()
         return target
 
-    def _layout(self, module: Any) -> Any:
+    def layout(self, module: Any) -> Any:
+        """The weights as the compiled kernels take them.
+
+        Args:
+            module: the compiled kernels.
+        """
         if self._prepared is None or self._compiled is not module:
             weights = self.weights
             mask = None if weights.mask is None else weights.mask.contiguous()
