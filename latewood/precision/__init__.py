@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
 from latewood.precision.allocation import Allocation, allocate, curvature_of
+from latewood.precision.exports import OnnxFile, export_onnx
 from latewood.precision.formats import (
     InputFormat,
     WeightFormat,
@@ -35,6 +36,7 @@ __all__ = [
     "LearnedPrecision",
     "LeftLayer",
     "NoiseSettings",
+    "OnnxFile",
     "PATTERNS",
     "PATTERN_SETS",
     "PackedConv2d",
@@ -46,6 +48,7 @@ __all__ = [
     "bits_of",
     "code",
     "curvature_of",
+    "export_onnx",
     "fit_channels",
     "fit_counts",
     "input_format",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latewood.core.whole_files import write_whole
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.precision.code_streams import stream_bytes
 from latewood.precision.packed_graph import NetworkGraph
@@ -47,6 +46,7 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "output": graph.output,
         "left": left,
         "channels_last": graph.channels_last,
+        "inputs": graph.inputs,
         "layers": [[name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()],
         "tensors": [[name, *_stored(tensor, values)] for name, tensor in graph.tensors.items()],
     }
@@ -60,19 +60,9 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
     }
     marks = {"format": f"{_FORMAT} {_VERSION}", "sha256": _digest(parts)}
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror})") from error
-    temporary = Path(name)
-    try:
-        save_file(parts, temporary, metadata=marks)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        write_whole(path, lambda temporary: save_file(parts, temporary, metadata=marks))
+    except SafetensorError as error:
         raise WorkError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_graph(path: Path) -> tuple[NetworkGraph, list[list[Any]]]:
@@ -129,6 +119,8 @@ def _graph(parts: dict[str, Tensor]) -> tuple[NetworkGraph, list[list[Any]]]:
         tensors,
         description["output"],
         bool(description["channels_last"]),
+        # Files of before this was kept have none.
+        [[str(dtype), [int(n) for n in shape]] for dtype, shape in description.get("inputs", [])],
     )
     left = [[str(name), str(reason), int(count)] for name, reason, count in description["left"]]
     return graph, left
@@ -251,9 +243,3 @@ def _digest(parts: dict[str, Tensor]) -> str:
         digest.update(len(parts[name]).to_bytes(8, "little"))
         digest.update(parts[name].numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

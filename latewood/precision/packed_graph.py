@@ -43,6 +43,7 @@ class NetworkGraph:
         tensors: everything else by name.
         output: the form of what is returned.
         channels_last: whether images go in with adjacent channels.
+        inputs: of the example that it was made with, ``[dtype, shape]`` of each; empty if unknown.
     """
 
     nodes: list[list[Any]] = field(default_factory=list)
@@ -50,6 +51,7 @@ class NetworkGraph:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
     channels_last: bool = False
+    inputs: list[list[Any]] = field(default_factory=list)
 
 
 def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> NetworkGraph:
@@ -65,7 +67,12 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Networ
             message names it.
     """
     program = _exported(model, example_inputs)
-    graph = NetworkGraph()
+    graph = NetworkGraph(
+        inputs=[
+            [str(example.dtype).removeprefix("torch."), list(example.shape)]
+            for example in example_inputs
+        ]
+    )
     signature = program.graph_signature
     held = {
         **dict(model.named_parameters(remove_duplicate=False)),
