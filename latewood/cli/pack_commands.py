@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from latewood.cli.app import Flag, Many, Trust, app
 
@@ -16,6 +16,8 @@ def pack(
     *,
     out: Path | None = None,
     batch: int = 1,
+    onnx: Path | None = None,
+    onnx_form: Literal["low_bit", "dequantized", "qonnx"] = "low_bit",
     json: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     trust: Annotated[bool, Trust] = False,
@@ -33,6 +35,10 @@ def pack(
         File of the packed network; RUN-packed.safetensors if not given.
     batch
         How many samples at once to time it with.
+    onnx
+        Also write the network as this ONNX file.
+    onnx_form
+        Of the weights in it: integers of few bits, floating numbers, or QONNX's quantisers.
     json
         Print the report as JSON instead of tables.
     overwrite
@@ -44,10 +50,20 @@ def pack(
     from latewood.studies.packed_run import pack_run
     from latewood.terminal.tables import print_table
 
-    done = pack_run(run, out=out, batch=batch, overwrite=overwrite, trust=trust)
+    done = pack_run(
+        run,
+        out=out,
+        batch=batch,
+        onnx=onnx,
+        onnx_form=onnx_form,
+        overwrite=overwrite,
+        trust=trust,
+    )
     left = [asdict(layer) for layer in done.left]
     if json:
-        report = {"file": str(done.path), "layers": done.layers, "left": left, **done.summary}
+        exported = {f"{kind} file": str(path) for kind, path in done.exported.items()}
+        report = {"file": str(done.path), "layers": done.layers, "left": left, **exported}
+        report |= done.summary
         print(encoder.dumps(report, indent=1))
         return
     print_table(done.layers, title=f"{run}: packed layers")
@@ -55,6 +71,8 @@ def pack(
         print_table(left, title="Left in floating point")
     print_table([{"measure": name, "": value} for name, value in done.summary.items()])
     print(f"packed network: {done.path}")
+    for kind, path in done.exported.items():
+        print(f"{kind}: {path}")
 
 
 @app.command

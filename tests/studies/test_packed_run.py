@@ -56,8 +56,11 @@ def test_pack_writes_what_the_run_computes(
     run: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     path = tmp_path / "packed.safetensors"
-    code, out, _ = call("pack", run, "--out", path, "--json")
+    other = tmp_path / "network.onnx"
+    code, out, _ = call("pack", run, "--out", path, "--json", "--onnx", other)
     report = json.loads(out)
+    assert report["ONNX file"] == str(other)
+    assert report["ONNX file bytes"] == other.stat().st_size > 1000
     assert code == 0 and report["file"] == str(path)
     assert len(report["layers"]) == 3 and report["packed file bytes"] == path.stat().st_size
     opened = open_run(run)
@@ -77,6 +80,9 @@ def test_bad_requests_are_one_line(
     for words, code, message in (
         (("pack", run, "--out", path), 2, "which exists"),
         (("pack", run, "--out", tmp_path / "no" / "x"), 2, "--out"),
+        (("pack", run, "--onnx", tmp_path / "no" / "x"), 2, "--onnx: got"),
+        (("pack", run, "--out", tmp_path / "new", "--onnx", path), 2, "--onnx: got"),
+        (("pack", run, "--onnx-form", "int3"), 2, "int3"),
         (("pack", tmp_path), 2, "run: got"),
         (("bench-packed", path, "--shape", 1, 64), 1, "not a readable safetensors file"),
         (("bench-packed", tmp_path / "y", "--shape", 1, 64), 2, "path: got"),

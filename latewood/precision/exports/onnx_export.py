@@ -51,10 +51,10 @@ def export_onnx(
     """Writes a packed network as an ONNX file, all or nothing.
 
     Inputs are quantised by ordinary operations. "low_bit" keeps the weights of linear layers as
-    MatMulNBits of com.microsoft (2, 4 or 8 bits, the widest of the layer, blocks of 32) and those of
-    convolutions as int4 or int8 behind DequantizeLinear; "dequantized" keeps all as float32; "qonnx"
-    has Quant nodes of qonnx.custom_op.general, which onnxruntime alone does not run. NaN among the
-    inputs, which the packed network refuses, is not noticed.
+    MatMulNBits of com.microsoft (2, 4 or 8 bits, the widest of the layer, blocks of 32) and those
+    of convolutions as int4 or int8 behind DequantizeLinear; "dequantized" keeps all as float32;
+    "qonnx" has Quant nodes of qonnx.custom_op.general, which onnxruntime alone does not run. NaN
+    among the inputs, which the packed network refuses, is not noticed.
 
     Args:
         packed: of ``pack`` or ``load_packed``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
@@ -31,8 +32,8 @@ def add_layer(
 ) -> tuple[str, str]:
     """Adds the nodes of a packed layer.
 
-    Sums of products are numbers of the grid, which float32 holds exactly up to 2^24 steps; scale and
-    bias follow, as in the packed layer itself.
+    Sums of products are numbers of the grid, which float32 holds exactly up to 2^24 steps; scale
+    and bias follow, as in the packed layer itself.
 
     Args:
         nodes: to which they are added.
@@ -185,7 +186,7 @@ def _qonnx_weights(nodes: OnnxNodes, layer: GridLayer) -> str:
 
 
 def _quant(nodes: OnnxNodes, inputs: str, bits: int) -> str:
-    """Numbers on the grid: in the middle of the cells that rounding down gives the lower ends of."""
+    """Numbers on the grid: rounding down gives the lower end of a cell, half a step its middle."""
     if bits == 1:
         return nodes.add("BipolarQuant", inputs, nodes.tensor(1), domain=QONNX)
     step = 2.0 ** (2 - bits)
@@ -203,7 +204,7 @@ def _joined(nodes: OnnxNodes, layer: GridLayer, parts: list[str], axis: int) -> 
 def _runs(bits: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
     """Where neighbours have the same bits."""
     borders = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), len(bits)]
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         yield int(bits[start]), slice(start, end)
 
 

@@ -150,7 +150,7 @@ def test_inputs_that_the_network_does_not_take_are_refused(
         export_onnx(packed, tmp_path / "network.onnx", example_inputs=torch.ones(1, 4, 8, 8))
     half = finished(nn.Linear(4, 4).double(), torch.full((4,), 2), input_bits=torch.full((4,), 2))
     wide = pack(nn.Sequential(half), torch.ones(2, 4, dtype=torch.float64))
-    with pytest.raises(RequestError, match="torch.float64.*float32 at the layer '0'"):
+    with pytest.raises(RequestError, match=r"torch.float64.*float32 at the layer '0'"):
         export_onnx(wide, tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
 
