@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from latewood.kernels.mixed_products import mixed_conv2d, mixed_matmul
 from latewood.precision.allocation import Allocation, allocate, curvature_of
-from latewood.precision.exports import OnnxFile, export_onnx
+from latewood.precision.exports import CHeader, OnnxFile, export_c, export_onnx
 from latewood.precision.formats import (
     InputFormat,
     WeightFormat,
@@ -32,6 +32,7 @@ from latewood.precision.patterns import (
 
 __all__ = [
     "Allocation",
+    "CHeader",
     "InputFormat",
     "LearnedPrecision",
     "LeftLayer",
@@ -48,6 +49,7 @@ __all__ = [
     "bits_of",
     "code",
     "curvature_of",
+    "export_c",
     "export_onnx",
     "fit_channels",
     "fit_counts",

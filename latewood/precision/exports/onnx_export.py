@@ -10,9 +10,10 @@ from torch import Tensor
 
 from latewood.core.whole_files import write_whole
 from latewood.errors import RequestError, WorkError, invalid
+from latewood.precision.exports.example_inputs import example_tensors
 from latewood.precision.exports.onnx_layers import MICROSOFT, QONNX, OnnxForm, add_layer
 from latewood.precision.exports.onnx_nodes import OnnxNodes
-from latewood.precision.exports.onnx_outline import PLACE_DOMAIN, example_tensors, onnx_outline
+from latewood.precision.exports.onnx_outline import PLACE_DOMAIN, onnx_outline
 from latewood.precision.packed_graph import NetworkGraph
 from latewood.precision.packed_model import PackedModel
 

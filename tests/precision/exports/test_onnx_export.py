@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from latewood.errors import RequestError, WorkError
 from latewood.precision import PackedModel, export_onnx, load_packed, pack
 from latewood.precision.exports import onnx_export
+from latewood.precision.exports.example_inputs import example_tensors
 from latewood.precision.exports.onnx_layers import QONNX, OnnxForm
-from latewood.precision.exports.onnx_outline import example_tensors, onnx_outline
+from latewood.precision.exports.onnx_outline import onnx_outline
 
 INPUTS = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 MORE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(6))
