@@ -18,6 +18,8 @@ def pack(
     batch: int = 1,
     onnx: Path | None = None,
     onnx_form: Literal["low_bit", "dequantized", "qonnx"] = "low_bit",
+    c: Path | None = None,
+    c_name: str = "network",
     json: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     trust: Annotated[bool, Trust] = False,
@@ -39,6 +41,10 @@ def pack(
         Also write the network as this ONNX file.
     onnx_form
         Of the weights in it: integers of few bits, floating numbers, or QONNX's quantisers.
+    c
+        Also write the network as this C99 header, one function without any library.
+    c_name
+        What all names in it begin with; the function is NAME_run.
     json
         Print the report as JSON instead of tables.
     overwrite
@@ -56,6 +62,8 @@ def pack(
         batch=batch,
         onnx=onnx,
         onnx_form=onnx_form,
+        c=c,
+        c_name=c_name,
         overwrite=overwrite,
         trust=trust,
     )

@@ -17,6 +17,7 @@ from latewood.errors import RequestError, invalid
 from latewood.precision import (
     LeftLayer,
     PackedModel,
+    export_c,
     export_onnx,
     load_packed,
     pack,
@@ -56,6 +57,8 @@ def pack_run(
     batch: int = 1,
     onnx: Path | None = None,
     onnx_form: OnnxForm = "low_bit",
+    c: Path | None = None,
+    c_name: str = "network",
     overwrite: bool = False,
     trust: bool = False,
 ) -> PackedRun:
@@ -67,6 +70,8 @@ def pack_run(
         batch: samples that it is timed with.
         onnx: also write this ONNX file.
         onnx_form: of its weights.
+        c: also write this C header.
+        c_name: prefix of everything in it.
         overwrite: replace a file that is there.
         trust: import and call modules that the run's recipe names.
 
@@ -78,13 +83,13 @@ def pack_run(
         raise invalid("batch", batch, "1 or more")
     opened = open_run(run, trust=trust)
     path = out or opened.folder.path.with_name(f"{opened.folder.name}-packed.safetensors")
-    for option, file in (("--out", path), ("--onnx", onnx)):
+    for option, file in (("--out", path), ("--onnx", onnx), ("--c", c)):
         _require_free(option, file, overwrite=overwrite)
     inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
     with caller_unchanged(cuda=False):
         packed = pack(opened.model, inputs)
         # First, since they may have no form for an operation: then nothing is written at all.
-        exported, sizes = _export(packed, onnx, onnx_form)
+        exported, sizes = _export(packed, onnx, onnx_form, c, c_name)
         packed.save(path)
         plain = remove_formats(copy.deepcopy(opened.model))
         times = _times(plain, packed, inputs)
@@ -152,11 +157,15 @@ def layer_rows(packed: PackedModel) -> list[Row]:
 
 
 def _export(
-    packed: PackedModel, onnx: Path | None, onnx_form: OnnxForm
+    packed: PackedModel, onnx: Path | None, onnx_form: OnnxForm, c: Path | None, c_name: str
 ) -> tuple[dict[str, Path], dict[str, float]]:
     """Writes the files for other programs; where they are, and what is said of them."""
     exported: dict[str, Path] = {}
     sizes: dict[str, float] = {}
+    if c is not None:
+        header = export_c(packed, c, c_name)
+        exported["C header"] = c
+        sizes |= {"C flash bytes": float(header.flash), "C RAM bytes": float(header.ram)}
     if onnx is not None:
         exported["ONNX"] = onnx
         sizes["ONNX file bytes"] = float(export_onnx(packed, onnx, onnx_form).bytes)

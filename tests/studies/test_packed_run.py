@@ -57,8 +57,14 @@ def test_pack_writes_what_the_run_computes(
 ) -> None:
     path = tmp_path / "packed.safetensors"
     other = tmp_path / "network.onnx"
-    code, out, _ = call("pack", run, "--out", path, "--json", "--onnx", other)
+    header = tmp_path / "network.h"
+    code, out, _ = call(
+        *("pack", run, "--out", path, "--json"),
+        *("--onnx", other, "--c", header, "--c-name", "digits"),
+    )
     report = json.loads(out)
+    assert report["C header file"] == str(header) and "int digits_run(" in header.read_text()
+    assert f"flash: {report['C flash bytes']:.0f} bytes" in header.read_text()
     assert report["ONNX file"] == str(other)
     assert report["ONNX file bytes"] == other.stat().st_size > 1000
     assert code == 0 and report["file"] == str(path)
@@ -83,6 +89,7 @@ def test_bad_requests_are_one_line(
         (("pack", run, "--onnx", tmp_path / "no" / "x"), 2, "--onnx: got"),
         (("pack", run, "--out", tmp_path / "new", "--onnx", path), 2, "--onnx: got"),
         (("pack", run, "--onnx-form", "int3"), 2, "int3"),
+        (("pack", run, "--c", tmp_path / "no" / "x"), 2, "--c: got"),
         (("pack", tmp_path), 2, "run: got"),
         (("bench-packed", path, "--shape", 1, 64), 1, "not a readable safetensors file"),
         (("bench-packed", tmp_path / "y", "--shape", 1, 64), 2, "path: got"),

@@ -171,7 +171,7 @@ def _comment(network: IntegerNetwork, name: str, flash: int, ram: int) -> list[s
         for buffer in (network.source, network.target)
     )
     # Names of layers come from a file of anybody, and must not end the comment.
-    steps = re.sub(r"[^ -~\n]|[*/\\]", "?", network.describe()).splitlines()
+    steps = re.sub(r"[^ -~\n]|[*\\]", "?", network.describe()).splitlines()
     return [
         f"/* {name}: a packed network, written by latewood. C99, no allocation, no library.",
         " *",

@@ -75,22 +75,15 @@ class Places:
 def placed_buffers(network: IntegerNetwork, memory: str) -> Places:
     """Lays buffers into memory, those that are never needed together into the same.
 
-    A flattened buffer is its source. The network's input and output lie with the caller.
+    A flattened buffer is its source, and a sum takes the place of a residual that nobody reads any
+    more. The network's input and output lie with the caller.
 
     Args:
         network: whose buffers are laid out.
         memory: name of an array of float.
     """
-    root = list(range(len(network.buffers)))
-    for step in network.steps:
-        if isinstance(step, Flatten):
-            root[step.target] = root[step.source]
-    first, last = dict.fromkeys(root, len(network.steps)), dict.fromkeys(root, -1)
-    for place, step in enumerate(network.steps):
-        reads, writes = step_buffers(step)
-        for buffer in reads + writes:
-            first[root[buffer]] = min(first[root[buffer]], place)
-            last[root[buffer]] = max(last[root[buffer]], place)
+    root = _shared(network)
+    first, last = _lives(network, root)
     source, target = root[network.source], root[network.target]
     offsets: dict[int, int] = {}
     sizes = {
@@ -122,6 +115,38 @@ def placed_buffers(network: IntegerNetwork, memory: str) -> Places:
             cast = "(uint8_t *)" if codes else ""
             expressions[buffer] = f"{cast}({memory} + {offsets[own] // 4})"
     return Places(expressions, total, source == target)
+
+
+def _shared(network: IntegerNetwork) -> list[int]:
+    """By buffer, the one whose memory it takes."""
+    root = list(range(len(network.buffers)))
+    for step in network.steps:
+        if isinstance(step, Flatten):
+            root[step.target] = root[step.source]
+    ends = {root[network.source], root[network.target]}
+    for place, step in enumerate(network.steps):
+        if isinstance(step, Flatten):
+            continue
+        residual, target = step.epilogue.residual, step.epilogue.target
+        if residual is None or target is None:
+            continue
+        old, new = root[residual], root[target]
+        _, last = _lives(network, root)
+        # Each number is read before the sum is written in its place.
+        if last[old] == place and old != root[step.source] and not ends & {old, new}:
+            root = [old if other == new else other for other in root]
+    return root
+
+
+def _lives(network: IntegerNetwork, root: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """The first and the last step that need what lies in a buffer's memory."""
+    first, last = dict.fromkeys(root, len(network.steps)), dict.fromkeys(root, -1)
+    for place, step in enumerate(network.steps):
+        reads, writes = step_buffers(step)
+        for buffer in reads + writes:
+            first[root[buffer]] = min(first[root[buffer]], place)
+            last[root[buffer]] = max(last[root[buffer]], place)
+    return first, last
 
 
 def float_literal(value: float) -> str:
