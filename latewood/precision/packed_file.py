@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ _FORMAT: Final = "latewood packed"
 _VERSION: Final = 1
 _PARTS: Final = ("description", "codes", "values")
 _MOST_DESCRIPTION: Final = 64 << 20
+_MOST_WEIGHTS: Final = 1 << 33
 
 
 def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
@@ -146,8 +148,9 @@ def _packed(layer: PackedLayer, codes: list[Tensor], values: list[Tensor]) -> li
 
 def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     shape, taps, flags, widths, inputs = entry
-    if len(shape) not in (2, 4) or len(taps) != (8 if len(shape) == 4 else 0):
-        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    _require_shape(shape, taps, codes, widths)
+    if flags not in range(8):
+        raise WorkError(f"a layer with the flags {flags!r}")
     outputs, channels = shape[:2]
     bits = _unpacked_widths(widths, channels, codes)
     none = torch.zeros(0, dtype=torch.uint8)
@@ -166,7 +169,32 @@ def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     buffers["weight_scale"] = values.tensor("float32", [outputs])
     buffers["input_scale"] = values.tensor("float32", [1])[0].clone()
     buffers["bias"] = values.tensor("float32", [outputs]) if flags & 4 else torch.zeros(outputs)
-    return PackedLayer.of_buffers(buffers, shape, bool(flags & 1), bool(flags & 2), taps)
+    if inputs is not None and not torch.equal(input_bits > 0, bits > 0):
+        raise WorkError("a layer that reads other channels than it has weights for")
+    scales = (buffers["weight_scale"], buffers["input_scale"], buffers["bias"])
+    if not all(bool(part.isfinite().all()) for part in scales) or not scales[1] > 0:
+        raise WorkError("a layer whose scales are no numbers, or not positive for its inputs")
+    made = PackedLayer.of_buffers(buffers, shape, bool(flags & 1), bool(flags & 2), taps)
+    if inputs is not None:
+        try:
+            made._prepared()
+        except RequestError as error:
+            # Sums beyond int32, say.
+            raise WorkError(f"a layer of the shape {shape}: {error}") from error
+    return made
+
+
+def _require_shape(shape: Any, taps: Any, codes: _Reader, widths: Any) -> None:
+    """Refuses shapes that are none, before memory is asked for them."""
+    numbers = [*shape, *taps]
+    if len(shape) not in (2, 4) or len(taps) != (8 if len(shape) == 4 else 0):
+        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    least = [1] * len(shape) + [1, 1, 0, 0, 0, 0, 1, 1][: len(taps)]
+    if any(type(n) is not int or n < low for n, low in zip(numbers, least, strict=True)):
+        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    fewest = 0 if not isinstance(widths, int) else widths
+    if math.prod(shape) * fewest > 8 * len(codes.stream) or math.prod(shape) > _MOST_WEIGHTS:
+        raise WorkError(f"a layer of the shape {shape} in {len(codes.stream)} bytes of codes")
 
 
 def _packed_widths(bits: Tensor, codes: list[Tensor]) -> Any:
@@ -219,7 +247,7 @@ class _Reader:
 
     def tensor(self, dtype: str, shape: list[int]) -> Tensor:
         kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype) or any(not isinstance(n, int) for n in shape):
+        if not isinstance(kind, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
             raise WorkError(f"a tensor of the type {dtype!r} and shape {shape!r}")
         count = 1
         for size in shape:

@@ -94,9 +94,39 @@ class PackedModel(nn.Module):
 
         Args:
             inputs: as for ``forward``.
+
+        Raises:
+            RequestError: inputs of another number, type or shape than the network takes, or NaN.
+            WorkError: an operation fails on inputs like those that it was packed with.
         """
+        self._require_tensors(inputs)
         with torch.inference_mode():
-            return self.network(*self._placed(inputs))
+            try:
+                return self.network(*self._placed(inputs))
+            except Exception as error:
+                # Operators specify no errors, and a file may hold any of them in any order.
+                if isinstance(error, LatewoodError) and _hold_nan(inputs):
+                    raise
+                raise self._failure(inputs, error) from error
+
+    def _require_tensors(self, inputs: tuple[Tensor, ...]) -> None:
+        takes = sum(kind == "input" for kind, *_ in self.graph.nodes)
+        wrong = [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]
+        if wrong or len(inputs) != takes:
+            given = wrong or f"{len(inputs)} tensors"
+            raise invalid("inputs", given, f"{takes} tensors, as the network takes")
+
+    def _failure(self, inputs: tuple[Tensor, ...], error: Exception) -> LatewoodError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        given = [[str(x.dtype).removeprefix("torch."), list(x.shape)] for x in inputs]
+        known = self.graph.inputs
+        alike = not known or all(
+            [dtype, shape[1:]] == [other, sizes[1:]]
+            for (dtype, shape), (other, sizes) in zip(given, known, strict=False)
+        )
+        if alike:
+            return WorkError(f"the packed network cannot be run on {given} ({lines[0]})")
+        return invalid("inputs", given, f"inputs like {known}, as it was packed with ({lines[0]})")
 
     def truncate(self, bits: int) -> PackedModel:
         """The same network with at most so many bits a weight and input.
@@ -126,8 +156,11 @@ class PackedModel(nn.Module):
             path: of the file, in an existing folder; what is there is replaced.
 
         Raises:
+            RequestError: something else than a path.
             WorkError: it cannot be written.
         """
+        if not isinstance(path, (str, Path)):
+            raise invalid("path", path, "a path")
         left = [[layer.name, layer.reason, layer.weights] for layer in self.left]
         write_graph(self.graph, Path(path), left)
 
@@ -151,6 +184,8 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
             model.
         WorkError: the packed network differs from the model.
     """
+    if not isinstance(model, nn.Module):
+        raise invalid("model", type(model).__name__, "a module")
     inputs = _examples(example_inputs)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise invalid("model", "on the meta device", "one with values")
@@ -187,6 +222,8 @@ def load_packed(path: str | Path) -> PackedModel:
         RequestError: no file there, or one of a newer format.
         WorkError: the file is cut, changed or something else.
     """
+    if not isinstance(path, (str, Path)):
+        raise invalid("path", path, "a path")
     graph, left = read_graph(Path(path))
     try:
         return PackedModel(graph, tuple(LeftLayer(*entry) for entry in left))
@@ -270,6 +307,10 @@ def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
         else:
             raise invalid("model", type(model).__name__, "a network around its layers")
     return tuple(left)
+
+
+def _hold_nan(inputs: tuple[Tensor, ...]) -> bool:
+    return any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs)
 
 
 def _outputs(result: Any) -> list[Tensor]:
