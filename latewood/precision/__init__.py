@@ -17,6 +17,7 @@ from latewood.precision.formats import (
 from latewood.precision.learned_precision import LearnedPrecision
 from latewood.precision.noise_training import NoiseSettings
 from latewood.precision.number_format import bits_of, code, quantize, s_of, value
+from latewood.precision.packed_groups import PackedConv1d, PackedGroupedConv2d
 from latewood.precision.packed_layers import PackedConv2d, PackedLinear
 from latewood.precision.packed_model import LeftLayer, PackedModel, load_packed, pack
 from latewood.precision.patterns import (
@@ -40,7 +41,9 @@ __all__ = [
     "OnnxFile",
     "PATTERNS",
     "PATTERN_SETS",
+    "PackedConv1d",
     "PackedConv2d",
+    "PackedGroupedConv2d",
     "PackedLinear",
     "PackedModel",
     "PatternFit",

@@ -24,7 +24,8 @@ from latewood.precision.packed_layers import PackedLayer
 __all__ = ["read_graph", "write_graph"]
 
 _FORMAT: Final = "latewood packed"
-_VERSION: Final = 1
+_VERSION: Final = 2
+"""Of files with convolutions in groups; others are of version 1, as all were before."""
 _PARTS: Final = ("description", "codes", "values")
 _MOST_DESCRIPTION: Final = 64 << 20
 _MOST_WEIGHTS: Final = 1 << 33
@@ -60,7 +61,8 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "codes": torch.cat([*codes, torch.zeros(0, dtype=torch.uint8)]),
         "values": torch.cat([*values, torch.zeros(0, dtype=torch.uint8)]),
     }
-    marks = {"format": f"{_FORMAT} {_VERSION}", "sha256": _digest(parts)}
+    version = _VERSION if any(layer.groups > 1 for layer in graph.layers.values()) else 1
+    marks = {"format": f"{_FORMAT} {version}", "sha256": _digest(parts)}
     try:
         write_whole(path, lambda temporary: save_file(parts, temporary, metadata=marks))
     except SafetensorError as error:
@@ -151,7 +153,7 @@ def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     _require_shape(shape, taps, codes, widths)
     if flags not in range(8):
         raise WorkError(f"a layer with the flags {flags!r}")
-    outputs, channels = shape[:2]
+    outputs, channels = shape[0] * (taps[8] if len(taps) > 8 else 1), shape[1]
     bits = _unpacked_widths(widths, channels, codes)
     none = torch.zeros(0, dtype=torch.uint8)
     input_bits = none
@@ -177,7 +179,7 @@ def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     made = PackedLayer.of_buffers(buffers, shape, bool(flags & 1), bool(flags & 2), taps)
     if inputs is not None:
         try:
-            made._prepared()
+            made.make_ready()
         except RequestError as error:
             # Sums beyond int32, say.
             raise WorkError(f"a layer of the shape {shape}: {error}") from error
@@ -187,11 +189,13 @@ def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
 def _require_shape(shape: Any, taps: Any, codes: _Reader, widths: Any) -> None:
     """Refuses shapes that are none, before memory is asked for them."""
     numbers = [*shape, *taps]
-    if len(shape) not in (2, 4) or len(taps) != (8 if len(shape) == 4 else 0):
+    if len(shape) not in (2, 4) or len(taps) not in ((8, 9) if len(shape) == 4 else (0,)):
         raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
-    least = [1] * len(shape) + [1, 1, 0, 0, 0, 0, 1, 1][: len(taps)]
+    least = [1] * len(shape) + [1, 1, 0, 0, 0, 0, 1, 1, 2][: len(taps)]
     if any(type(n) is not int or n < low for n, low in zip(numbers, least, strict=True)):
         raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    if len(taps) > 8 and shape[1] % taps[8]:
+        raise WorkError(f"a layer of {shape[1]} channels in {taps[8]} groups")
     fewest = 0 if not isinstance(widths, int) else widths
     if math.prod(shape) * fewest > 8 * len(codes.stream) or math.prod(shape) > _MOST_WEIGHTS:
         raise WorkError(f"a layer of the shape {shape} in {len(codes.stream)} bytes of codes")

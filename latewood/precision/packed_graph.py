@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from latewood.core.modes import unfused
 from latewood.errors import RequestError, WorkError
-from latewood.precision.packed_layers import BUFFERS, PackedConv2d, PackedLayer, PackedLinear
+from latewood.precision.packed_layers import BUFFERS, PackedLayer
 
 __all__ = ["NetworkGraph", "export_graph", "graph_module"]
 
@@ -350,16 +350,14 @@ def _with_norm(
     addend = (buffers["bias"].cpu().double() - mean) * gain
     if bias is not None:
         addend = addend + bias
-    shape, never_negative, masked, taps, kind = _plain_arguments(product)
-    layer = PackedLayer.of_buffers(
+    shape, never_negative, masked, taps, _ = _plain_arguments(product)
+    return PackedLayer.of_buffers(
         {**buffers, "weight_scale": scale.float(), "bias": addend.float()},
         shape,
         never_negative,
         masked,
         taps,
     )
-    assert isinstance(layer, PackedLinear if kind == "linear" else PackedConv2d)
-    return layer
 
 
 def _plain_arguments(product: fx.Node) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid, listed
-from latewood.precision.formats import quantized_layers
+from latewood.precision.formats import quantized_layers, weight_format
 from latewood.precision.layer_packing import packed_layer
 from latewood.precision.packed_file import read_graph, write_graph
 from latewood.precision.packed_graph import NetworkGraph, export_graph, graph_module
@@ -196,6 +196,8 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
         raise RequestError(f"model: cannot be copied ({error})") from error
     inputs = tuple(example.detach().cpu() for example in inputs)
     expected = _expected(twin, inputs)
+    if weight_format(twin) is not None:
+        twin = nn.Sequential(twin)  # a single layer, which has a place in it then
     left = _replace_layers(twin)
     graph = export_graph(twin, inputs)
     if not graph.layers:
@@ -286,12 +288,12 @@ def _packed(
 
 def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
     left: list[LeftLayer] = []
-    made: dict[nn.Module, PackedLayer] = {}
+    made: dict[nn.Module, nn.Module] = {}
     formatted = {name: layer for name, layer, _ in quantized_layers(model)}
     candidates = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if name in formatted or isinstance(module, (nn.Linear, nn.Conv2d)) or module in made
+        if name in formatted or isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
     }
     for name, layer in candidates.items():
         try:
@@ -302,10 +304,7 @@ def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
             count = weights.numel() if isinstance(weights, Tensor) else 0
             left.append(LeftLayer(name, str(error), count))
             continue
-        if name:
-            model.set_submodule(name, made[layer])
-        else:
-            raise invalid("model", type(model).__name__, "a network around its layers")
+        model.set_submodule(name, made[layer])
     return tuple(left)
 
 

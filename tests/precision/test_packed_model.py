@@ -122,8 +122,8 @@ def test_files_of_others_and_of_later_versions(packed: PackedModel, tmp_path: Pa
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         marks = file.metadata()
-    save_file(parts, path, metadata={**marks, "format": "latewood packed 2"})
-    with pytest.raises(RequestError, match="got format 2"):
+    save_file(parts, path, metadata={**marks, "format": "latewood packed 3"})
+    with pytest.raises(RequestError, match="got format 3"):
         load_packed(path)
 
 
@@ -180,6 +180,8 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], object]] = {
     ),
     "no stride": layer(0, 2, [0, 1, 1, 1, 1, 1, 1, 1]),
     "a negative padding": layer(0, 2, [1, 1, -1, 1, 1, 1, 1, 1]),
+    "no groups": layer(0, 2, [1, 1, 1, 1, 1, 1, 1, 1, 0]),
+    "groups that do not divide": layer(0, 2, [1, 1, 1, 1, 1, 1, 1, 1, 4]),
     "nine bits": layer(1, 4, 9),
     "a flag too many": layer(0, 3, 64),
     "flags in words": layer(0, 3, "all"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latewood.errors import invalid
+from latewood.precision.packed_groups import folded, unfolded
 from latewood.precision.packed_layers import PackedLayer
 
 __all__ = ["GridLayer", "StoredWeights", "grid_layer", "stored_weights"]
@@ -34,6 +35,7 @@ class GridLayer:
         scale: what the sums of products of grid numbers are multiplied by, float32, (outputs,).
         bias: float32, (outputs,).
         taps: of ``PackedLayer``.
+        groups: of a convolution; ``codes`` and ``present`` are then (outputs / groups, K, ...).
     """
 
     channels: NDArray[np.int64]
@@ -47,11 +49,20 @@ class GridLayer:
     scale: NDArray[np.float32]
     bias: NDArray[np.float32]
     taps: list[int]
+    groups: int = 1
 
     @property
     def axes(self) -> tuple[int, ...]:
         """The shape of something by channel beside weights."""
         return (1, -1, *(1,) * (self.codes.ndim - 2))
+
+    def laid_out(self, weights: NDArray[Any]) -> NDArray[Any]:
+        """Weights as other programs have them: transposed matrices, groups one after the other."""
+        if weights.ndim == 2:
+            return np.ascontiguousarray(weights.T)
+        if self.groups == 1:
+            return weights
+        return np.ascontiguousarray(unfolded(torch.from_numpy(weights), self.groups).numpy())
 
     def grid(self) -> NDArray[np.float32]:
         """The weights as numbers of the grid, 0 where there is none."""
@@ -86,14 +97,15 @@ def grid_layer(layer: PackedLayer, name: str, *, by_width: bool = False) -> Grid
         by_width: sort channels by the bits of weights and inputs.
 
     Raises:
-        RequestError: the layer has no weights.
+        RequestError: the layer has no weights, or several widths in groups that cannot be sorted.
     """
-    codes = layer.codes()
+    groups = layer.groups
+    codes = folded(layer.codes(), groups)
     if not codes.numel():
         raise invalid("packed", f"the layer {name!r} of shape {tuple(codes.shape)}", "weights")
     bits = layer.weight_bits.cpu().to(torch.int64)
     mask = layer.mask()
-    present = torch.ones(codes.shape, dtype=torch.bool) if mask is None else mask
+    present = torch.ones(codes.shape, dtype=torch.bool) if mask is None else folded(mask, groups)
     inputs = layer.input_bits.cpu().to(torch.int64) if layer.quantises_inputs else None
     kept = bits.nonzero()[:, 0]
     if not len(kept):
@@ -101,8 +113,18 @@ def grid_layer(layer: PackedLayer, name: str, *, by_width: bool = False) -> Grid
         kept = kept.new_zeros(1)
         bits, present = torch.ones_like(bits), torch.zeros_like(present)
         inputs = None if inputs is None else torch.ones_like(inputs)
+    if groups > 1:
+        # Groups have channels at fixed places; where one has left, no weight is there.
+        present = present & (bits > 0).reshape(1, -1, 1, 1)
+        bits = bits.clamp(min=1)
+        inputs = None if inputs is None else inputs.clamp(min=1)
+        kept = torch.arange(len(bits))
     if by_width:
         width = bits if inputs is None else 16 * inputs + bits
+        if groups > 1 and len(torch.unique(width)) > 1:
+            raise invalid(
+                "packed", f"the layer {name!r} of several widths in groups", "one width for QONNX"
+            )
         kept = kept[torch.argsort(width[kept], descending=True, stable=True)]
     scale = layer.weight_scale.cpu().double()
     if inputs is not None:
@@ -118,7 +140,8 @@ def grid_layer(layer: PackedLayer, name: str, *, by_width: bool = False) -> Grid
         never_negative=layer.never_negative,
         scale=_numbers(scale.float()),
         bias=_numbers(layer.bias.cpu().float()),
-        taps=layer.tap_numbers,
+        taps=layer.tap_numbers[:8],
+        groups=groups,
     )
 
 

@@ -52,8 +52,8 @@ def add_layer(
         sums, stored = _float_product(nodes, grid, x, _qonnx_weights(nodes, grid)), "Quant"
     elif form == "dequantized":
         x = _grid_inputs(nodes, grid, inputs, np.ones(len(grid.channels), np.float32))
-        weight = np.ascontiguousarray(grid.grid().T) if linear else grid.grid()
-        sums, stored = _float_product(nodes, grid, x, nodes.tensor(weight)), "float32"
+        weight = nodes.tensor(grid.laid_out(grid.grid()))
+        sums, stored = _float_product(nodes, grid, x, weight), "float32"
     else:
         weights = stored_weights(grid, least=_fewest_bits() if linear else 4)
         x = _grid_inputs(nodes, grid, inputs, weights.step)
@@ -61,7 +61,7 @@ def add_layer(
             sums = _blocked_product(nodes, weights, x)
             stored = f"MatMulNBits, {weights.bits} bits, block {_BLOCK}"
         else:
-            sums = _float_product(nodes, grid, x, _integer_weights(nodes, weights, linear))
+            sums = _float_product(nodes, grid, x, _integer_weights(nodes, grid, weights))
             stored = f"int{weights.bits}"
     return _scaled(nodes, grid, sums), stored
 
@@ -113,12 +113,12 @@ def _float_product(nodes: OnnxNodes, layer: GridLayer, x: str, weight: str) -> s
         strides=t[0:2],
         pads=t[2:6],
         dilations=t[6:8],
+        group=layer.groups,
     )
 
 
-def _integer_weights(nodes: OnnxNodes, weights: StoredWeights, linear: bool) -> str:
-    numbers = weights.numbers.T if linear else weights.numbers
-    stored = nodes.integers(np.ascontiguousarray(numbers), weights.bits)
+def _integer_weights(nodes: OnnxNodes, layer: GridLayer, weights: StoredWeights) -> str:
+    stored = nodes.integers(layer.laid_out(weights.numbers), weights.bits)
     weight = nodes.add("DequantizeLinear", stored, nodes.tensor(1))
     return nodes.add("Add", weight, nodes.tensor(weights.half)) if weights.half else weight
 
@@ -177,12 +177,12 @@ def _qonnx_weights(nodes: OnnxNodes, layer: GridLayer) -> str:
     grid, present = np.where(layer.present, grid, 1), layer.present.astype(np.float32)
     parts = []
     for bits, part in _runs(layer.bits):
-        weight = np.ascontiguousarray(grid[:, part].T if linear else grid[:, part])
-        parts.append(_quant(nodes, nodes.tensor(weight), bits))
+        weight = nodes.tensor(layer.laid_out(grid[:, part]))
+        parts.append(_quant(nodes, weight, bits))
     whole = _joined(nodes, layer, parts, 0 if linear else 1)
     if present.all():
         return whole
-    return nodes.add("Mul", whole, nodes.tensor(present.T if linear else present))
+    return nodes.add("Mul", whole, nodes.tensor(layer.laid_out(present)))
 
 
 def _quant(nodes: OnnxNodes, inputs: str, bits: int) -> str:

@@ -39,7 +39,7 @@ class _Place(nn.Module):
         self.dtypes: set[torch.dtype] = set()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.dim() == (1 if len(self.layer.shape) == 2 else 3):
+        if inputs.dim() == len(self.layer.shape) - 1:
             return self.forward(inputs[None])[0]
         self.dtypes.add(inputs.dtype)
         outputs = self.layer(inputs)

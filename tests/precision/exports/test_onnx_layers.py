@@ -15,9 +15,10 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 from latewood.errors import RequestError
-from latewood.precision import PackedConv2d, PackedLinear
+from latewood.precision import PackedConv2d, PackedGroupedConv2d, PackedLinear
 from latewood.precision.exports.onnx_layers import MICROSOFT, QONNX, OnnxForm, add_layer
 from latewood.precision.exports.onnx_nodes import OnnxNodes
+from latewood.precision.packed_groups import unfolded
 from latewood.precision.packed_layers import PackedLayer
 
 WIDTHS = {
@@ -142,6 +143,35 @@ def test_quantised_layers_are_equal_to_the_bit(
     layer = made(widths, conv=conv, never_negative=never_negative, masked=masked)
     inputs = inputs_for(layer)
     model, _ = model_of(layer, form, inputs.dim())
+    assert torch.equal(run(model, form, inputs), layer(inputs))
+
+
+@pytest.mark.parametrize("form", ["low_bit", "dequantized", "qonnx"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("groups", [2, 6])
+@pytest.mark.parametrize("widths", [[1], [4], [2, 4, 0]])
+def test_convolutions_in_groups(
+    widths: list[int], groups: int, masked: bool, form: OnnxForm
+) -> None:
+    generator = torch.Generator().manual_seed(groups)
+    bits = torch.tensor(widths, dtype=torch.uint8).repeat(6)[:6]
+    levels = (1 << bits.int()).reshape(1, 6, 1, 1)
+    codes = (torch.randint(0, 256, (2, 6, 3, 3), generator=generator) % levels).to(torch.uint8)
+    codes = unfolded(codes, groups)
+    mask = torch.rand(codes.shape, generator=generator) < 0.6 if masked else None
+    layer = PackedGroupedConv2d(
+        *(codes, bits, torch.randn(2 * groups, generator=generator)),
+        groups=groups,
+        input_bits=bits,
+        mask=mask,
+        padding=1,
+    )
+    inputs = torch.randn(2, 6, 5, 6, generator=generator)
+    if form == "qonnx" and len(widths) > 1:
+        with pytest.raises(RequestError, match="several widths in groups"):
+            model_of(layer, form, 4)
+        return
+    model, _ = model_of(layer, form, 4)
     assert torch.equal(run(model, form, inputs), layer(inputs))
 
 
