@@ -7,6 +7,7 @@
 namespace nb = nanobind;
 
 void bind_inpainting(nb::module_ &module);
+void bind_integer_network(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
 void bind_mixed_products(nb::module_ &module);
 void bind_optim(nb::module_ &module);
@@ -16,6 +17,7 @@ NB_MODULE(_native, module) {
   module.def("instruction_set", &latewood::instruction_set_name);
   latewood::bind_tensors(module);
   bind_inpainting(module);
+  bind_integer_network(module);
   bind_masked_weight(module);
   bind_mixed_products(module);
   bind_optim(module);

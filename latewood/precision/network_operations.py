@@ -141,8 +141,8 @@ class _Reader:
         if argument is None:
             return None
         held = self.values.get(argument["node"]) if isinstance(argument, dict) else None
-        if not isinstance(held, Tensor) or held.dtype != torch.float32:
-            raise NotCompiled("a weight that is no tensor of float32")
+        if not isinstance(held, Tensor) or held.dtype != torch.float32 or not held.is_cpu:
+            raise NotCompiled("a weight that is no tensor of float32 on the CPU")
         return held
 
     def size(self, argument: Any) -> Any:
@@ -170,6 +170,8 @@ class _Reader:
 
     def _layer(self, name: str, source: int) -> int:
         layer = self.graph.layers[name]
+        if not layer.packed_codes.is_cpu:
+            raise NotCompiled(f"the layer {name} on another device than the CPU")
         given = self.operations[source]
         convolution = isinstance(layer, PackedConv2d)
         taps = layer.taps if isinstance(layer, PackedConv2d) else Taps()

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid, listed
 from latewood.precision.formats import quantized_layers, weight_format
+from latewood.precision.integer_network import IntegerNetwork
 from latewood.precision.layer_packing import packed_layer
+from latewood.precision.network_compilation import compile_network
+from latewood.precision.network_runner import NetworkRunner
 from latewood.precision.packed_file import read_graph, write_graph
 from latewood.precision.packed_graph import NetworkGraph, export_graph, graph_module
 from latewood.precision.packed_layers import PackedLayer
@@ -47,6 +50,10 @@ class PackedModel(nn.Module):
         left: layers that stayed in floating point.
         difference: of the outputs for the example from those of the network that was packed,
             relative to their size (both root mean square); None if unknown.
+
+    Attributes:
+        execution: how the last ``run`` was computed: "one native call", or "operation by operation"
+            with the reason; None before.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class PackedModel(nn.Module):
         self.left = left
         self.difference = difference
         self.network = graph_module(graph)
+        self.execution: str | None = None
+        self._runner = NetworkRunner()
         self.eval()
 
     def _placed(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -92,22 +101,30 @@ class PackedModel(nn.Module):
     def run(self, *inputs: Tensor) -> Any:
         """What the network returns, without anything that training would need.
 
+        One call of compiled code runs the whole network where ``integer_network`` has its steps and
+        the inputs are float32 on the CPU; else torch runs it operation by operation. Both give the
+        same numbers, up to roundings of layers that stayed in floating point and of means.
+
         Args:
             inputs: as for ``forward``.
 
         Raises:
-            RequestError: inputs of another number, type or shape than the network takes, or NaN.
+            RequestError: inputs of another number, type or shape than the network takes, or NaN
+                where inputs of packed layers are quantised.
             WorkError: an operation fails on inputs like those that it was packed with.
         """
         self._require_tensors(inputs)
-        with torch.inference_mode():
-            try:
+        try:
+            outputs, self.execution = self._runner.run(self.graph, self.network, inputs)
+            if outputs is not None:
+                return outputs
+            with torch.inference_mode():
                 return self.network(*self._placed(inputs))
-            except Exception as error:
-                # Operators specify no errors, and a file may hold any of them in any order.
-                if isinstance(error, LatewoodError) and _hold_nan(inputs):
-                    raise
-                raise self._failure(inputs, error) from error
+        except Exception as error:
+            # Operators specify no errors, and a file may hold any of them in any order.
+            if isinstance(error, LatewoodError) and _hold_nan(inputs):
+                raise
+            raise self._failure(inputs, error) from error
 
     def _require_tensors(self, inputs: tuple[Tensor, ...]) -> None:
         takes = sum(kind == "input" for kind, *_ in self.graph.nodes)
@@ -127,6 +144,17 @@ class PackedModel(nn.Module):
         if alike:
             return WorkError(f"the packed network cannot be run on {given} ({lines[0]})")
         return invalid("inputs", given, f"inputs like {known}, as it was packed with ({lines[0]})")
+
+    def integer_network(self, shape: Sequence[int]) -> IntegerNetwork | str:
+        """The steps of the whole network over buffers of codes and numbers.
+
+        Args:
+            shape: of one image or vector of the input, without the axis of the images.
+
+        Returns:
+            The steps, or the reason why there are none: an operation or a form that they have not.
+        """
+        return compile_network(self.graph, tuple(shape))
 
     def truncate(self, bits: int) -> PackedModel:
         """The same network with at most so many bits a weight and input.

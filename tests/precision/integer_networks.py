@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,11 @@ from packed_networks import finished
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NETWORKS", "disturbed"]
+from latewood.precision import PackedModel, pack
+
+__all__ = ["IMAGES", "NETWORKS", "packed_network"]
+
+IMAGES = 2 * torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 MIXED = torch.tensor([1, 1, 2, 4, 1, 2])
 
@@ -153,3 +158,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f"{bits} bit": uniform(bits) for bits in (1, 2, 3, 4, 8)},
 }
 """All take images (3, 8, 8); their sums are of integers alone."""
+
+
+@functools.cache
+def packed_network(name: str) -> PackedModel:
+    """One of them, packed."""
+    torch.manual_seed(1)
+    return pack(disturbed(NETWORKS[name]()), IMAGES[:2])

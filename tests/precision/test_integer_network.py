@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integer_networks import NETWORKS, disturbed
+from integer_networks import IMAGES, NETWORKS, packed_network
 from packed_networks import finished, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,8 +18,6 @@ from latewood.precision.integer_network import IntegerNetwork, PackedProduct, st
 from latewood.precision.network_compilation import compile_network
 from latewood.precision.network_reference import reference_run
 
-IMAGES = 2 * torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-
 
 def compiled(packed: PackedModel, shape: tuple[int, ...] = (3, 8, 8)) -> IntegerNetwork:
     network = compile_network(packed.graph, shape)
@@ -29,8 +27,7 @@ def compiled(packed: PackedModel, shape: tuple[int, ...] = (3, 8, 8)) -> Integer
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_steps_compute_what_the_graph_does(name: str) -> None:
-    torch.manual_seed(1)
-    packed = pack(disturbed(NETWORKS[name]()), IMAGES[:2])
+    packed = packed_network(name)
     network = compiled(packed)
     for count in (1, 3):
         expected = packed.network(IMAGES[:count])
@@ -38,9 +35,8 @@ def test_the_steps_compute_what_the_graph_does(name: str) -> None:
 
 
 def test_every_buffer_is_written_once_before_it_is_read() -> None:
-    for make in NETWORKS.values():
-        torch.manual_seed(1)
-        network = compiled(pack(disturbed(make()), IMAGES[:2]))
+    for name in NETWORKS:
+        network = compiled(packed_network(name))
         there = {network.source}
         for step in network.steps:
             reads, writes = step_buffers(step)
@@ -50,8 +46,7 @@ def test_every_buffer_is_written_once_before_it_is_read() -> None:
 
 
 def test_what_only_codes_read_has_thresholds() -> None:
-    torch.manual_seed(1)
-    network = compiled(pack(disturbed(NETWORKS["residual"]()), IMAGES[:2]))
+    network = compiled(packed_network("residual"))
     lines = network.describe().splitlines()
     assert [line.partition(",")[0] for line in lines] == [
         *(

@@ -103,7 +103,7 @@ class PreparedProduct:
         module = sound_native()
         if module is None:
             return None
-        prepared = self._layout(module)
+        prepared = self.layout(module)
         inputs = inputs.detach()
         last = not inputs.is_contiguous() and inputs.is_contiguous(
             memory_format=torch.channels_last
@@ -118,7 +118,12 @@ class PreparedProduct:
             raise over_bits("input_codes") if affine is None else not_numbers()
         return target
 
-    def _layout(self, module: Any) -> Any:
+    def layout(self, module: Any) -> Any:
+        """The weights as the compiled kernels take them.
+
+        Args:
+            module: the compiled kernels.
+        """
         if self._prepared is None or self._compiled is not module:
             self._prepared = lay_out(module, self.weights, widths_by_table(module))
             self._compiled = module

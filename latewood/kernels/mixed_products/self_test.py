@@ -74,7 +74,7 @@ def _results(module: Any) -> Iterator[tuple[str, bool]]:
     ):
         mixed = len(widths) > 1
         for size, taps in ((1, Taps()), (3, Taps((2, 1), (1, 1), (1, 1), (1, 2)))):
-            if size > 1 and not (mixed and masked or never_negative and not mixed):
+            if size > 1 and not ((mixed and masked) or (never_negative and not mixed)):
                 continue
             weights, codes = _case(widths, masked, never_negative, size)
             expected = reference_products(weights, codes, taps)
