@@ -32,7 +32,7 @@ def pack(
     ----------
     run
         The folder of a run, or a checkpoint in one; of a run with methods these are finalized in a
-        copy, as if the run had ended there.
+        copy, as if the run had ended there. Or a folder that latewood slim wrote.
     out
         File of the packed network; RUN-packed.safetensors if not given.
     batch

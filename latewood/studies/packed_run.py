@@ -24,8 +24,8 @@ from latewood.precision import (
     remove_formats,
 )
 from latewood.precision.exports import OnnxForm
+from latewood.studies.packable_models import packable
 from latewood.terminal.tables import Row
-from latewood.training.opened_run import open_run
 from latewood.training.randomness import caller_unchanged
 
 __all__ = ["PackedRun", "layer_rows", "pack_run", "time_packed"]
@@ -65,7 +65,8 @@ def pack_run(
     """Packs the model of a run into one file, and times it beside the model in floating point.
 
     Args:
-        run: the folder of a run, or a checkpoint in one, whose methods end in a copy.
+        run: the folder of a run, or a checkpoint in one, whose methods end in a copy; or the folder
+            or a file that ``latewood slim`` wrote.
         out: the file to write; the run's name with "-packed.safetensors" behind it if None.
         batch: samples that it is timed with.
         onnx: also write this ONNX file.
@@ -81,17 +82,17 @@ def pack_run(
     """
     if batch < 1:
         raise invalid("batch", batch, "1 or more")
-    opened = open_run(run, trust=trust)
-    path = out or opened.folder.path.with_name(f"{opened.folder.name}-packed.safetensors")
+    source = packable(run, trust=trust)
+    path = out or source.folder.with_name(f"{source.folder.name}-packed.safetensors")
     for option, file in (("--out", path), ("--onnx", onnx), ("--c", c)):
         _require_free(option, file, overwrite=overwrite)
-    inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
+    inputs = tuple(torch.cat([example] * batch) for example in source.inputs)
     with caller_unchanged(cuda=False):
-        packed = pack(opened.model, inputs)
+        packed = pack(source.model, inputs)
         # First, since they may have no form for an operation: then nothing is written at all.
         exported, sizes = _export(packed, onnx, onnx_form, c, c_name)
         packed.save(path)
-        plain = remove_formats(copy.deepcopy(opened.model))
+        plain = remove_formats(copy.deepcopy(source.model))
         times = _times(plain, packed, inputs)
     summary = {
         "float file bytes": float(file_bytes(plain)),
