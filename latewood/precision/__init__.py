@@ -20,6 +20,7 @@ from latewood.precision.number_format import bits_of, code, quantize, s_of, valu
 from latewood.precision.packed_groups import PackedConv1d, PackedGroupedConv2d
 from latewood.precision.packed_layers import PackedConv2d, PackedLinear
 from latewood.precision.packed_model import LeftLayer, PackedModel, load_packed, pack
+from latewood.precision.packed_recurrent import PackedGRU, PackedLSTM, RecurrentFormat
 from latewood.precision.patterns import (
     PATTERN_SETS,
     PATTERNS,
@@ -43,10 +44,13 @@ __all__ = [
     "PATTERN_SETS",
     "PackedConv1d",
     "PackedConv2d",
+    "PackedGRU",
     "PackedGroupedConv2d",
+    "PackedLSTM",
     "PackedLinear",
     "PackedModel",
     "PatternFit",
+    "RecurrentFormat",
     "WeightFormat",
     "allocate",
     "bits_of",

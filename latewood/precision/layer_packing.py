@@ -38,7 +38,9 @@ def packed_layer(layer: nn.Module) -> PackedLayer | PackedConv1d:
     """
     transposed = is_hugging_face_conv1d(layer)
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d) and not transposed:
-        raise RequestError(f"{type(layer).__name__} has no packed form")
+        alone = isinstance(layer, (nn.LSTM, nn.GRU))
+        hint = f" in a whole network; Packed{type(layer).__name__}.of makes one" if alone else ""
+        raise RequestError(f"{type(layer).__name__} has no packed form{hint}")
     grid = weight_format(layer)
     if grid is None:
         raise RequestError("its weight has no number format")

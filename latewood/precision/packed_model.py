@@ -328,8 +328,8 @@ def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
             if layer not in made:
                 made[layer] = packed_layer(layer)
         except RequestError as error:
-            weights = getattr(layer, "weight", None)
-            count = weights.numel() if isinstance(weights, Tensor) else 0
+            # Matrices, however they are called; biases and scales stay in float anyway.
+            count = sum(p.numel() for p in layer.parameters(recurse=False) if p.dim() > 1)
             left.append(LeftLayer(name, str(error), count))
             continue
         model.set_submodule(name, made[layer])
