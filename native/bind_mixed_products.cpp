@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -242,6 +243,44 @@ std::unique_ptr<MixedProduct> prepare(nb::handle codes, nb::handle mask, nb::han
 // Geometry in the order of MixedGeometry, after the number of images. A source of uint8 holds codes;
 // one of float32 numbers, which are divided by `alpha` and lowered by `shift` first. A target of
 // int32 takes the sums; one of float32 takes them times `scale` plus `bias`, by output.
+// The form that computes: the best one of this machine, or one below it that passed its test.
+std::atomic<InstructionSet> &form_in_use() {
+  static std::atomic<InstructionSet> form{instruction_set()};
+  return form;
+}
+
+const char *const form_names[] = {"baseline", "avx2", "avx512"};
+
+// Those that this machine can run, the best one first.
+std::vector<const char *> forms() {
+  std::vector<const char *> names;
+  for (int form = int(instruction_set()); form >= 0; --form) names.push_back(form_names[form]);
+  return names;
+}
+
+void use_form(const char *name) {
+  for (int form = 0; form <= int(instruction_set()); ++form)
+    if (std::strcmp(name, form_names[form]) == 0) {
+      form_in_use() = InstructionSet(form);
+      return;
+    }
+  require(false, "this machine has no such form");
+}
+
+bool band_of(InstructionSet form, const MixedProduct &product, const MixedGeometry &geometry,
+             const MixedInput &input, const MixedOutput &output, std::int64_t first,
+             std::int64_t last) {
+#if defined(LATEWOOD_X86)
+  if (form == InstructionSet::avx512)
+    return isa_avx512::mixed_band(product, geometry, input, output, first, last);
+  if (form == InstructionSet::avx2)
+    return isa_avx2::mixed_band(product, geometry, input, output, first, last);
+#else
+  (void)form;
+#endif
+  return isa_baseline::mixed_band(product, geometry, input, output, first, last);
+}
+
 bool run(const MixedProduct &product, nb::handle source, nb::handle target, nb::handle scale,
          nb::handle bias, float alpha, float shift, const std::vector<std::int64_t> &sizes,
          bool source_channels_last, bool target_channels_last, int threads) {
@@ -270,6 +309,7 @@ bool run(const MixedProduct &product, nb::handle source, nb::handle target, nb::
       sums ? nullptr : elements<float>(scale, types.float32, product.outputs);
   const float *const addends = sums ? nullptr : elements<float>(bias, types.float32, product.outputs);
   const std::int64_t channels = product.channels, outputs = product.outputs;
+  const InstructionSet form = form_in_use();
   const nb::gil_scoped_release unlocked;
   // A band's operands stay in the cache, and there are bands enough for the threads.
   const std::int64_t row_bytes = g.stride_y * g.width * product.position_bytes;
@@ -304,7 +344,7 @@ bool run(const MixedProduct &product, nb::handle source, nb::handle target, nb::
                              target_channels_last ? 1 : out_plane,
                              target_channels_last ? outputs : 1};
     try {
-      if (!LATEWOOD_DISPATCH(mixed_band, product, g, input, output, first, last)) bad = true;
+      if (!band_of(form, product, g, input, output, first, last)) bad = true;
     } catch (const std::bad_alloc &) {
       exhausted = true;
     }
@@ -320,6 +360,12 @@ void bind_mixed_products(nb::module_ &module) {
   module.def("mixed_prepare", &prepare, nb::arg("codes"), nb::arg("mask").none(),
              nb::arg("weight_bits"), nb::arg("input_bits"), nb::arg("never_negative"),
              nb::arg("outputs"), nb::arg("channels"), nb::arg("taps"), nb::arg("widths_by_table"));
+  module.def("mixed_forms", [] {
+    nb::list names;
+    for (const char *name : forms()) names.append(name);
+    return names;
+  });
+  module.def("mixed_use", &use_form, nb::arg("form"));
   module.def("mixed_run", &run, nb::arg("product"), nb::arg("source"), nb::arg("target"),
              nb::arg("scale").none(), nb::arg("bias").none(), nb::arg("alpha"), nb::arg("shift"),
              nb::arg("sizes"), nb::arg("source_channels_last"), nb::arg("target_channels_last"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from latewood.cli.app import Flag, Many, Trust, app
 
@@ -16,6 +16,10 @@ def pack(
     *,
     out: Path | None = None,
     batch: int = 1,
+    onnx: Path | None = None,
+    onnx_form: Literal["low_bit", "dequantized", "qonnx"] = "low_bit",
+    c: Path | None = None,
+    c_name: str = "network",
     json: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     trust: Annotated[bool, Trust] = False,
@@ -28,11 +32,19 @@ def pack(
     ----------
     run
         The folder of a run, or a checkpoint in one; of a run with methods these are finalized in a
-        copy, as if the run had ended there.
+        copy, as if the run had ended there. Or a folder that latewood slim wrote.
     out
         File of the packed network; RUN-packed.safetensors if not given.
     batch
         How many samples at once to time it with.
+    onnx
+        Also write the network as this ONNX file.
+    onnx_form
+        Of the weights in it: integers of few bits, floating numbers, or QONNX's quantisers.
+    c
+        Also write the network as this C99 header, one function without any library.
+    c_name
+        What all names in it begin with; the function is NAME_run.
     json
         Print the report as JSON instead of tables.
     overwrite
@@ -44,10 +56,22 @@ def pack(
     from latewood.studies.packed_run import pack_run
     from latewood.terminal.tables import print_table
 
-    done = pack_run(run, out=out, batch=batch, overwrite=overwrite, trust=trust)
+    done = pack_run(
+        run,
+        out=out,
+        batch=batch,
+        onnx=onnx,
+        onnx_form=onnx_form,
+        c=c,
+        c_name=c_name,
+        overwrite=overwrite,
+        trust=trust,
+    )
     left = [asdict(layer) for layer in done.left]
     if json:
-        report = {"file": str(done.path), "layers": done.layers, "left": left, **done.summary}
+        exported = {f"{kind} file": str(path) for kind, path in done.exported.items()}
+        report = {"file": str(done.path), "layers": done.layers, "left": left, **exported}
+        report |= done.summary
         print(encoder.dumps(report, indent=1))
         return
     print_table(done.layers, title=f"{run}: packed layers")
@@ -55,6 +79,8 @@ def pack(
         print_table(left, title="Left in floating point")
     print_table([{"measure": name, "": value} for name, value in done.summary.items()])
     print(f"packed network: {done.path}")
+    for kind, path in done.exported.items():
+        print(f"{kind}: {path}")
 
 
 @app.command

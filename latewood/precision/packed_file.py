@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import math
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latewood.core.whole_files import write_whole
 from latewood.errors import RequestError, WorkError, invalid
 from latewood.precision.code_streams import stream_bytes
 from latewood.precision.packed_graph import NetworkGraph
@@ -24,9 +24,11 @@ from latewood.precision.packed_layers import PackedLayer
 __all__ = ["read_graph", "write_graph"]
 
 _FORMAT: Final = "latewood packed"
-_VERSION: Final = 1
+_VERSION: Final = 2
+"""Of files with convolutions in groups; others are of version 1, as all were before."""
 _PARTS: Final = ("description", "codes", "values")
 _MOST_DESCRIPTION: Final = 64 << 20
+_MOST_WEIGHTS: Final = 1 << 33
 
 
 def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
@@ -47,6 +49,7 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "output": graph.output,
         "left": left,
         "channels_last": graph.channels_last,
+        "inputs": graph.inputs,
         "layers": [[name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()],
         "tensors": [[name, *_stored(tensor, values)] for name, tensor in graph.tensors.items()],
     }
@@ -58,21 +61,12 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "codes": torch.cat([*codes, torch.zeros(0, dtype=torch.uint8)]),
         "values": torch.cat([*values, torch.zeros(0, dtype=torch.uint8)]),
     }
-    marks = {"format": f"{_FORMAT} {_VERSION}", "sha256": _digest(parts)}
+    version = _VERSION if any(layer.groups > 1 for layer in graph.layers.values()) else 1
+    marks = {"format": f"{_FORMAT} {version}", "sha256": _digest(parts)}
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror})") from error
-    temporary = Path(name)
-    try:
-        save_file(parts, temporary, metadata=marks)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        write_whole(path, lambda temporary: save_file(parts, temporary, metadata=marks))
+    except SafetensorError as error:
         raise WorkError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_graph(path: Path) -> tuple[NetworkGraph, list[list[Any]]]:
@@ -129,6 +123,8 @@ def _graph(parts: dict[str, Tensor]) -> tuple[NetworkGraph, list[list[Any]]]:
         tensors,
         description["output"],
         bool(description["channels_last"]),
+        # Files of before this was kept have none.
+        [[str(dtype), [int(n) for n in shape]] for dtype, shape in description.get("inputs", [])],
     )
     left = [[str(name), str(reason), int(count)] for name, reason, count in description["left"]]
     return graph, left
@@ -154,9 +150,10 @@ def _packed(layer: PackedLayer, codes: list[Tensor], values: list[Tensor]) -> li
 
 def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     shape, taps, flags, widths, inputs = entry
-    if len(shape) not in (2, 4) or len(taps) != (8 if len(shape) == 4 else 0):
-        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
-    outputs, channels = shape[:2]
+    _require_shape(shape, taps, codes, widths)
+    if flags not in range(8):
+        raise WorkError(f"a layer with the flags {flags!r}")
+    outputs, channels = shape[0] * (taps[8] if len(taps) > 8 else 1), shape[1]
     bits = _unpacked_widths(widths, channels, codes)
     none = torch.zeros(0, dtype=torch.uint8)
     input_bits = none
@@ -174,7 +171,34 @@ def _unpacked(entry: list[Any], codes: _Reader, values: _Reader) -> PackedLayer:
     buffers["weight_scale"] = values.tensor("float32", [outputs])
     buffers["input_scale"] = values.tensor("float32", [1])[0].clone()
     buffers["bias"] = values.tensor("float32", [outputs]) if flags & 4 else torch.zeros(outputs)
-    return PackedLayer.of_buffers(buffers, shape, bool(flags & 1), bool(flags & 2), taps)
+    if inputs is not None and not torch.equal(input_bits > 0, bits > 0):
+        raise WorkError("a layer that reads other channels than it has weights for")
+    scales = (buffers["weight_scale"], buffers["input_scale"], buffers["bias"])
+    if not all(bool(part.isfinite().all()) for part in scales) or not scales[1] > 0:
+        raise WorkError("a layer whose scales are no numbers, or not positive for its inputs")
+    made = PackedLayer.of_buffers(buffers, shape, bool(flags & 1), bool(flags & 2), taps)
+    if inputs is not None:
+        try:
+            made.make_ready()
+        except RequestError as error:
+            # Sums beyond int32, say.
+            raise WorkError(f"a layer of the shape {shape}: {error}") from error
+    return made
+
+
+def _require_shape(shape: Any, taps: Any, codes: _Reader, widths: Any) -> None:
+    """Refuses shapes that are none, before memory is asked for them."""
+    numbers = [*shape, *taps]
+    if len(shape) not in (2, 4) or len(taps) not in ((8, 9) if len(shape) == 4 else (0,)):
+        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    least = [1] * len(shape) + [1, 1, 0, 0, 0, 0, 1, 1, 2][: len(taps)]
+    if any(type(n) is not int or n < low for n, low in zip(numbers, least, strict=True)):
+        raise WorkError(f"a layer of the shape {shape} with the taps {taps}")
+    if len(taps) > 8 and shape[1] % taps[8]:
+        raise WorkError(f"a layer of {shape[1]} channels in {taps[8]} groups")
+    fewest = 0 if not isinstance(widths, int) else widths
+    if math.prod(shape) * fewest > 8 * len(codes.stream) or math.prod(shape) > _MOST_WEIGHTS:
+        raise WorkError(f"a layer of the shape {shape} in {len(codes.stream)} bytes of codes")
 
 
 def _packed_widths(bits: Tensor, codes: list[Tensor]) -> Any:
@@ -227,7 +251,7 @@ class _Reader:
 
     def tensor(self, dtype: str, shape: list[int]) -> Tensor:
         kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype) or any(not isinstance(n, int) for n in shape):
+        if not isinstance(kind, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
             raise WorkError(f"a tensor of the type {dtype!r} and shape {shape!r}")
         count = 1
         for size in shape:
@@ -251,9 +275,3 @@ def _digest(parts: dict[str, Tensor]) -> str:
         digest.update(len(parts[name]).to_bytes(8, "little"))
         digest.update(parts[name].numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -6,6 +6,7 @@ plain arguments, so that a file can hold them and loading it runs nothing but th
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from latewood.core.modes import unfused
 from latewood.errors import RequestError, WorkError
-from latewood.precision.packed_layers import BUFFERS, PackedConv2d, PackedLayer, PackedLinear
+from latewood.precision.packed_layers import BUFFERS, PackedLayer
 
 __all__ = ["NetworkGraph", "export_graph", "graph_module"]
 
@@ -30,6 +31,8 @@ _PLAIN: Final[dict[str, Callable[..., Any]]] = {
 }
 _NAMES: Final = {function: name for name, function in _PLAIN.items()}
 _CHECKS: Final = ("_assert", "sym_constrain", "_guards")
+_NOT_OPERATIONS: Final = ("from_file", "set_", "resize", "_resize", "_print", "storage")
+"""Of torch's operators those that read files, or memory that nothing was written to."""
 _BATCH_NORM: Final = "aten.batch_norm.default"
 
 
@@ -43,6 +46,7 @@ class NetworkGraph:
         tensors: everything else by name.
         output: the form of what is returned.
         channels_last: whether images go in with adjacent channels.
+        inputs: of the example that it was made with, ``[dtype, shape]`` of each; empty if unknown.
     """
 
     nodes: list[list[Any]] = field(default_factory=list)
@@ -50,6 +54,7 @@ class NetworkGraph:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
     channels_last: bool = False
+    inputs: list[list[Any]] = field(default_factory=list)
 
 
 def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> NetworkGraph:
@@ -65,7 +70,12 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Networ
             message names it.
     """
     program = _exported(model, example_inputs)
-    graph = NetworkGraph()
+    graph = NetworkGraph(
+        inputs=[
+            [str(example.dtype).removeprefix("torch."), list(example.shape)]
+            for example in example_inputs
+        ]
+    )
     signature = program.graph_signature
     held = {
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -111,7 +121,9 @@ def graph_module(graph: NetworkGraph) -> fx.GraphModule:
     tensors = {name: f"tensor_{place}" for place, name in enumerate(graph.tensors)}
     made = fx.Graph()
     nodes: list[fx.Node] = []
-    for kind, target, args, kwargs in graph.nodes:
+    for entry in graph.nodes:
+        _require_operation(entry)
+        kind, target, args, kwargs = entry
         arguments = tuple(_value(argument, nodes) for argument in args)
         named = {name: _value(argument, nodes) for name, argument in kwargs.items()}
         if kind == "input":
@@ -128,6 +140,21 @@ def graph_module(graph: NetworkGraph) -> fx.GraphModule:
     made.output(_filled(form, iter([_value(leaf, nodes) for leaf in leaves])))
     module = fx.GraphModule(root, made)
     return module.eval()
+
+
+def _require_operation(entry: Any) -> None:
+    """Refuses what is no operation. Names of arguments become source code, which must be theirs."""
+    if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+        raise WorkError(f"packed network: {entry!r} in place of an operation")
+    kind, target, args, kwargs = entry
+    fits = isinstance(kind, str) and isinstance(target, str) and isinstance(args, (list, tuple))
+    if not fits or not isinstance(kwargs, dict):
+        raise WorkError(f"packed network: {entry!r} in place of an operation")
+    for name in kwargs:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise WorkError(f"packed network: an argument of the name {name!r}")
+    if kind == "layer" and len(args) != 1:
+        raise WorkError(f"packed network: the layer {target!r} with {len(args)} inputs")
 
 
 def _exported(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -257,6 +284,8 @@ def _function(name: str) -> Callable[..., Any]:
     if namespace == "operator" and rest in _PLAIN:
         return _PLAIN[rest]
     packet, _, overload = rest.partition(".")
+    if packet.startswith(_NOT_OPERATIONS):
+        raise WorkError(f"packed network: the operation {name!r}, which is none of a network")
     if namespace == "aten" and packet.isidentifier() and overload.isidentifier():
         try:
             found = getattr(getattr(torch.ops.aten, packet), overload)
@@ -321,16 +350,14 @@ def _with_norm(
     addend = (buffers["bias"].cpu().double() - mean) * gain
     if bias is not None:
         addend = addend + bias
-    shape, never_negative, masked, taps, kind = _plain_arguments(product)
-    layer = PackedLayer.of_buffers(
+    shape, never_negative, masked, taps, _ = _plain_arguments(product)
+    return PackedLayer.of_buffers(
         {**buffers, "weight_scale": scale.float(), "bias": addend.float()},
         shape,
         never_negative,
         masked,
         taps,
     )
-    assert isinstance(layer, PackedLinear if kind == "linear" else PackedConv2d)
-    return layer
 
 
 def _plain_arguments(product: fx.Node) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from latewood.kernels.mixed_products import (
 from latewood.precision.code_streams import from_stream, to_stream
 from latewood.precision.number_format import MOST_BITS, code
 
-__all__ = ["PackedConv2d", "PackedLayer", "PackedLinear"]
+__all__ = ["PackedConv2d", "PackedLayer", "PackedLinear", "grouped_kind"]
 
 
 BUFFERS: Final = (
@@ -46,11 +46,13 @@ class PackedLayer(nn.Module):
             around 0.
         mask: which weights are there, bool; None: all.
         bias: floating, (outputs,); None: none.
+        groups: of a convolution, whose codes are then (outputs / groups, channels, ...).
 
     Raises:
         RequestError: shapes, types or bits that do not fit, sums that might not fit into int32.
     """
 
+    taps: Taps
     packed_codes: Tensor
     packed_mask: Tensor
     weight_bits: Tensor
@@ -70,9 +72,11 @@ class PackedLayer(nn.Module):
         never_negative: bool = False,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        outputs, channels = codes.shape[:2]
+        self.groups = groups
+        outputs, channels = codes.shape[0] * groups, codes.shape[1]
         _require("codes", codes, codes.shape, (torch.uint8,))
         _require("bits", bits, (channels,), (torch.uint8,))
         _require("scale", scale, (outputs,), (torch.float32, torch.float64))
@@ -108,8 +112,7 @@ class PackedLayer(nn.Module):
         )
         self._cache: tuple[Any, ...] | None = None
         self._float_cache: tuple[Any, ...] | None = None
-        if self.quantises_inputs:
-            self._prepared()
+        self.make_ready()
 
     @staticmethod
     def of_buffers(
@@ -126,9 +129,12 @@ class PackedLayer(nn.Module):
             shape: of the weight: two sizes make a linear layer, four a convolution.
             never_negative: as for the constructor.
             masked: whether there is a mask.
-            taps: strides, padding before and after, dilation: 8 numbers; none for a linear layer.
+            taps: strides, padding before and after, dilation: 8 numbers, and the groups if there
+                are several; none for a linear layer.
         """
-        kind = PackedConv2d if len(shape) == 4 else PackedLinear
+        kind: type[PackedLayer] = PackedConv2d if len(shape) == 4 else PackedLinear
+        if len(taps) > 8:
+            kind = grouped_kind()
         made = kind.__new__(kind)
         nn.Module.__init__(made)
         made.shape, made.never_negative, made.masked = tuple(shape), never_negative, masked
@@ -136,10 +142,20 @@ class PackedLayer(nn.Module):
         made._cache = made._float_cache = None
         for name in BUFFERS:
             made.register_buffer(name, buffers[name])
-        if isinstance(made, PackedConv2d):
+        made.groups = taps[8] if len(taps) > 8 else 1
+        if taps:
             t = list(taps)
             made.taps = Taps((t[0], t[1]), (t[2], t[3]), (t[4], t[5]), (t[6], t[7]))
         return made.eval()
+
+    def make_ready(self) -> None:
+        """Prepares the products of integers, as the first call would.
+
+        Raises:
+            RequestError: the sums might not fit into int32.
+        """
+        if self.quantises_inputs:
+            self._prepared()
 
     @property
     def tap_numbers(self) -> list[int]:
@@ -155,14 +171,18 @@ class PackedLayer(nn.Module):
 
     def codes(self) -> Tensor:
         """The codes of the weights: uint8, (outputs, channels, ...); 0 at channels of 0 bits."""
-        return from_stream(self.packed_codes, self.weight_bits, self.shape)
+        return self._laid_out(from_stream(self.packed_codes, self.weight_bits, self.shape))
 
     def mask(self) -> Tensor | None:
         """Which weights are there: bool; None if all of channels with bits are."""
         if not self.masked:
             return None
         kept = (self.weight_bits > 0).to(torch.uint8)
-        return from_stream(self.packed_mask, kept, self.shape) != 0
+        return self._laid_out(from_stream(self.packed_mask, kept, self.shape) != 0)
+
+    def _laid_out(self, weights: Tensor) -> Tensor:
+        """In the shape that the weights of such a layer have, not that of the stream."""
+        return weights
 
     def dequantized(self) -> Tensor:
         """The weight as floating numbers, 0 where there is none."""
@@ -181,7 +201,7 @@ class PackedLayer(nn.Module):
         """
         if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MOST_BITS:
             raise invalid("bits", bits, f"a whole number from 1 to {MOST_BITS}")
-        codes = self.codes()
+        codes = from_stream(self.packed_codes, self.weight_bits, self.shape)
         fewer = self.weight_bits.clamp(max=bits)
         axes = (1, -1, *(1,) * (len(self.shape) - 2))
         self.packed_codes = to_stream(codes >> (self.weight_bits - fewer).reshape(axes), fewer)
@@ -258,8 +278,9 @@ class PackedLayer(nn.Module):
             bits = self.weight_bits.cpu().to(torch.int64)
             axes = (1, -1, *(1,) * (len(self.shape) - 2))
             levels = (torch.ones_like(bits) << bits).reshape(axes)
-            grid = (2 * self.codes().to(torch.int64) - (levels - 1)).float() * (2.0 / levels)
-            grid = torch.where(bits.reshape(axes) > 0, grid, 0.0)
+            codes = from_stream(self.packed_codes, self.weight_bits, self.shape)
+            grid = (2 * codes.to(torch.int64) - (levels - 1)).float() * (2.0 / levels)
+            grid = self._laid_out(torch.where(bits.reshape(axes) > 0, grid, 0.0))
             mask = self.mask()
             if mask is not None:
                 grid = torch.where(mask, grid, 0.0)
@@ -275,17 +296,20 @@ class PackedLayer(nn.Module):
         result = product.numbers(inputs, taps, affine)
         if result is not None:
             return result
-        sums = product.sums(self._input_codes(inputs), taps)
+        return self._scaled(product.sums(self._input_codes(inputs), taps), affine, inputs)
+
+    def _scaled(self, sums: Tensor, affine: Affine, inputs: Tensor) -> Tensor:
         shape = (-1, 1, 1)
         scale, bias = affine.scale.to(inputs.device), affine.bias.to(inputs.device)
         return (sums.float() * scale.reshape(shape) + bias.reshape(shape)).to(inputs.dtype)
 
-    def _input_codes(self, inputs: Tensor) -> Tensor:
+    def _input_codes(self, inputs: Tensor, bits: Tensor | None = None) -> Tensor:
+        """Codes of inputs whose channels have these bits; those of the layer if None."""
         numbers = inputs.detach() / self.input_scale.to(inputs.device, inputs.dtype)
         if self.never_negative:
             numbers = numbers - 2
-        width = self.input_bits.to(inputs.device).clamp(min=1).reshape(-1, 1, 1)
-        return code(numbers, width)
+        width = self.input_bits if bits is None else bits
+        return code(numbers, width.to(inputs.device).clamp(min=1).reshape(-1, 1, 1))
 
     def _buffers_of_call(self) -> list[Tensor]:
         return [getattr(self, name) for name in BUFFERS]
@@ -410,9 +434,9 @@ def packed_product(
 ) -> Tensor:
     """The product of a packed layer, for graphs: its buffers are inputs of the graph."""
     layer = _layer_of(buffers, shape, never_negative, masked, taps, kind)
-    assert isinstance(layer, PackedLinear | PackedConv2d)
     # Custom operators may not return what the fake kernel does not promise.
-    return layer._product(inputs).contiguous()
+    result: Tensor = layer._product(inputs).contiguous()  # type: ignore[attr-defined]
+    return result
 
 
 @packed_product.register_fake
@@ -439,7 +463,8 @@ def _(
         + 1
         for axis in range(2)
     ]
-    return inputs.new_empty((inputs.shape[0], shape[0], *sizes))
+    groups = taps[8] if len(taps) > 8 else 1
+    return inputs.new_empty((inputs.shape[0], shape[0] * groups, *sizes))
 
 
 _LAYERS: dict[tuple[object, ...], PackedLayer] = {}
@@ -470,6 +495,13 @@ def _layer_of(
         _LAYERS.pop(next(iter(_LAYERS)))
     _LAYERS[key] = made
     return made
+
+
+def grouped_kind() -> type[PackedLayer]:
+    """The class of convolutions in groups, whose file needs this one."""
+    from latewood.precision.packed_groups import PackedGroupedConv2d
+
+    return PackedGroupedConv2d
 
 
 def _same_memory(one: Tensor | None, other: Tensor) -> bool:

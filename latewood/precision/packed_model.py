@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.errors import LatewoodError, RequestError, WorkError, invalid, listed
-from latewood.precision.formats import quantized_layers
+from latewood.precision.formats import quantized_layers, weight_format
 from latewood.precision.integer_network import IntegerNetwork
 from latewood.precision.layer_packing import packed_layer
 from latewood.precision.network_compilation import compile_network
@@ -109,13 +109,41 @@ class PackedModel(nn.Module):
             inputs: as for ``forward``.
 
         Raises:
-            RequestError: NaN where inputs of packed layers are quantised.
+            RequestError: inputs of another number, type or shape than the network takes, or NaN
+                where inputs of packed layers are quantised.
+            WorkError: an operation fails on inputs like those that it was packed with.
         """
-        outputs, self.execution = self._runner.run(self.graph, self.network, inputs)
-        if outputs is not None:
-            return outputs
-        with torch.inference_mode():
-            return self.network(*self._placed(inputs))
+        self._require_tensors(inputs)
+        try:
+            outputs, self.execution = self._runner.run(self.graph, self.network, inputs)
+            if outputs is not None:
+                return outputs
+            with torch.inference_mode():
+                return self.network(*self._placed(inputs))
+        except Exception as error:
+            # Operators specify no errors, and a file may hold any of them in any order.
+            if isinstance(error, LatewoodError) and _hold_nan(inputs):
+                raise
+            raise self._failure(inputs, error) from error
+
+    def _require_tensors(self, inputs: tuple[Tensor, ...]) -> None:
+        takes = sum(kind == "input" for kind, *_ in self.graph.nodes)
+        wrong = [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]
+        if wrong or len(inputs) != takes:
+            given = wrong or f"{len(inputs)} tensors"
+            raise invalid("inputs", given, f"{takes} tensors, as the network takes")
+
+    def _failure(self, inputs: tuple[Tensor, ...], error: Exception) -> LatewoodError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        given = [[str(x.dtype).removeprefix("torch."), list(x.shape)] for x in inputs]
+        known = self.graph.inputs
+        alike = not known or all(
+            [dtype, shape[1:]] == [other, sizes[1:]]
+            for (dtype, shape), (other, sizes) in zip(given, known, strict=False)
+        )
+        if alike:
+            return WorkError(f"the packed network cannot be run on {given} ({lines[0]})")
+        return invalid("inputs", given, f"inputs like {known}, as it was packed with ({lines[0]})")
 
     def integer_network(self, shape: Sequence[int]) -> IntegerNetwork | str:
         """The steps of the whole network over buffers of codes and numbers.
@@ -156,8 +184,11 @@ class PackedModel(nn.Module):
             path: of the file, in an existing folder; what is there is replaced.
 
         Raises:
+            RequestError: something else than a path.
             WorkError: it cannot be written.
         """
+        if not isinstance(path, (str, Path)):
+            raise invalid("path", path, "a path")
         left = [[layer.name, layer.reason, layer.weights] for layer in self.left]
         write_graph(self.graph, Path(path), left)
 
@@ -181,6 +212,8 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
             model.
         WorkError: the packed network differs from the model.
     """
+    if not isinstance(model, nn.Module):
+        raise invalid("model", type(model).__name__, "a module")
     inputs = _examples(example_inputs)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise invalid("model", "on the meta device", "one with values")
@@ -191,6 +224,8 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
         raise RequestError(f"model: cannot be copied ({error})") from error
     inputs = tuple(example.detach().cpu() for example in inputs)
     expected = _expected(twin, inputs)
+    if weight_format(twin) is not None:
+        twin = nn.Sequential(twin)  # a single layer, which has a place in it then
     left = _replace_layers(twin)
     graph = export_graph(twin, inputs)
     if not graph.layers:
@@ -217,6 +252,8 @@ def load_packed(path: str | Path) -> PackedModel:
         RequestError: no file there, or one of a newer format.
         WorkError: the file is cut, changed or something else.
     """
+    if not isinstance(path, (str, Path)):
+        raise invalid("path", path, "a path")
     graph, left = read_graph(Path(path))
     try:
         return PackedModel(graph, tuple(LeftLayer(*entry) for entry in left))
@@ -279,27 +316,28 @@ def _packed(
 
 def _replace_layers(model: nn.Module) -> tuple[LeftLayer, ...]:
     left: list[LeftLayer] = []
-    made: dict[nn.Module, PackedLayer] = {}
+    made: dict[nn.Module, nn.Module] = {}
     formatted = {name: layer for name, layer, _ in quantized_layers(model)}
     candidates = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if name in formatted or isinstance(module, (nn.Linear, nn.Conv2d)) or module in made
+        if name in formatted or isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
     }
     for name, layer in candidates.items():
         try:
             if layer not in made:
                 made[layer] = packed_layer(layer)
         except RequestError as error:
-            weights = getattr(layer, "weight", None)
-            count = weights.numel() if isinstance(weights, Tensor) else 0
+            # Matrices, however they are called; biases and scales stay in float anyway.
+            count = sum(p.numel() for p in layer.parameters(recurse=False) if p.dim() > 1)
             left.append(LeftLayer(name, str(error), count))
             continue
-        if name:
-            model.set_submodule(name, made[layer])
-        else:
-            raise invalid("model", type(model).__name__, "a network around its layers")
+        model.set_submodule(name, made[layer])
     return tuple(left)
+
+
+def _hold_nan(inputs: tuple[Tensor, ...]) -> bool:
+    return any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs)
 
 
 def _outputs(result: Any) -> list[Tensor]:

@@ -24,7 +24,14 @@ from latewood.slim.edits import (
     unpacked,
 )
 
-__all__ = ["load_slim", "read_slim_values", "repeat_edits", "save_edits", "save_slim"]
+__all__ = [
+    "load_slim",
+    "read_slim_values",
+    "repeat_edits",
+    "save_edits",
+    "save_slim",
+    "slim_factory",
+]
 
 _SLIM_FORMAT = "latewood slim module 2"
 _EDITS_FORMAT = "latewood edits 1"
@@ -121,6 +128,19 @@ def read_slim_values(path: str | Path) -> dict[str, torch.Tensor]:
     """
     values: dict[str, torch.Tensor] = _content(path)["state"]
     return values
+
+
+def slim_factory(path: str | Path) -> str | None:
+    """What a slim module says that its full model is made by; None if the reader is to know.
+
+    Args:
+        path: the path that was given to ``save_slim``.
+
+    Raises:
+        WorkError: a file is missing, torn or not a slim module.
+    """
+    factory: str | None = _content(path)["factory"]
+    return factory
 
 
 def save_edits(model: nn.Module, path: str | Path) -> None:

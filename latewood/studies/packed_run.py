@@ -14,9 +14,18 @@ from torch import Tensor, nn
 from latewood.core.measure import file_bytes
 from latewood.core.timing import least_times
 from latewood.errors import RequestError, invalid
-from latewood.precision import LeftLayer, PackedModel, load_packed, pack, remove_formats
+from latewood.precision import (
+    LeftLayer,
+    PackedModel,
+    export_c,
+    export_onnx,
+    load_packed,
+    pack,
+    remove_formats,
+)
+from latewood.precision.exports import OnnxForm
+from latewood.studies.packable_models import packable
 from latewood.terminal.tables import Row
-from latewood.training.opened_run import open_run
 from latewood.training.randomness import caller_unchanged
 
 __all__ = ["PackedRun", "layer_rows", "pack_run", "time_packed"]
@@ -31,12 +40,14 @@ class PackedRun:
         layers: one row a packed layer.
         left: layers that stayed in floating point.
         summary: sizes, times and the difference of outputs, by name.
+        exported: the files written for other programs, by kind.
     """
 
     path: Path
     layers: list[Row]
     left: tuple[LeftLayer, ...]
     summary: dict[str, float]
+    exported: dict[str, Path]
 
 
 def pack_run(
@@ -44,15 +55,24 @@ def pack_run(
     *,
     out: Path | None = None,
     batch: int = 1,
+    onnx: Path | None = None,
+    onnx_form: OnnxForm = "low_bit",
+    c: Path | None = None,
+    c_name: str = "network",
     overwrite: bool = False,
     trust: bool = False,
 ) -> PackedRun:
     """Packs the model of a run into one file, and times it beside the model in floating point.
 
     Args:
-        run: the folder of a run, or a checkpoint in one, whose methods end in a copy.
+        run: the folder of a run, or a checkpoint in one, whose methods end in a copy; or the folder
+            or a file that ``latewood slim`` wrote.
         out: the file to write; the run's name with "-packed.safetensors" behind it if None.
         batch: samples that it is timed with.
+        onnx: also write this ONNX file.
+        onnx_form: of its weights.
+        c: also write this C header.
+        c_name: prefix of everything in it.
         overwrite: replace a file that is there.
         trust: import and call modules that the run's recipe names.
 
@@ -62,28 +82,27 @@ def pack_run(
     """
     if batch < 1:
         raise invalid("batch", batch, "1 or more")
-    opened = open_run(run, trust=trust)
-    path = out or opened.folder.path.with_name(f"{opened.folder.name}-packed.safetensors")
-    if path.is_dir() or not path.parent.is_dir():
-        raise invalid("--out", str(path), "a file in a folder there is")
-    if path.exists() and not overwrite:
-        raise RequestError(
-            f"--out: got '{path}', which exists; expected a new file, or --overwrite"
-        )
-    inputs = tuple(torch.cat([example] * batch) for example in opened.task.example_inputs)
+    source = packable(run, trust=trust)
+    path = out or source.folder.with_name(f"{source.folder.name}-packed.safetensors")
+    for option, file in (("--out", path), ("--onnx", onnx), ("--c", c)):
+        _require_free(option, file, overwrite=overwrite)
+    inputs = tuple(torch.cat([example] * batch) for example in source.inputs)
     with caller_unchanged(cuda=False):
-        packed = pack(opened.model, inputs)
+        packed = pack(source.model, inputs)
+        # First, since they may have no form for an operation: then nothing is written at all.
+        exported, sizes = _export(packed, onnx, onnx_form, c, c_name)
         packed.save(path)
-        plain = remove_formats(copy.deepcopy(opened.model))
+        plain = remove_formats(copy.deepcopy(source.model))
         times = _times(plain, packed, inputs)
     summary = {
         "float file bytes": float(file_bytes(plain)),
         "packed file bytes": float(path.stat().st_size),
+        **sizes,
         "float us": times["float"],
         "packed us": times["packed"],
         "output difference": packed.difference or 0.0,
     }
-    return PackedRun(path, layer_rows(packed), packed.left, summary)
+    return PackedRun(path, layer_rows(packed), packed.left, summary, exported)
 
 
 def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> dict[str, float]:
@@ -136,6 +155,33 @@ def layer_rows(packed: PackedModel) -> list[Row]:
             }
         )
     return rows
+
+
+def _export(
+    packed: PackedModel, onnx: Path | None, onnx_form: OnnxForm, c: Path | None, c_name: str
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Writes the files for other programs; where they are, and what is said of them."""
+    exported: dict[str, Path] = {}
+    sizes: dict[str, float] = {}
+    if c is not None:
+        header = export_c(packed, c, c_name)
+        exported["C header"] = c
+        sizes |= {"C flash bytes": float(header.flash), "C RAM bytes": float(header.ram)}
+    if onnx is not None:
+        exported["ONNX"] = onnx
+        sizes["ONNX file bytes"] = float(export_onnx(packed, onnx, onnx_form).bytes)
+    return exported, sizes
+
+
+def _require_free(option: str, file: Path | None, *, overwrite: bool) -> None:
+    if file is None:
+        return
+    if file.is_dir() or not file.parent.is_dir():
+        raise invalid(option, str(file), "a file in a folder there is")
+    if file.exists() and not overwrite:
+        raise RequestError(
+            f"{option}: got '{file}', which exists; expected a new file, or --overwrite"
+        )
 
 
 def _times(

@@ -152,7 +152,7 @@ CALLS = {
         ANY_SIZE | {"double", "half", "integers"},
     ),
 }
-WITHOUT_TENSORS = {"attach", "instruction_set", "MixedProduct"}
+WITHOUT_TENSORS = {"attach", "instruction_set", "mixed_forms", "mixed_use", "MixedProduct"}
 
 
 def cut(tensor, bytes_left):

@@ -204,8 +204,8 @@ def test_what_does_not_fit_is_refused_by_name(call, message: str) -> None:
 
 
 def test_formats_without_a_packed_form_say_why() -> None:
-    grouped = finished(nn.Conv2d(4, 4, 3, groups=2), torch.ones(2))
+    deep = finished(nn.Conv3d(4, 4, 3), torch.ones(4).reshape(4, 1, 1, 1)[:, 0, 0, 0])
     mirrored = finished(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.ones(4))
-    for layer, reason in ((grouped, "2 groups"), (mirrored, "reflect padding")):
+    for layer, reason in ((deep, "Conv3d has no packed form"), (mirrored, "reflect padding")):
         with pytest.raises(RequestError, match=reason):
             packed_layer(layer)

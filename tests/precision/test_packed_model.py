@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 from warm_python import run
 
 from latewood.errors import RequestError, WorkError
-from latewood.precision import PackedModel, load_packed, pack
+from latewood.precision import PackedLinear, PackedModel, load_packed, pack, packed_file
+from latewood.precision.packed_graph import NetworkGraph
 
 INPUTS = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -112,9 +116,130 @@ def test_files_of_others_and_of_later_versions(packed: PackedModel, tmp_path: Pa
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         marks = file.metadata()
-    save_file(parts, path, metadata={**marks, "format": "latewood packed 2"})
-    with pytest.raises(RequestError, match="got format 2"):
+    save_file(parts, path, metadata={**marks, "format": "latewood packed 3"})
+    with pytest.raises(RequestError, match="got format 3"):
         load_packed(path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the description of a packed file and gives it a digest that fits."""
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        marks = file.metadata()
+    description = json.loads(zlib.decompress(parts["description"].numpy().tobytes()))
+    change(description)
+    text = zlib.compress(json.dumps(description).encode())
+    parts["description"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    save_file(parts, path, metadata={**marks, "sha256": packed_file._digest(parts)})
+
+
+def node(place: int, *parts: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda description: description["nodes"].__setitem__(place, list(parts))
+
+
+def layer(place: int, part: int, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda description: description["layers"][place].__setitem__(part, value)
+
+
+EVIL = "self=__import__('pathlib').Path('ran').touch(), q"
+NONSENSE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "code for a name": node(5, "call", "aten.relu.default", [], {EVIL: None}),
+    "a keyword for a name": node(5, "call", "aten.relu.default", [{"node": 4}], {"if": 1}),
+    "a file": node(5, "call", "aten.from_file.default", ["ran", True, 4], {}),
+    "a resize": node(5, "call", "aten.resize.default", [{"node": 4}, [9]], {}),
+    "no operation": node(5, 1, 2, 3),
+    "an unknown kind": node(5, "jump", "", [], {}),
+    "an argument that comes later": node(5, "call", "aten.relu.default", [{"node": 6}], {}),
+    "an argument from behind": node(5, "call", "aten.relu.default", [{"node": -1}], {}),
+    "no argument": node(5, "call", "aten.relu.default", [], {}),
+    "another type": node(5, "call", "aten.relu.default", ["text"], {}),
+    "a number for a tensor": node(5, "call", "operator.add", [1, 1], {}),
+    "a sum of unlike shapes": node(5, "call", "aten.add.Tensor", [{"node": 4}, {"node": 1}], {}),
+    "a division by zero": node(5, "call", "operator.floordiv", [1, 0], {}),
+    "a layer that is not there": node(4, "layer", "nobody", [{"node": 3}], {}),
+    "a layer of two inputs": node(4, "layer", "4", [{"node": 3}, {"node": 3}], {}),
+    "a layer of a wrong input": node(4, "layer", "7", [{"node": 3}], {}),
+    "no nodes": lambda description: description.pop("nodes"),
+    "no output": lambda description: description.update(output=None),
+    "a strange output": lambda description: description.update(output=[{"set": ["*"]}, []]),
+    "too few outputs": lambda description: description.update(output=["*", []]),
+    "strange inputs": lambda description: description.update(inputs=[["float32", ["x"]]]),
+    "a negative size": layer(0, 1, [10, -6, 3, 3]),
+    "a boolean size": layer(0, 1, [10, True, 3, 3]),
+    "a fraction": layer(0, 1, [10, 6.0, 3, 3]),
+    "a huge size": layer(0, 1, [10, 2**40, 3, 3]),
+    "a huge empty layer": lambda description: (
+        layer(1, 1, [7, 2**50, 3, 3])(description),
+        layer(1, 4, 0)(description),
+    ),
+    "no stride": layer(0, 2, [0, 1, 1, 1, 1, 1, 1, 1]),
+    "a negative padding": layer(0, 2, [1, 1, -1, 1, 1, 1, 1, 1]),
+    "no groups": layer(0, 2, [1, 1, 1, 1, 1, 1, 1, 1, 0]),
+    "groups that do not divide": layer(0, 2, [1, 1, 1, 1, 1, 1, 1, 1, 4]),
+    "nine bits": layer(1, 4, 9),
+    "a flag too many": layer(0, 3, 64),
+    "flags in words": layer(0, 3, "all"),
+    "a tensor of nothing": lambda description: description["tensors"][0].__setitem__(1, "nn"),
+    "a tensor of a negative size": lambda description: description["tensors"][0].__setitem__(
+        2, [-6, 3, 3, 3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_with_a_digest_that_fits_is_named(
+    packed: PackedModel, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.safetensors"
+    packed.save(path)
+    rewritten(path, NONSENSE[name])
+    with pytest.raises(WorkError):
+        load_packed(path).run(INPUTS)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_sums_beyond_int32_in_a_file_are_named(tmp_path: Path) -> None:
+    bits = torch.full((70,), 8)
+    layer = PackedLinear(
+        torch.zeros(1, 70, dtype=torch.uint8),
+        bits.to(torch.uint8),
+        torch.ones(1),
+        input_bits=bits.to(torch.uint8),
+    )
+    graph = NetworkGraph([["input", "", [], {}], ["layer", "a", [{"node": 0}], {}]], {"a": layer})
+    graph.output = ["*", [{"node": 1}]]
+    path = tmp_path / "x.safetensors"
+    PackedModel(graph).save(path)
+    assert load_packed(path).run(torch.ones(1, 70)).shape == (1, 1)
+    wide = 40_000  # times 255 times 255
+    layer.shape = (1, wide)
+    for name in ("input_bits", "weight_bits"):
+        setattr(layer, name, torch.full((wide,), 8, dtype=torch.uint8))
+    layer.packed_codes = torch.zeros(wide, dtype=torch.uint8)
+    PackedModel(graph).save(path)
+    with pytest.raises(WorkError, match="within int32"):
+        load_packed(path)
+
+
+def test_wrong_inputs_are_named(packed: PackedModel) -> None:
+    call: Any = packed.run
+    with pytest.raises(RequestError, match="inputs: got '0 tensors'; expected 1 tensors"):
+        call()
+    with pytest.raises(RequestError, match="inputs: got '2 tensors'"):
+        call(INPUTS, INPUTS)
+    with pytest.raises(RequestError, match=r"inputs: got \['str'\]"):
+        call("images")
+    with pytest.raises(RequestError, match=r"\[\['float32', \[3, 2, 8, 8\]\]\].*like"):
+        call(INPUTS[:, :2])
+    with pytest.raises(RequestError, match=r"\[\['int64'"):
+        call(INPUTS.long())
+    with pytest.raises(RequestError, match="model: got 'str'"):
+        pack("network", INPUTS)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="path: got 3"):
+        load_packed(3)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="path: got None"):
+        packed.save(None)  # type: ignore[arg-type]
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(packed: PackedModel, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from latewood.kernels.mixed_products.code_products import (
     require_codes,
     taps_of,
 )
-from latewood.kernels.mixed_products.prepared import Affine, PreparedProduct, not_numbers
+from latewood.kernels.mixed_products.native_products import Affine
+from latewood.kernels.mixed_products.prepared import PreparedProduct, not_numbers
 from latewood.kernels.mixed_products.reference_products import byte_products, reference_products
 
 __all__ = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latewood.errors import RequestError, invalid
-from latewood.kernels.dispatch import native, tensors_are_virtual
+from latewood.kernels.dispatch import tensors_are_virtual
 from latewood.kernels.misfits import is_plain, require_memory
 from latewood.kernels.mixed_products.code_products import (
     CodeWeights,
@@ -17,27 +17,12 @@ from latewood.kernels.mixed_products.code_products import (
     over_bits,
     require_codes,
 )
-from latewood.kernels.mixed_products.methods import widths_by_table
+from latewood.kernels.mixed_products.native_products import Affine, lay_out, multiply
+from latewood.kernels.mixed_products.product_choice import widths_by_table
 from latewood.kernels.mixed_products.reference_products import reference_products
+from latewood.kernels.mixed_products.self_test import sound_native
 
-__all__ = ["Affine", "PreparedProduct"]
-
-
-class Affine:
-    """What becomes of numbers that go in, and of sums that come out.
-
-    Inputs become codes of ``numbers / alpha - shift``; sums become ``sum * scale + bias``.
-
-    Args:
-        alpha: scale of the inputs.
-        shift: 2 for inputs that are never negative, else 0.
-        scale: float32, (outputs,), on the CPU.
-        bias: float32, (outputs,), on the CPU.
-    """
-
-    def __init__(self, alpha: float, shift: float, scale: Tensor, bias: Tensor) -> None:
-        self.alpha, self.shift = alpha, shift
-        self.scale, self.bias = scale, bias
+__all__ = ["PreparedProduct", "not_numbers"]
 
 
 class PreparedProduct:
@@ -113,8 +98,10 @@ class PreparedProduct:
         dtype: torch.dtype,
         affine: Affine | None,
     ) -> Tensor | None:
-        module = native()
-        if module is None or tensors_are_virtual() or not is_plain(inputs) or not inputs.is_cpu:
+        if tensors_are_virtual() or not is_plain(inputs) or not inputs.is_cpu:
+            return None
+        module = sound_native()
+        if module is None:
             return None
         prepared = self.layout(module)
         inputs = inputs.detach()
@@ -123,33 +110,11 @@ class PreparedProduct:
         )
         if not last:
             inputs = inputs.contiguous()
-        # What has one row and column is both; channels that are adjacent are packed faster.
-        adjacent = last or inputs.shape[2] == inputs.shape[3] == 1
         memory_format = torch.channels_last if last else torch.contiguous_format
         target = torch.empty(shape, dtype=dtype, memory_format=memory_format)
         if not module.readable(inputs) or not module.readable(target):
             return None
-        images, _, rows, columns = shape
-        height, width = inputs.shape[2:]
-        if height == width == rows == columns == 1 and self._kernel == (1, 1):
-            images, height, rows = 1, images, images  # a matrix, whose rows are worked on together
-        fine = module.mixed_run(
-            prepared,
-            inputs,
-            target,
-            None if affine is None else affine.scale,
-            None if affine is None else affine.bias,
-            1.0 if affine is None else affine.alpha,
-            0.0 if affine is None else affine.shift,
-            [
-                *(images, height, width, rows, columns, *self._kernel),
-                *(*taps.stride, *taps.padding, *taps.dilation),
-            ],
-            adjacent,
-            last or shape[2] == shape[3] == 1,
-            torch.get_num_threads(),
-        )
-        if not fine:
+        if not multiply(module, prepared, inputs, target, self._kernel, taps, affine, last=last):
             raise over_bits("input_codes") if affine is None else not_numbers()
         return target
 
@@ -160,20 +125,7 @@ class PreparedProduct:
             module: the compiled kernels.
         """
         if self._prepared is None or self._compiled is not module:
-            weights = self.weights
-            mask = None if weights.mask is None else weights.mask.contiguous()
-            outputs, channels = weights.codes.shape[:2]
-            self._prepared = module.mixed_prepare(
-                weights.codes.contiguous(),
-                mask,
-                weights.bits.contiguous(),
-                weights.input_bits.contiguous(),
-                weights.never_negative,
-                outputs,
-                channels,
-                weights.codes[0, 0].numel(),
-                widths_by_table(module),
-            )
+            self._prepared = lay_out(module, self.weights, widths_by_table(module))
             self._compiled = module
         return self._prepared
 

@@ -88,11 +88,13 @@ def lay_out_packed(layer: PackedLayer, patterns: int | Iterable[int | Pattern] =
 
     Raises:
         RequestError: bits that are not 1, 2 or 4, inputs of other bits or without a format, unlike
-            padding on two sides, or no patterns with slots for the layer.
+            padding on two sides, groups, or no patterns with slots for the layer.
     """
     bits = layer.weight_bits
     if not layer.quantises_inputs or not torch.equal(layer.input_bits, bits):
         raise invalid("layer", "inputs of other bits than the weights", "the same in a channel")
+    if layer.groups > 1:
+        raise invalid("layer", f"{layer.groups} groups", "one that is not in groups")
     geometry: dict[str, Any] = {}
     if isinstance(layer, PackedConv2d):
         taps = layer.taps

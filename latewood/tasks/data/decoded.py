@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import uuid
 import warnings
@@ -16,19 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["cache_folder", "decoded"]
+from latewood.kernels.user_cache import cache_folder
+
+__all__ = ["decoded"]
 
 FORMAT = "1"
 """Changes when what is stored does, so that old files are not read."""
-
-
-def cache_folder() -> Path:
-    """Where decoded data is kept: $LATEWOOD_CACHE, else latewood in the user's cache folder."""
-    folder = os.environ.get("LATEWOOD_CACHE")
-    if folder:
-        return Path(folder).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "latewood"
 
 
 def decoded(name: str, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from latewood.kernels.user_cache import cache_folder
 from latewood.tasks.data import decoded as module
-from latewood.tasks.data.decoded import cache_folder, decoded
+from latewood.tasks.data.decoded import decoded
 
 pytestmark = pytest.mark.usefixtures("clean_places")
 
