@@ -60,6 +60,25 @@ def _narrow_characters(scale: Scale, workspace: Workspace) -> Results:
     return compare(setting, budget, Growing(rates="none", rescale="vt"), workspace)
 
 
+def _wide_characters(scale: Scale, workspace: Workspace) -> Results:
+    quick = scale == "quick"
+    setting = characters(
+        scale, workspace.folder, width=32 if quick else 128, head_size=8 if quick else 16
+    )
+    budget = Budget(
+        seconds=0.5 if quick else 90.0,
+        tuning=0.0 if quick else 16.0,
+        factors=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        curve=(0.2,) if quick else (22.5, 45.0),
+        seeds=1 if quick else 3,
+        growth_at=0.6,
+        rate_warmup=5 if quick else 50,
+        held_out=0 if quick else 800,
+        falling=0.2,
+    )
+    return compare(setting, budget, Growing(rates="none"), workspace)
+
+
 def _images(scale: Scale, workspace: Workspace) -> Results:
     quick = scale == "quick"
     task = small_images(scale, samples=20_000)
@@ -94,9 +113,7 @@ def _times(results: Results) -> str:
 
 def _crossing(results: Results) -> str:
     losses = ", ".join(
-        f"{name} {values[0]:.3f}"
-        for name, values in results.measurements.items()
-        if name.endswith(" s")
+        f"{name} {results.mean(name):.3f}" for name in results.measurements if name.endswith(" s")
     )
     ahead = "at no budget"
     if "crossing" in results.measurements:
@@ -187,6 +204,17 @@ NARROW_CHARACTERS = register(
         scales=("quick", "cpu"),
         # Variance transfer keeps the decision, not the loss.
         claims=tuple(claim for claim in CLAIMS if claim.name != "the-function-is-kept"),
+    )
+)
+
+WIDE_CHARACTERS = register(
+    Experiment(
+        name="growth-wall-clock-wide",
+        title="Growing a Transformer from width 64 to 128 against the clock, characters",
+        paper=PAPER,
+        run=_wide_characters,
+        scales=("quick", "cpu"),
+        claims=CLAIMS,
     )
 )
 

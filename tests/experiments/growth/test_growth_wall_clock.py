@@ -13,7 +13,12 @@ from latewood.experiments.growth.equal_time_comparison import crossing
 
 @pytest.mark.parametrize(
     "chosen",
-    [experiment.CHARACTERS, experiment.NARROW_CHARACTERS, experiment.IMAGES],
+    [
+        experiment.CHARACTERS,
+        experiment.NARROW_CHARACTERS,
+        experiment.WIDE_CHARACTERS,
+        experiment.IMAGES,
+    ],
     ids=lambda each: each.name,
 )
 def test_a_quick_comparison_spends_what_it_says(chosen, tmp_path):
