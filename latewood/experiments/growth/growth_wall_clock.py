@@ -11,7 +11,12 @@ well beyond that point, but its steps are hardly longer than those of half of it
 from __future__ import annotations
 
 from latewood.experiments.growth.equal_time_comparison import Budget, compare
-from latewood.experiments.growth.growing_networks import characters, perceptrons, small_images
+from latewood.experiments.growth.growing_networks import (
+    characters,
+    perceptrons,
+    residual_networks,
+    small_images,
+)
 from latewood.experiments.growth.growing_training import Growing
 from latewood.experiments.growth.growth_ablation import PAPER
 from latewood.experiments.registry import (
@@ -23,7 +28,7 @@ from latewood.experiments.registry import (
     register,
 )
 
-__all__ = ["CHARACTERS", "IMAGES", "NARROW_CHARACTERS"]
+__all__ = ["CHARACTERS", "IMAGES", "NARROW_CHARACTERS", "RESIDUAL", "WIDE_CHARACTERS"]
 
 
 def _characters(scale: Scale, workspace: Workspace) -> Results:
@@ -92,6 +97,24 @@ def _images(scale: Scale, workspace: Workspace) -> Results:
         growth_at=0.5,
         rate_warmup=5 if quick else 50,
         held_out=0 if quick else 2000,
+    )
+    return compare(setting, budget, Growing(rates="none"), workspace)
+
+
+def _residual(scale: Scale, workspace: Workspace) -> Results:
+    quick = scale == "quick"
+    task = small_images(scale, samples=10_000)
+    setting = residual_networks(task, width=8 if quick else 32, rate=0.1)
+    budget = Budget(
+        seconds=0.5 if quick else 60.0,
+        tuning=0.0 if quick else 10.0,
+        factors=(0.125, 0.25, 0.5, 1.0, 2.0, 4.0),
+        curve=(0.2,) if quick else (15.0, 30.0),
+        seeds=1 if quick else 3,
+        growth_at=0.6,
+        rate_warmup=5 if quick else 50,
+        held_out=0 if quick else 2000,
+        falling=0.2,
     )
     return compare(setting, budget, Growing(rates="none"), workspace)
 
@@ -224,6 +247,17 @@ IMAGES = register(
         title="Growing a perceptron from width 256 to 512 against the clock, 16x16 CIFAR-10",
         paper=PAPER,
         run=_images,
+        scales=("quick", "cpu"),
+        claims=CLAIMS,
+    )
+)
+
+RESIDUAL = register(
+    Experiment(
+        name="growth-wall-clock-resnet",
+        title="Growing a small ResNet to twice its width against the clock, 16x16 CIFAR-10",
+        paper=PAPER,
+        run=_residual,
         scales=("quick", "cpu"),
         claims=CLAIMS,
     )

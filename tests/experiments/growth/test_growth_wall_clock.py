@@ -18,6 +18,7 @@ from latewood.experiments.growth.equal_time_comparison import crossing
         experiment.NARROW_CHARACTERS,
         experiment.WIDE_CHARACTERS,
         experiment.IMAGES,
+        experiment.RESIDUAL,
     ],
     ids=lambda each: each.name,
 )
