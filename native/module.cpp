@@ -10,6 +10,7 @@ void bind_inpainting(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
 void bind_mixed_products(nb::module_ &module);
 void bind_optim(nb::module_ &module);
+void bind_staged_step(nb::module_ &module);
 
 NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
@@ -19,4 +20,5 @@ NB_MODULE(_native, module) {
   bind_masked_weight(module);
   bind_mixed_products(module);
   bind_optim(module);
+  bind_staged_step(module);
 }
