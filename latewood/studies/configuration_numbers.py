@@ -129,11 +129,27 @@ def _changes(now: Configuration, present: _Signature, wanted: _Signature) -> lis
         for old, new in steps:
             if value == old:
                 changes[_Change(path, type(value)(new))] = None
-        for old, new in steps:
-            scaled = value * new / old if old and isinstance(value, int) else 0.0
-            if scaled > 0 and scaled == int(scaled):
-                changes[_Change(path, int(scaled))] = None
+        changes |= dict.fromkeys(_proportional(path, value, steps))
     return list(changes)
+
+
+def _opposite_changes(now: Configuration, present: _Signature, wanted: _Signature) -> list[_Change]:
+    """Numbers that go against a size: twice as many heads make each of them half as large."""
+    steps = [(new, old) for old, new in _steps(present, wanted)]
+    changes: dict[_Change, None] = {}
+    for path, value in _numbers(now):
+        if value is not None:
+            changes |= dict.fromkeys(_proportional(path, value, steps))
+    return list(changes)
+
+
+def _proportional(
+    path: _Path, value: float, steps: Iterable[tuple[float, float]]
+) -> Iterator[_Change]:
+    for old, new in steps:
+        scaled = value * new / old if old and isinstance(value, int) else 0.0
+        if scaled > 0 and scaled == int(scaled):
+            yield _Change(path, int(scaled))
 
 
 def _additions(now: Configuration, present: _Signature, wanted: _Signature) -> list[_Change]:
@@ -189,6 +205,7 @@ class _State:
         additions = _additions(self.configuration, self.signature, wanted)
         for choices in (
             [[change] for change in changes],
+            [[change] for change in _opposite_changes(self.configuration, self.signature, wanted)],
             [[change] for change in additions],
             pairs[:_MOST_PAIRS],
         ):

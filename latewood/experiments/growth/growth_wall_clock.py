@@ -104,12 +104,12 @@ def _images(scale: Scale, workspace: Workspace) -> Results:
 def _residual(scale: Scale, workspace: Workspace) -> Results:
     quick = scale == "quick"
     task = small_images(scale, samples=10_000)
-    setting = residual_networks(task, width=8 if quick else 32, rate=0.1)
+    setting = residual_networks(task, width=8 if quick else 16, rate=0.1)
     budget = Budget(
-        seconds=0.5 if quick else 60.0,
-        tuning=0.0 if quick else 10.0,
-        factors=(0.125, 0.25, 0.5, 1.0, 2.0, 4.0),
-        curve=(0.2,) if quick else (15.0, 30.0),
+        seconds=0.5 if quick else 35.0,
+        tuning=0.0 if quick else 5.0,
+        factors=(0.25, 0.5, 1.0, 2.0, 4.0),
+        curve=(0.2,) if quick else (8.75, 17.5),
         seeds=1 if quick else 3,
         growth_at=0.6,
         rate_warmup=5 if quick else 50,

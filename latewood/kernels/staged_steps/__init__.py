@@ -7,7 +7,9 @@ with torch's own operators.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ AxisRuns = tuple[list[int], list[int]]
 """Runs of positions along an axis: the end of each, and the rank of its stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageNumbers:
+class StageNumbers(NamedTuple):
     r"""The numbers of a step of one stage's entries.
 
     .. math::
@@ -112,7 +113,7 @@ def take_steps(steps: Sequence[StagedStep]) -> None:
         [step.second for step in steps],
         [step.rows for step in steps],
         [step.columns for step in steps],
-        [[number for numbers in step.numbers for number in astuple(numbers)] for step in steps],
+        [list(chain.from_iterable(step.numbers)) for step in steps],
         torch.get_num_threads(),
     )
     counts = [step.count for step in steps if step.count is not None]
