@@ -200,12 +200,15 @@ class _State:
 
     def nearer(self, make_model: MakeModel, wanted: _Signature) -> list[_State]:
         """The states that differ less after one change, or after two where one is not enough."""
-        changes = _changes(self.configuration, self.signature, wanted)
+        told = self.configuration, self.signature, wanted
+        changes = _changes(*told)
         pairs = [list(pair) for pair in itertools.combinations(changes, 2)]
-        additions = _additions(self.configuration, self.signature, wanted)
+        # What attributes alone still tell once all shapes are right.
+        settled = not self.difference & _tensors(wanted)
+        opposite = _opposite_changes(*told) if settled else []
+        additions = _additions(*told)
         for choices in (
-            [[change] for change in changes],
-            [[change] for change in _opposite_changes(self.configuration, self.signature, wanted)],
+            [[change] for change in (*changes, *opposite)],
             [[change] for change in additions],
             pairs[:_MOST_PAIRS],
         ):
@@ -218,7 +221,7 @@ class _State:
                 for trial in trials
                 if trial is not None and len(trial.difference) < len(self.difference)
             ]
-            if better or not self.difference & _tensors(wanted):
+            if better or settled:
                 return better
         return []
 

@@ -106,10 +106,10 @@ def _residual(scale: Scale, workspace: Workspace) -> Results:
     task = small_images(scale, samples=10_000)
     setting = residual_networks(task, width=8 if quick else 16, rate=0.1)
     budget = Budget(
-        seconds=0.5 if quick else 35.0,
-        tuning=0.0 if quick else 5.0,
+        seconds=0.5 if quick else 20.0,
+        tuning=0.0 if quick else 4.0,
         factors=(0.25, 0.5, 1.0, 2.0, 4.0),
-        curve=(0.2,) if quick else (8.75, 17.5),
+        curve=(0.2,) if quick else (5.0, 10.0),
         seeds=1 if quick else 3,
         growth_at=0.6,
         rate_warmup=5 if quick else 50,
