@@ -88,7 +88,7 @@ void step(nb::list parameters, nb::list gradients, nb::list firsts, nb::list sec
     StageMemory of{elements<float>(parameters[t], single, n), memory(gradients[t]), nullptr, nullptr};
     if (!firsts[t].is_none()) of.first = memory(firsts[t]);
     if (!seconds[t].is_none()) of.second = memory(seconds[t]);
-    require(of.first || seconds[t].is_none(), "the rule needs both moments");
+    require(!firsts[t].is_none() || seconds[t].is_none(), "the rule needs both moments");
     require(numbers[t].size() % width == 0, "a row of numbers is too short");
     tables[t].resize(numbers[t].size() / width);
     for (std::size_t k = 0; k < tables[t].size(); ++k) {

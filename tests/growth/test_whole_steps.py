@@ -11,7 +11,7 @@ from torch import nn
 from latewood.growth import StageRates, Stages
 from latewood.growth import learning_rates as module
 from latewood.kernels.dispatch import native
-from latewood.kernels.staged_steps import StagedStep, StageNumbers, take_steps
+from latewood.kernels.staged_steps import take_steps
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built")
 
@@ -152,28 +152,3 @@ def test_autograd_notices_that_a_weight_was_written():
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-@pytest.mark.parametrize(
-    ("rows", "numbers", "message"),
-    [
-        (([4], [0]), 2, "do not cover"),
-        (([6], [2]), 2, "no numbers"),
-        (([4, 3, 6], [0, 0, 0]), 2, "overlap"),
-        (([], []), 2, "differ in length"),
-        (([6], [0]), 0, "no numbers"),
-    ],
-)
-def test_runs_that_do_not_fit_are_refused_and_nothing_is_written(rows, numbers, message):
-    weight, gradient = torch.ones(6, 5), torch.ones(6, 5)
-    step = StagedStep(weight, gradient, None, None, rows, ([5], [0]), [StageNumbers(0.1)] * numbers)
-    with pytest.raises(ValueError, match=message):
-        take_steps([step])
-    assert torch.equal(weight, gradient)
-
-
-def test_empty_weights_have_nothing_to_step():
-    weight = torch.ones(0, 5)
-    take_steps(
-        [StagedStep(weight, weight, None, None, ([0], [0]), ([5], [0]), [StageNumbers(0.1)])]
-    )
