@@ -21,9 +21,9 @@ def take_steps_reference(steps: Sequence[StagedStep]) -> None:
     """
     for step in steps:
         weight = step.parameter
-        ranks = _ranks(step.rows)
-        if weight.ndim > 1:
-            ranks = torch.maximum(ranks[:, None], _ranks(step.columns)[None, :])
+        ranks = torch.maximum(_ranks(step.rows)[:, None], _ranks(step.columns)[None, :])
+        if weight.ndim == 1:
+            ranks = ranks[:, 0]
         ranks = ranks.view(*ranks.shape, *(1,) * (weight.ndim - ranks.ndim)).to(weight.device)
 
         def by_entry(name: str, of: StagedStep = step, at: Tensor = ranks) -> Tensor:
