@@ -11,6 +11,7 @@ void bind_integer_network(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
 void bind_mixed_products(nb::module_ &module);
 void bind_optim(nb::module_ &module);
+void bind_staged_step(nb::module_ &module);
 
 NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
@@ -21,4 +22,5 @@ NB_MODULE(_native, module) {
   bind_masked_weight(module);
   bind_mixed_products(module);
   bind_optim(module);
+  bind_staged_step(module);
 }

@@ -22,6 +22,7 @@ __all__ = [
     "build",
     "dense_training_macs",
     "fit_and_count",
+    "measures",
     "score",
     "step_loss",
     "step_macs",
@@ -173,10 +174,15 @@ def dense_training_macs(setting: TrainingSetting) -> int:
     return setting.epochs * setting.period * step_macs(setting, build(setting, 0))
 
 
-@torch.no_grad()
 def score(setting: TrainingSetting, model: nn.Module) -> float:
     """The task's headline measure of a network on the validation samples."""
-    task, scored = setting.task, 0
+    return measures(setting.task, model)[setting.task.headline]
+
+
+@torch.no_grad()
+def measures(task: Task, model: nn.Module) -> dict[str, float]:
+    """All measures of a network on the validation samples."""
+    scored = 0
     sums: dict[str, float] = {}
     noise = torch.Generator().manual_seed(0)
     with evaluated(model):
@@ -186,4 +192,4 @@ def score(setting: TrainingSetting, model: nn.Module) -> float:
                 sums[name] = sums.get(name, 0.0) + len(part) * value.item()
             scored += len(part)
     means = {name: total / scored for name, total in sums.items()}
-    return task.objective.summarise(means)[task.headline]
+    return task.objective.summarise(means)

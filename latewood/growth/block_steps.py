@@ -42,7 +42,7 @@ class SplitStep:
 
     Args:
         optimizer: updates entry by entry; it stays as it is until ``merge``.
-        parts: by parameter, rectangles that cover it.
+        parts: by parameter, rectangles that cover it; none for one that the step leaves alone.
     """
 
     def __init__(self, optimizer: Optimizer, parts: Mapping[Tensor, Sequence[Part]]) -> None:
@@ -80,6 +80,8 @@ class SplitStep:
         for parameter, parts in self._parts.items():
             for part in parts:
                 part.tensor.grad = None
+            if not parts:
+                continue
             first = parts[0]
             # A parameter without a state must not get an empty one.
             state = self._optimizer.state[parameter] if first.state else {}

@@ -17,13 +17,16 @@ from latewood.core.state_rules import unwrapped_optimizer
 from latewood.errors import RequestError, invalid
 from latewood.growth.block_steps import BlendedParts, Part, SplitStep
 from latewood.growth.stage_blocks import block_norms, stages_present
-from latewood.growth.staged_weights import StagedWeight
+from latewood.growth.staged_weights import StagedWeight, StageTreatment
 from latewood.growth.stages import Stages
+from latewood.growth.whole_steps import whole_step
+from latewood.kernels.staged_steps import StagedStep, take_steps
 
 __all__ = ["StageRates", "norm_ratios"]
 
 _LARGE: Final = 2**20
-"""Entries from which on taking rectangles for parameters costs less than blending after a step."""
+"""Entries from which on taking rectangles for parameters costs less than blending after a step,
+where no compiled step knows the optimizer."""
 _HORIZONS: Final = 8
 """Times 1 / (1 - beta) after which a count of steps has no more influence (3e-4)."""
 
@@ -240,12 +243,11 @@ class StageRates:
             and parameter.grad.layout is torch.strided
         ]
 
-    def _parts(
+    def _treatment(
         self, weight: StagedWeight, group: dict[str, Any], state: dict[str, Any], rule: StateRule
-    ) -> tuple[list[Part], bool]:
-        """The rectangles of a weight for the coming step, and whether they are to take part in it
-        as parameters; newborn ones start as such."""
-        if weight.settled is not None and weight.is_in_place(state):
+    ) -> StageTreatment:
+        """How the coming step treats a weight; newborn entries start as such."""
+        if weight.settled is not None:
             return weight.settled
         ages, (oldest, *younger) = self._ages.setdefault(weight.name, {}), weight.stages
         alone = rule.entrywise and weight.is_in_few_pieces
@@ -264,11 +266,8 @@ class StageRates:
             changing |= warmth < 1.0
             factors[stage] = ratios[stage] * warmth
             counts[stage] = ages[stage] if counted and ages[stage] < settled else None
-        own_counts = any(count is not None for count in counts.values())
-        large = weight.parameter.numel() >= _LARGE
-        parts = weight.parts(state, factors, counts)
-        treatment = parts, alone and len(parts) > 1 and (own_counts or large)
-        weight.settled = None if changing or own_counts else treatment
+        treatment = StageTreatment(factors, counts, alone)
+        weight.settled = None if changing or treatment.has_own_counts else treatment
         return treatment
 
     def _advance(self, weights: Iterable[StagedWeight]) -> None:
@@ -289,6 +288,7 @@ class _Step:
         self._split: SplitStep | None = None
         self._weights: list[StagedWeight] = []
         self._blended = BlendedParts()
+        self._whole: list[StagedStep] = []
 
     def before(self, optimizer: Optimizer, args: Any, named: Any) -> tuple[Any, Any] | None:
         """Hands the step to a twin that knows the parts, or remembers what they are."""
@@ -299,13 +299,24 @@ class _Step:
             args, named = _evaluated(args, named)
         weights = self._rates._weights_in(optimizer)
         self._weights = [weight for weight, _ in weights]
+        self._whole.clear()
         apart: dict[Tensor, list[Part]] = {}
         blended: list[Part] = []
         for weight, group in weights:
-            state = optimizer.state.get(weight.parameter, {})
-            parts, alone = self._rates._parts(weight, group, state, self._rule)
-            if alone:
-                apart[weight.parameter] = parts
+            parameter = weight.parameter
+            state = optimizer.state.get(parameter, {})
+            treatment = self._rates._treatment(weight, group, state, self._rule)
+            if treatment.is_plain:
+                continue
+            step = whole_step(optimizer, weight, group, state, treatment)
+            if step is not None:
+                self._whole.append(step)
+                apart[parameter] = []
+                continue
+            parts = weight.parts(state, treatment)
+            large = parameter.numel() >= _LARGE
+            if treatment.alone and len(parts) > 1 and (treatment.has_own_counts or large):
+                apart[parameter] = parts
             else:
                 blended += parts
         self._blended.remember(blended)
@@ -324,6 +335,9 @@ class _Step:
             if optimizer is self._split.twin:
                 return
             self._split.merge()
+        if self._whole:
+            take_steps(self._whole)
+            self._whole.clear()
         self._blended.blend()
         if self._weights:
             self._rates._advance(self._weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "block_norms", "blocks", "stages_present"]
+__all__ = ["Block", "block_norms", "blocks", "runs", "stages_present"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def blocks(
         The rectangles; they do not overlap.
     """
     axes = sorted(vectors)
-    runs = [_runs(vectors[axis].tolist()) for axis in axes]
+    along = [runs(vectors[axis].tolist()) for axis in axes]
     grid = {
-        cell: labels[max(run[place][0] for run, place in zip(runs, cell, strict=True))]
-        for cell in itertools.product(*(range(len(run)) for run in runs))
+        cell: labels[max(run[place][0] for run, place in zip(along, cell, strict=True))]
+        for cell in itertools.product(*(range(len(run)) for run in along))
     }
     found: list[Block] = []
     while grid:
@@ -104,7 +104,7 @@ def blocks(
         for cell in _cells(start, extent):
             del grid[cell]
         index = [slice(0, size) for size in shape]
-        for axis, run, first, count in zip(axes, runs, start, extent, strict=True):
+        for axis, run, first, count in zip(axes, along, start, extent, strict=True):
             index[axis] = slice(run[first][1], run[first + count - 1][2])
         found.append(Block(label, tuple(index)))
     return found
@@ -130,12 +130,16 @@ def _cells(start: Sequence[int], extent: Sequence[int]) -> list[tuple[int, ...]]
     return list(itertools.product(*ranges))
 
 
-def _runs(stages: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Stage, first position and the one behind the last, run by run."""
-    runs = []
+def runs(stages: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stage, first position and the one behind the last, run by run.
+
+    Args:
+        stages: of each position.
+    """
+    found = []
     position = 0
     for stage, members in itertools.groupby(stages):
         count = len(list(members))
-        runs.append((stage, position, position + count))
+        found.append((stage, position, position + count))
         position += count
-    return runs
+    return found

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from latewood.growth.block_steps import Part
-from latewood.growth.stage_blocks import blocks, stages_present
+from latewood.growth.stage_blocks import blocks, runs, stages_present
+from latewood.kernels.staged_steps import AxisRuns
 
-__all__ = ["StagedWeight"]
+__all__ = ["StageTreatment", "StagedWeight"]
 
 _MOST_PIECES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StageTreatment:
+    """How a step treats the entries of a weight.
+
+    Args:
+        factors: of the learning rate, by stage.
+        counts: own counts of steps, by stage; None for that of the whole.
+        alone: whether the rectangles may take part in the step as parameters.
+    """
+
+    factors: Mapping[int, float]
+    counts: Mapping[int, int | None]
+    alone: bool
+
+    @property
+    def has_own_counts(self) -> bool:
+        """Whether a stage has a count of its own."""
+        return any(count is not None for count in self.counts.values())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what the optimizer would do without it."""
+        return not self.has_own_counts and all(f == 1.0 for f in self.factors.values())
 
 
 class StagedWeight:
@@ -32,8 +60,8 @@ class StagedWeight:
         count = len(blocks(parameter.shape, vectors, {stage: stage for stage in self.stages}))
         self.is_in_few_pieces = count <= _MOST_PIECES
         """Whether the optimizer is to take the rectangles as parameters of their own."""
-        self.settled: tuple[list[Part], bool] | None = None
-        """How steps treat it once no count or warm-up matters, as long as it ``is_in_place``."""
+        self.settled: StageTreatment | None = None
+        """How steps treat it once no count or warm-up matters."""
         self._shape = parameter.shape
         self._key: Any = None
         self._parts: list[Part] = []
@@ -44,13 +72,21 @@ class StagedWeight:
         """Whether the parameter has changed shape since."""
         return self.parameter.shape != self._shape
 
-    def is_in_place(self, state: Mapping[str, Any]) -> bool:
-        """Whether parameter and state are still where the last parts were cut from.
+    @cached_property
+    def axis_runs(self) -> tuple[AxisRuns, AxisRuns] | None:
+        """Runs along the first and the second axis, by the ranks of their stages; None if another
+        axis has grown."""
+        if not self.vectors.keys() <= {0, 1} or not self._shape:
+            return None
+        rank = {stage: position for position, stage in enumerate(self.stages)}
 
-        Args:
-            state: of the parameter.
-        """
-        return self._key is not None and bool(self._key[1] == self._places(state))
+        def of(axis: int) -> AxisRuns:
+            size = self._shape[axis] if axis < len(self._shape) else 1
+            born = self.vectors.get(axis)
+            found = [(0, 0, size)] if born is None else runs(born.tolist())
+            return [end for _, _, end in found], [rank.get(stage, 0) for stage, _, _ in found]
+
+        return of(0), of(1)
 
     def _places(self, state: Mapping[str, Any]) -> list[Any]:
         return [self.parameter.data_ptr(), *state, *map(_where, state.values())]
@@ -71,22 +107,17 @@ class StagedWeight:
                 for index in found:
                     value[index] = 0
 
-    def parts(
-        self,
-        state: Mapping[str, Any],
-        factors: Mapping[int, float],
-        counts: Mapping[int, int | None],
-    ) -> list[Part]:
+    def parts(self, state: Mapping[str, Any], treatment: StageTreatment) -> list[Part]:
         """Rectangles of equal rate and step count; the first has the count of the whole.
 
         Args:
             state: of the parameter; the parts' lies in its memory.
-            factors: of the learning rate, by stage.
-            counts: own counts of steps, by stage; None for that of the whole.
+            treatment: of the coming step.
 
         Returns:
             The rectangles, the same objects as before where nothing but rates has changed.
         """
+        factors, counts = treatment.factors, treatment.counts
         treatments = [
             (counts[stage] is not None and stage, factors[stage]) for stage in self.stages
         ]

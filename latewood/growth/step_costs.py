@@ -89,7 +89,7 @@ def measure_steps(
         wider = {name: width for name, width in candidate.items() if width != plan[name].width}
         start = now()
         if wider:
-            widen(twin, example_inputs, wider)
+            widen(twin, example_inputs, wider, plan=plan)
         spent.append(now() - start if wider else 0.0)
         twins.append(twin)
     optimizers = [make(twin) for twin in twins]

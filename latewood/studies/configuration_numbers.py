@@ -129,11 +129,27 @@ def _changes(now: Configuration, present: _Signature, wanted: _Signature) -> lis
         for old, new in steps:
             if value == old:
                 changes[_Change(path, type(value)(new))] = None
-        for old, new in steps:
-            scaled = value * new / old if old and isinstance(value, int) else 0.0
-            if scaled > 0 and scaled == int(scaled):
-                changes[_Change(path, int(scaled))] = None
+        changes |= dict.fromkeys(_proportional(path, value, steps))
     return list(changes)
+
+
+def _opposite_changes(now: Configuration, present: _Signature, wanted: _Signature) -> list[_Change]:
+    """Numbers that go against a size: twice as many heads make each of them half as large."""
+    steps = [(new, old) for old, new in _steps(present, wanted)]
+    changes: dict[_Change, None] = {}
+    for path, value in _numbers(now):
+        if value is not None:
+            changes |= dict.fromkeys(_proportional(path, value, steps))
+    return list(changes)
+
+
+def _proportional(
+    path: _Path, value: float, steps: Iterable[tuple[float, float]]
+) -> Iterator[_Change]:
+    for old, new in steps:
+        scaled = value * new / old if old and isinstance(value, int) else 0.0
+        if scaled > 0 and scaled == int(scaled):
+            yield _Change(path, int(scaled))
 
 
 def _additions(now: Configuration, present: _Signature, wanted: _Signature) -> list[_Change]:
@@ -184,11 +200,15 @@ class _State:
 
     def nearer(self, make_model: MakeModel, wanted: _Signature) -> list[_State]:
         """The states that differ less after one change, or after two where one is not enough."""
-        changes = _changes(self.configuration, self.signature, wanted)
+        told = self.configuration, self.signature, wanted
+        changes = _changes(*told)
         pairs = [list(pair) for pair in itertools.combinations(changes, 2)]
-        additions = _additions(self.configuration, self.signature, wanted)
+        # What attributes alone still tell once all shapes are right.
+        settled = not self.difference & _tensors(wanted)
+        opposite = _opposite_changes(*told) if settled else []
+        additions = _additions(*told)
         for choices in (
-            [[change] for change in changes],
+            [[change] for change in (*changes, *opposite)],
             [[change] for change in additions],
             pairs[:_MOST_PAIRS],
         ):
@@ -201,7 +221,7 @@ class _State:
                 for trial in trials
                 if trial is not None and len(trial.difference) < len(self.difference)
             ]
-            if better or not self.difference & _tensors(wanted):
+            if better or settled:
                 return better
         return []
 

@@ -195,7 +195,13 @@ def _loaded(checkpoint: Path) -> Any:
         raise RequestError(
             f"CHECKPOINT: got '{checkpoint}'; expected {expected} ({error})"
         ) from error
-    if "model_type" not in written:
+    if isinstance(written, dict) and "architecture" in written and "model_type" not in written:
+        raise RequestError(
+            f"CHECKPOINT: '{checkpoint}' is a timm model ({written['architecture']}), whose "
+            f"config.json names an architecture and no widths; expected {expected}. Widen the "
+            "model that timm.create_model made with latewood.growth.widen, and save its state"
+        )
+    if not isinstance(written, dict) or "model_type" not in written:
         raise invalid("CHECKPOINT", str(checkpoint), f"{expected}; config.json has no model_type")
     if not list(checkpoint.glob("*.safetensors")):
         raise invalid("CHECKPOINT", str(checkpoint), f"{expected}; there are no safetensors")
@@ -206,7 +212,13 @@ def _loaded(checkpoint: Path) -> Any:
             "CHECKPOINT: needs the transformers library: pip install 'latewood[transformers]'"
         ) from error
     names = written.get("architectures") or ["none"]
-    kind = getattr(transformers, str(names[0]), None)
+    try:
+        kind = getattr(transformers, str(names[0]), None)
+    except ImportError as error:  # the library imports a model's module when it is asked for it
+        raise RequestError(
+            f"CHECKPOINT: {names[0]} cannot be imported here: {error}; expected an installation in "
+            f"which 'from transformers import {names[0]}' works"
+        ) from error
     if kind is None:
         raise invalid(
             "CHECKPOINT", str(checkpoint), f"an architecture of transformers, not {names[0]}"

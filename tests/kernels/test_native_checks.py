@@ -39,6 +39,13 @@ def optim_step(rule):
     return [*floats(5), torch.tensor(3.0)], call
 
 
+def staged_step(function, t):
+    runs = ([2, ROWS], [0, 1]), ([3, COLUMNS], [0, 1])
+    numbers = [0.1, 1.0, 0.0, 0.9, 0.1, 0.99, 0.01, 1.0, 1e-8, 0.0] * 2
+    function(*([tensor] for tensor in t), *([of] for of in runs), [numbers], 1)
+    return "taken"
+
+
 def prepared_codes():
     bits = torch.tensor([1, 1, 2, 4], dtype=torch.uint8)
     codes = torch.randint(2, (3, 4, 1, 2), generator=torch.Generator().manual_seed(0))
@@ -124,6 +131,7 @@ CALLS = {
         ANY_SIZE | {"double"},
     ),
     "optim_counts": ([torch.tensor(1.0), torch.tensor(2.0)], lambda f, t: f(t), frozenset()),
+    "staged_step": (floats(4), staged_step, frozenset()),
     "masked_weight_forward": (
         floats(3),
         lambda function, t: function(t[0], t[1], 1.0, 1.0, t[2], 1),

@@ -19,6 +19,15 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
+def gpt2():
+    # Its attention does not compute with the number of heads, only with their size.
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=4,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
 def vit():
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24,
@@ -65,6 +74,17 @@ def test_all_widths_of_a_language_model(saved, tmp_path):
     assert again.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
+def test_heads_that_only_their_size_tells(saved, tmp_path):
+    model = gpt2()
+    done = widen_checkpoint(saved(model), out=tmp_path / "wider", times=2.0)
+    assert done.left_out == []
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "wider")
+    assert (again.config.n_head, again.config.n_embd) == (8, 32)
+    tokens = torch.randint(2, 50, (2, 6))
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits)
+
+
 def test_what_no_configuration_describes_is_left_and_said(saved, tmp_path):
     # Without the stream there is no number for the heads alone.
     stream = ("vit.embeddings.*",)
@@ -109,6 +129,9 @@ def test_folders_of_something_else_are_refused(saved, tmp_path):
     with pytest.raises(RequestError, match="expected the folder of a model of the transformers"):
         widen_checkpoint(tmp_path, out=tmp_path / "wider")
     (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    with pytest.raises(RequestError, match=r"is a timm model \(resnet50\), .*growth\.widen"):
+        widen_checkpoint(tmp_path, out=tmp_path / "wider")
+    (tmp_path / "config.json").write_text("[]")
     with pytest.raises(RequestError, match=r"config\.json has no model_type"):
         widen_checkpoint(tmp_path, out=tmp_path / "wider")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["Nothing"]}')

@@ -22,6 +22,7 @@ from latewood.experiments.growth.growing_training import (
     Grown,
     best_rate,
     train,
+    train_branches,
 )
 from latewood.experiments.registry import Results, Workspace, replicate
 from latewood.tasks import batch_stream
@@ -48,6 +49,9 @@ class Budget:
         growth_at: the share of the growing network's seconds at half the width.
         rate_warmup: steps over which learning rates rise at first.
         held_out: training samples to choose rates on.
+        falling: None gives every training rates that fall along a cosine. A share makes trainings
+            of one network share their steps at a constant rate, until rates fall over that share of
+            each length (``train_branches``): more lengths, and all seeds in them, for little time.
     """
 
     seconds: float
@@ -58,6 +62,7 @@ class Budget:
     growth_at: float
     rate_warmup: int
     held_out: int
+    falling: float | None = None
 
 
 def step_seconds(setting: TrainingSetting, growing: Growing, *, seconds: float) -> dict[str, float]:
@@ -181,22 +186,17 @@ class _Comparison:
                     seed=TUNING_SEED,
                     samples=budget.held_out,
                     rate_warmup=budget.rate_warmup,
+                    falling=budget.falling,
                 )
-        curves = {
-            seconds: (
-                self._train("half", seconds, TUNING_SEED).loss,
-                self._train("full", seconds, TUNING_SEED).loss,
-            )
+        shorter = {
+            seconds: self._shorter(seconds)
             for seconds in workspace.track(budget.curve, "shorter budgets")
+            if budget.falling is None
         }
         results = replicate(self._measure, range(budget.seeds), workspace)
-        measurements = dict(results.measurements)
-        for seconds, losses in curves.items():
-            measurements[f"half, {seconds:g} s"] = [losses[0]]
-            measurements[f"full, {seconds:g} s"] = [losses[1]]
-        if curves:
-            curves[budget.seconds] = (results.mean("half"), results.mean("full"))
-            ahead_from = crossing(curves)
+        measurements = {**results.measurements, **_columns(shorter)}
+        if budget.curve:
+            ahead_from = crossing(self._curves(Results(measurements)))
             if math.isfinite(ahead_from):
                 measurements["crossing"] = [ahead_from]
         measurements |= {f"{name} step": [seconds] for name, seconds in self.cost.items()}
@@ -207,6 +207,7 @@ class _Comparison:
                 "seconds": budget.seconds,
                 "width doubled after the share of the steps": round(self.growing.starts[1], 3),
                 "factors on the learning rate": self.rates,
+                "factors tried": list(budget.factors),
                 "steps of the grown network": self.grown_steps,
                 "steps of the full one in the same time": self._steps("full", budget.seconds),
                 "steps of the half one": self._steps("half", budget.seconds),
@@ -219,34 +220,90 @@ class _Comparison:
             return max(2, round(self.grown_steps * seconds / self.budget.seconds))
         return max(2, round(seconds / self.cost[name]))
 
-    def _train(self, name: str, seconds: float, seed: int, *, steps: int = 0) -> Grown:
+    def _curves(self, results: Results) -> dict[float, tuple[float, float]]:
+        """The losses of half and full width by budget."""
+        budget = self.budget
+        curves = {
+            seconds: (
+                results.mean(_at("half", seconds)),
+                results.mean(_at("full", seconds)),
+            )
+            for seconds in budget.curve
+        }
+        curves[budget.seconds] = results.mean("half"), results.mean("full")
+        if budget.falling is not None:
+            longer = results.mean("half, a third longer"), results.mean("full, a third longer")
+            curves[LONGER * budget.seconds] = longer
+        return curves
+
+    def _shorter(self, seconds: float) -> tuple[float, float]:
+        half, full = (
+            self._train(name, {name: self._steps(name, seconds)}, TUNING_SEED)[name].loss
+            for name in ("half", "full")
+        )
+        return half, full
+
+    def _train(self, name: str, lengths: Mapping[str, int], seed: int) -> dict[str, Grown]:
+        """Trains a network for several numbers of steps, each under the name it shall have."""
         way = {"half": HALF, "full": FULL, "grown": self.growing}[name]
-        return train(
+        budget, rate = self.budget, self.rates[name]
+        if budget.falling is None:
+            return {
+                label: train(
+                    self.setting,
+                    way,
+                    steps=steps,
+                    seed=seed,
+                    rate=rate,
+                    rate_warmup=budget.rate_warmup,
+                )
+                for label, steps in lengths.items()
+            }
+        branches = train_branches(
             self.setting,
             way,
-            steps=steps or self._steps(name, seconds),
+            lengths=list(lengths.values()),
+            falling=budget.falling,
             seed=seed,
-            rate=self.rates[name],
-            rate_warmup=self.budget.rate_warmup,
+            rate=rate,
+            rate_warmup=budget.rate_warmup,
         )
+        return {label: branches[steps] for label, steps in lengths.items()}
+
+    def _lengths(self, name: str) -> dict[str, int]:
+        """What is trained of a network, by its name in the results: numbers of steps."""
+        seconds, shares = self.budget.seconds, self.budget.falling is not None
+        lengths = {name: self._steps(name, seconds)}
+        if name == "full":
+            lengths["full, equal macs"] = max(2, round(self.equal_macs * self.grown_steps))
+        if name == "full" or (name == "half" and shares):
+            lengths[f"{name}, a third longer"] = self._steps(name, LONGER * seconds)
+        if name != "grown" and shares:
+            lengths |= {_at(name, short): self._steps(name, short) for short in self.budget.curve}
+        return lengths
 
     def _measure(self, seed: int) -> dict[str, float]:
-        seconds = self.budget.seconds
-        trained = {
-            "grown": self._train("grown", seconds, seed),
-            "half": self._train("half", seconds, seed),
-            "full": self._train("full", seconds, seed),
-            "full, equal macs": self._train(
-                "full", seconds, seed, steps=max(2, round(self.equal_macs * self.grown_steps))
-            ),
-            "full, a third longer": self._train("full", LONGER * seconds, seed),
-        }
+        trained: dict[str, Grown] = {}
+        for name in ("grown", "half", "full"):
+            trained |= self._train(name, self._lengths(name), seed)
         measured: dict[str, float] = {}
         for name, result in trained.items():
-            measured |= {
-                name: result.loss,
-                f"{name} score": result.score,
-                f"{name} seconds": result.seconds,
-                f"{name} macs": result.macs / trained["full"].macs,
-            }
+            measured[name] = result.loss
+            if not name.endswith(" s"):
+                measured |= {
+                    f"{name} score": result.score,
+                    f"{name} seconds": result.seconds,
+                    f"{name} macs": result.macs / trained["full"].macs,
+                }
         return measured | {"jump": trained["grown"].jump}
+
+
+def _at(name: str, seconds: float) -> str:
+    return f"{name}, {seconds:g} s"
+
+
+def _columns(shorter: Mapping[float, tuple[float, float]]) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    for seconds, (half, full) in shorter.items():
+        columns |= {_at("half", seconds): [half], _at("full", seconds): [full]}
+    return columns

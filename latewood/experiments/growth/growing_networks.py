@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from latewood.experiments.flop_counted_training import TrainingSetting
 from latewood.experiments.registry import Scale
 from latewood.models import mlp, transformer
-from latewood.models.parts import Activation
+from latewood.models.parts import Activation, initialize
+from latewood.models.resnet import BasicBlock, ResNet
 from latewood.tasks import Batch, Task, TensorDataset
 from latewood.tasks.cifar10 import cifar10
 from latewood.tasks.digits import digits
 from latewood.tasks.shakespeare import shakespeare
 
-__all__ = ["characters", "perceptrons", "small_images"]
+__all__ = ["characters", "perceptrons", "residual_networks", "small_images"]
 
 
 class Flip:
@@ -95,6 +96,42 @@ def perceptrons(
         epochs=1,
         batch_size=batch_size,
         weight_decay=1e-2 if adam else 5e-4,
+    )
+
+
+def residual_networks(
+    task: Task, *, width: int, rate: float, batch_size: int = 64
+) -> TrainingSetting:
+    """Three basic blocks with ``width``, 2 and 4 times ``width`` channels; SGD with momentum.
+
+    Args:
+        task: images.
+        width: of the full network's first block.
+        rate: the peak learning rate.
+        batch_size: samples a step.
+    """
+
+    def network(fraction: float) -> nn.Module:
+        narrow = 2 * round(fraction * width / 2)
+        model = ResNet(
+            BasicBlock,
+            depths=(1, 1, 1),
+            widths=(narrow, 2 * narrow, 4 * narrow),
+            shortcut="conv",
+            stem="cifar",
+            num_classes=10,
+            in_channels=task.example_inputs[0].shape[1],
+        )
+        initialize(model, "kaiming_normal")
+        return model
+
+    return TrainingSetting(
+        task=task,
+        network=network,
+        optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9),
+        epochs=1,
+        batch_size=batch_size,
+        weight_decay=5e-4,
     )
 
 

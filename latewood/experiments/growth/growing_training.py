@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +20,7 @@ from latewood.errors import invalid
 from latewood.experiments.flop_counted_training import (
     TrainingSetting,
     build,
-    score,
+    measures,
     step_loss,
     step_macs,
 )
@@ -38,8 +39,10 @@ __all__ = [
     "best_rate",
     "fractions_of",
     "held_out",
+    "stable_then_falling",
     "starts_of",
     "train",
+    "train_branches",
     "warmed_cosine",
 ]
 
@@ -135,6 +138,12 @@ def warmed_cosine(step: int, total: int, warmup: int) -> float:
     return cosine()(progress(step - warmup, max(1, total - warmup)))
 
 
+def stable_then_falling(step: int, total: int, warmup: int, branch: int) -> float:
+    """A learning rate's factor: a rise over ``warmup`` steps, 1, from ``branch`` on a fall to 0."""
+    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rising * min(1.0, (total - step) / max(1, total - branch))
+
+
 def train(
     setting: TrainingSetting,
     growing: Growing,
@@ -157,6 +166,46 @@ def train(
     return GrowingTraining(setting, growing, steps, seed).run(rate, rate_warmup)
 
 
+def train_branches(
+    setting: TrainingSetting,
+    growing: Growing,
+    *,
+    lengths: Sequence[int],
+    falling: float,
+    seed: int,
+    rate: float = 1.0,
+    rate_warmup: int = 0,
+) -> dict[int, Grown]:
+    """Trainings of several lengths that share their steps at a constant rate.
+
+    Rates that fall along a cosine know the end from the first step on, so that every length is a
+    training of its own. Here the rate stays as it is; a copy leaves when the last share of its
+    length begins, and only there do its rates fall, in a straight line to 0. Each length so has the
+    result of a finished training.
+
+    Args:
+        setting: as for ``train``.
+        growing: how the network grows; a growing network has one length.
+        lengths: numbers of steps.
+        falling: the last share of each length, over which rates fall.
+        seed: as for ``train``.
+        rate: as for ``train``.
+        rate_warmup: as for ``train``.
+
+    Returns:
+        By length, what its training came to; ``seconds`` and ``macs`` count shared steps for each.
+
+    Raises:
+        RequestError: a growing network with several lengths, or no share between 0 and 1.
+    """
+    if not 0.0 < falling < 1.0:
+        raise invalid("falling", falling, "between 0 and 1")
+    if not lengths or (len(growing.fractions) > 1 and len(set(lengths)) > 1):
+        raise invalid("lengths", list(lengths), "one length or more; one for a growing network")
+    training = GrowingTraining(setting, growing, max(lengths), seed)
+    return training.run_branches(lengths, falling, rate, rate_warmup)
+
+
 def best_rate(
     setting: TrainingSetting,
     growing: Growing,
@@ -166,6 +215,7 @@ def best_rate(
     seed: int,
     samples: int,
     rate_warmup: int = 0,
+    falling: float | None = None,
 ) -> float:
     """The factor on the learning rates with the least loss on training samples that are held out.
 
@@ -177,14 +227,17 @@ def best_rate(
         seed: one that judges nothing.
         samples: training samples to hold out.
         rate_warmup: as for ``train``.
+        falling: as for ``train_branches``; None is a cosine.
     """
     tuned = replace(setting, task=held_out(setting.task, samples))
-    losses = {
-        factor: train(
-            tuned, growing, steps=steps, seed=seed, rate=factor, rate_warmup=rate_warmup
-        ).loss
-        for factor in factors
-    }
+
+    def trained(factor: float) -> Grown:
+        training = GrowingTraining(tuned, growing, steps, seed)
+        if falling is None:
+            return training.run(factor, rate_warmup)
+        return training.run_branches([steps], falling, factor, rate_warmup)[steps]
+
+    losses = {factor: trained(factor).loss for factor in factors}
     # A loss that is not finite is none.
     return min(factors, key=lambda factor: (not math.isfinite(losses[factor]), losses[factor]))
 
@@ -208,6 +261,7 @@ class GrowingTraining:
         self.starts = {round(at * steps): phase for phase, at in enumerate(growing.starts) if phase}
         if len(self.starts) < len(growing.starts) - 1 or 0 in self.starts:
             raise invalid("steps", steps, f"enough for {len(growing.starts)} phases")
+        self.seconds = 0.0
         self.paused = 0.0
         self.jump = 0.0
         self.spent = 0
@@ -217,28 +271,65 @@ class GrowingTraining:
 
     def run(self, rate: float, rate_warmup: int) -> Grown:
         """Trains and scores; see ``train``."""
-        setting, optimizer = self.setting, self.optimizer(rate)
-        start = time.process_time()
+        optimizer = self.optimizer(rate)
+        self._advance(
+            optimizer, 0, self.steps, lambda step: warmed_cosine(step, self.steps, rate_warmup)
+        )
+        return self._finished()
+
+    def run_branches(
+        self, lengths: Sequence[int], falling: float, rate: float, rate_warmup: int
+    ) -> dict[int, Grown]:
+        """Trains at a constant rate, and ends a copy for each length; see ``train_branches``."""
+        optimizer, done, trained = self.optimizer(rate), 0, {}
+        for length in sorted(set(lengths)):
+            branch = round((1 - falling) * length)
+
+            def factor(step: int, length: int = length, branch: int = branch) -> float:
+                return stable_then_falling(step, length, rate_warmup, branch)
+
+            self._advance(optimizer, done, branch, factor)
+            done = branch
+            ending, its_optimizer = self, optimizer
+            if length < self.steps:
+                # Together, so that the optimizer's copy holds the parameters of the model's.
+                ending = copy.copy(self)
+                ending.model, its_optimizer = copy.deepcopy((self.model, optimizer))
+            ending._advance(its_optimizer, branch, length, factor)
+            trained[length] = ending._finished()
+        return trained
+
+    def _advance(
+        self,
+        optimizer: torch.optim.Optimizer,
+        first: int,
+        end: int,
+        factor: Callable[[int], float],
+    ) -> None:
+        """Takes the steps from ``first`` up to ``end``, with that factor on the learning rate."""
+        setting, paused, start = self.setting, self.paused, time.process_time()
         fit(
             self.model,
-            self._batches(optimizer),
+            self._batches(optimizer, first, end),
             lambda model, numbered: step_loss(
                 setting.task, model, numbered[1], derive(self.seed, "step", numbered[0])
             ),
             optimizer,
-            rate_factor=lambda step: warmed_cosine(step, self.steps, rate_warmup),
+            rate_factor=lambda taken: factor(first + taken),
             clip_norm=setting.clip_norm,
         )
-        seconds = time.process_time() - start - self.paused
+        self.seconds += time.process_time() - start - (self.paused - paused)
+
+    def _finished(self) -> Grown:
         if self.rates is not None:
             self.rates.detach()
         bake_scales(self.model)
-        losses = replace(setting, task=replace(setting.task, headline="loss"))
+        measured = measures(self.setting.task, self.model)
         return Grown(
-            score=score(setting, self.model),
-            loss=score(losses, self.model),
+            score=measured[self.setting.task.headline],
+            loss=measured["loss"],
             macs=self.spent,
-            seconds=seconds,
+            seconds=self.seconds,
             jump=self.jump,
         )
 
@@ -262,16 +353,19 @@ class GrowingTraining:
         self.model.train()
         return optimizer
 
-    def _batches(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, Batch]]:
+    def _batches(
+        self, optimizer: torch.optim.Optimizer, first: int, end: int
+    ) -> Iterator[tuple[int, Batch]]:
         """The numbered batches; the network grows before the first of a phase."""
         stream = batch_stream(
             self.setting.task.train,
             batch_size=self.setting.batch_size,
             seed=self.seed,
-            steps=self.steps,
+            start=first,
+            steps=end - first,
             drop_last=True,
         )
-        for step, batch in enumerate(stream):
+        for step, batch in enumerate(stream, first):
             if step in self.starts:
                 self.grow(self.starts[step], optimizer, batch)
             self.spent += self.step_macs

@@ -11,7 +11,12 @@ well beyond that point, but its steps are hardly longer than those of half of it
 from __future__ import annotations
 
 from latewood.experiments.growth.equal_time_comparison import Budget, compare
-from latewood.experiments.growth.growing_networks import characters, perceptrons, small_images
+from latewood.experiments.growth.growing_networks import (
+    characters,
+    perceptrons,
+    residual_networks,
+    small_images,
+)
 from latewood.experiments.growth.growing_training import Growing
 from latewood.experiments.papers import GROWTH
 from latewood.experiments.registry import (
@@ -23,7 +28,7 @@ from latewood.experiments.registry import (
     register,
 )
 
-__all__ = ["CHARACTERS", "IMAGES", "NARROW_CHARACTERS"]
+__all__ = ["CHARACTERS", "IMAGES", "NARROW_CHARACTERS", "RESIDUAL", "WIDE_CHARACTERS"]
 
 
 def _characters(scale: Scale, workspace: Workspace) -> Results:
@@ -60,6 +65,25 @@ def _narrow_characters(scale: Scale, workspace: Workspace) -> Results:
     return compare(setting, budget, Growing(rates="none", rescale="vt"), workspace)
 
 
+def _wide_characters(scale: Scale, workspace: Workspace) -> Results:
+    quick = scale == "quick"
+    setting = characters(
+        scale, workspace.folder, width=32 if quick else 128, head_size=8 if quick else 16
+    )
+    budget = Budget(
+        seconds=0.5 if quick else 90.0,
+        tuning=0.0 if quick else 16.0,
+        factors=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        curve=(0.2,) if quick else (22.5, 45.0),
+        seeds=1 if quick else 3,
+        growth_at=0.6,
+        rate_warmup=5 if quick else 50,
+        held_out=0 if quick else 800,
+        falling=0.2,
+    )
+    return compare(setting, budget, Growing(rates="none"), workspace)
+
+
 def _images(scale: Scale, workspace: Workspace) -> Results:
     quick = scale == "quick"
     task = small_images(scale, samples=20_000)
@@ -73,6 +97,24 @@ def _images(scale: Scale, workspace: Workspace) -> Results:
         growth_at=0.5,
         rate_warmup=5 if quick else 50,
         held_out=0 if quick else 2000,
+    )
+    return compare(setting, budget, Growing(rates="none"), workspace)
+
+
+def _residual(scale: Scale, workspace: Workspace) -> Results:
+    quick = scale == "quick"
+    task = small_images(scale, samples=10_000)
+    setting = residual_networks(task, width=8 if quick else 16, rate=0.1)
+    budget = Budget(
+        seconds=0.5 if quick else 20.0,
+        tuning=0.0 if quick else 4.0,
+        factors=(0.25, 0.5, 1.0, 2.0, 4.0),
+        curve=(0.2,) if quick else (5.0, 10.0),
+        seeds=1 if quick else 3,
+        growth_at=0.6,
+        rate_warmup=5 if quick else 50,
+        held_out=0 if quick else 2000,
+        falling=0.2,
     )
     return compare(setting, budget, Growing(rates="none"), workspace)
 
@@ -94,9 +136,7 @@ def _times(results: Results) -> str:
 
 def _crossing(results: Results) -> str:
     losses = ", ".join(
-        f"{name} {values[0]:.3f}"
-        for name, values in results.measurements.items()
-        if name.endswith(" s")
+        f"{name} {results.mean(name):.3f}" for name in results.measurements if name.endswith(" s")
     )
     ahead = "at no budget"
     if "crossing" in results.measurements:
@@ -190,12 +230,34 @@ NARROW_CHARACTERS = register(
     )
 )
 
+WIDE_CHARACTERS = register(
+    Experiment(
+        name="growth-wall-clock-wide",
+        title="Growing a Transformer from width 64 to 128 against the clock, characters",
+        paper=PAPER,
+        run=_wide_characters,
+        scales=("quick", "cpu"),
+        claims=CLAIMS,
+    )
+)
+
 IMAGES = register(
     Experiment(
         name="growth-wall-clock-images",
         title="Growing a perceptron from width 256 to 512 against the clock, 16x16 CIFAR-10",
         paper=GROWTH,
         run=_images,
+        scales=("quick", "cpu"),
+        claims=CLAIMS,
+    )
+)
+
+RESIDUAL = register(
+    Experiment(
+        name="growth-wall-clock-resnet",
+        title="Growing a small ResNet to twice its width against the clock, 16x16 CIFAR-10",
+        paper=PAPER,
+        run=_residual,
         scales=("quick", "cpu"),
         claims=CLAIMS,
     )

@@ -16,8 +16,10 @@ from latewood.experiments.growth.growing_training import (
     best_rate,
     fractions_of,
     held_out,
+    stable_then_falling,
     starts_of,
     train,
+    train_branches,
     warmed_cosine,
 )
 from latewood.tasks import Classification, Task, TensorDataset
@@ -118,6 +120,44 @@ def test_phases_grow_by_one_factor_and_last_in_proportion():
 def test_a_rate_rises_in_a_line_and_falls_along_a_cosine():
     rates = [warmed_cosine(step, 7, 2) for step in range(7)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)
+
+
+def test_a_branch_rises_stays_and_falls_in_a_line():
+    rates = [stable_then_falling(step, 8, 2, 4) for step in range(8)]
+    assert rates == [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert stable_then_falling(0, 4, 0, 2) == 1.0
+
+
+def test_branches_are_the_trainings_of_their_lengths():
+    """Shared steps change nothing: neither the other branches nor what a length alone comes to."""
+    adam = setting(optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01))
+    chosen = {"falling": 0.25, "seed": 1, "rate_warmup": 2}
+    fixed = Growing()
+    together = train_branches(adam, fixed, lengths=[12, 4, 8, 8], **chosen)
+    assert list(together) == [4, 8, 12]
+    for length, result in together.items():
+        alone = train_branches(adam, fixed, lengths=[length], **chosen)[length]
+        assert replace(alone, seconds=0.0) == replace(result, seconds=0.0)
+        assert result.macs == 3 * 5 * 6 * 8 * length and result.seconds > 0.0
+    assert len({result.loss for result in together.values()}) == 3
+
+
+def test_a_growing_network_has_one_length():
+    grown = train_branches(setting(), DOUBLING, lengths=[8], falling=0.25, seed=0)[8]
+    assert grown.macs == 3 * 5 * 6 * (2 * 4 + 6 * 8)
+    with pytest.raises(RequestError, match="lengths"):
+        train_branches(setting(), DOUBLING, lengths=[8, 12], falling=0.25, seed=0)
+    with pytest.raises(RequestError, match="falling"):
+        train_branches(setting(), Growing(), lengths=[8], falling=1.0, seed=0)
+    with pytest.raises(RequestError, match="lengths"):
+        train_branches(setting(), Growing(), lengths=[], falling=0.5, seed=0)
+
+
+def test_rates_of_branches_are_chosen_with_the_schedule_of_branches():
+    chosen = best_rate(
+        setting(), Growing(), (0.0, 1.0, 1e21), steps=20, seed=3, samples=10, falling=0.2
+    )
+    assert chosen == 1.0
 
 
 @pytest.mark.parametrize("starts", [(0.0,), (0.1, 0.5), (0.0, 0.0), (0.0, 1.0)])

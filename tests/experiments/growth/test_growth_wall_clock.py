@@ -13,7 +13,13 @@ from latewood.experiments.growth.equal_time_comparison import crossing
 
 @pytest.mark.parametrize(
     "chosen",
-    [experiment.CHARACTERS, experiment.NARROW_CHARACTERS, experiment.IMAGES],
+    [
+        experiment.CHARACTERS,
+        experiment.NARROW_CHARACTERS,
+        experiment.WIDE_CHARACTERS,
+        experiment.IMAGES,
+        experiment.RESIDUAL,
+    ],
     ids=lambda each: each.name,
 )
 def test_a_quick_comparison_spends_what_it_says(chosen, tmp_path):
