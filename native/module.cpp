@@ -9,6 +9,7 @@ namespace nb = nanobind;
 void bind_inpainting(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
 void bind_mixed_products(nb::module_ &module);
+void bind_noise(nb::module_ &module);
 void bind_optim(nb::module_ &module);
 
 NB_MODULE(_native, module) {
@@ -18,5 +19,6 @@ NB_MODULE(_native, module) {
   bind_inpainting(module);
   bind_masked_weight(module);
   bind_mixed_products(module);
+  bind_noise(module);
   bind_optim(module);
 }
