@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -43,19 +44,33 @@ def runs_of(values: Tensor, shape: Sequence[int]) -> Runs | None:
         None where it cannot: the axes that the widths take are not side by side, or the memory is
         laid out in another way.
     """
-    sizes = values.shape
+    return _runs(tuple(values.shape), values.stride(), tuple(shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def _runs(sizes: tuple[int, ...], strides: tuple[int, ...], shape: tuple[int, ...]) -> Runs | None:
     before = len(sizes) - len(shape)
     taken = [before + axis for axis, size in enumerate(shape) if size != 1]
     first, last = (taken[0], taken[-1] + 1) if taken else (0, 0)
-    if tuple(shape[max(first - before, 0) : last - before]) != tuple(sizes[first:last]):
+    if shape[max(first - before, 0) : last - before] != sizes[first:last]:
         return None
-    if values.is_contiguous():
+    axes = list(range(len(sizes)))
+    if _in_order(sizes, strides, axes):
         products = (math.prod(sizes[a:b]) for a, b in ((0, first), (first, last), (last, None)))
         return Runs(*products, False)
-    turned = values.dim() > 2 and values.movedim(1, -1).is_contiguous()
-    if not turned or taken != [1]:
+    if len(sizes) < 3 or taken != [1] or not _in_order(sizes, strides, [0, *axes[2:], 1]):
         return None
     return Runs(sizes[0], sizes[1], math.prod(sizes[2:]), True)
+
+
+def _in_order(sizes: tuple[int, ...], strides: tuple[int, ...], axes: list[int]) -> bool:
+    """Whether memory holds all elements one after another, the last of the axes the fastest."""
+    expected = 1
+    for axis in reversed(axes):
+        if sizes[axis] != 1 and strides[axis] != expected:
+            return False
+        expected *= sizes[axis]
+    return True
 
 
 class NoisyValues(torch.autograd.Function):
