@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterable
+from numbers import Real
 
 __all__ = [
     "Diverged",
@@ -10,9 +11,11 @@ __all__ = [
     "RequestError",
     "WorkError",
     "invalid",
+    "is_number",
     "listed",
     "nearest",
     "require_count",
+    "require_seed",
 ]
 
 
@@ -78,3 +81,22 @@ def require_count(name: str, value: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise invalid(name, value, "a whole number, 1 or more")
+
+
+def is_number(value: object) -> bool:
+    """Whether something is a plain number; true and false are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def require_seed(name: str, value: int) -> None:
+    """Refuses what is no seed.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+
+    Raises:
+        RequestError: it is no whole number from 0 to :math:`2^{63} - 1`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise invalid(name, value, "a whole number from 0 to 2**63 - 1")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from latewood.core.parameter_uses import parameter_uses
 from latewood.errors import RequestError, invalid
-from latewood.precision.formats import leave_weight_format, quantize_unchecked
-from latewood.precision.number_format import MOST_BITS
+from latewood.precision.formats import leave_weight_format
+from latewood.precision.number_format import MOST_BITS, quantize_unchecked
 from latewood.precision.quantizable_weights import axes_of, quantizable
 from latewood.precision.snapping import (
     candidate_levels,

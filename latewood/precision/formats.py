@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from latewood.core.format_buffers import BITS, SCALE, format_buffers
 from latewood.core.selection import is_hugging_face_conv1d, stored_tensor
 from latewood.errors import RequestError, invalid
-from latewood.precision.number_format import MOST_BITS, code
+from latewood.precision.number_format import MOST_BITS, code, quantize_unchecked
 
 __all__ = [
     "InputFormat",
@@ -130,15 +130,6 @@ def quantize_input(
     # No check of the bits' values here, so that no pass waits for the device.
     grid = quantize_unchecked(inputs / factor - offset, width.clamp(min=1))
     return torch.where(width > 0, (grid + offset) * factor, 0.0)
-
-
-def quantize_unchecked(numbers: Tensor, bits: Tensor) -> Tensor:
-    """``quantize`` for bits that are known to be 1 to 8 and to broadcast."""
-    wide = numbers if numbers.dtype == torch.float64 else numbers.float()
-    levels = torch.exp2(bits.to(wide.dtype))
-    cells = torch.floor(wide * (levels / 4)) + levels / 2
-    cells = torch.minimum(cells, levels - 1).clamp_min(0)
-    return ((2 * cells - (levels - 1)) * (2 / levels)).to(numbers.dtype)
 
 
 def along(bits: Tensor, axis: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from latewood.core.selection import is_hugging_face_conv1d
 from latewood.kernels.noise import extent, noisy
-from latewood.precision.formats import along, quantize_unchecked, with_first
-from latewood.precision.number_format import MOST_BITS
+from latewood.precision.formats import along, with_first
+from latewood.precision.number_format import MOST_BITS, quantize_unchecked
 from latewood.precision.weight_precision import WeightPrecision
 
 __all__ = ["InputHook", "InputPrecision", "attach_input", "can_read", "detach_input"]

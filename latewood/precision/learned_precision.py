@@ -10,33 +10,18 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from latewood.core import PRECISION, EndsOnce, Selected, attach, recalibrate_batch_norm
-from latewood.core.parameter_uses import parameter_uses
-from latewood.errors import RequestError, invalid, listed, require_count
+from latewood.core import PRECISION, EndsOnce, recalibrate_batch_norm
+from latewood.errors import RequestError, invalid, is_number, listed, require_count, require_seed
+from latewood.precision.attached_precisions import AttachedPrecisions
 from latewood.precision.distillation import Distillation
-from latewood.precision.finished_weights import (
-    finish_weight,
-    require_early_masks,
-    require_finishable,
-    squares_of,
-)
-from latewood.precision.formats import channel_axis, leave_input_format
-from latewood.precision.input_precision import (
-    InputPrecision,
-    attach_input,
-    can_read,
-    detach_input,
-)
-from latewood.precision.network_snapping import chosen_bits, fitted_bits, taps_of
-from latewood.precision.noise import noise_key
 from latewood.precision.noise_training import NoiseSettings, Penalty, move_s, noise_rate
 from latewood.precision.number_format import bits_of
 from latewood.precision.patterns import pattern_set
 from latewood.precision.precision_metrics import precision_metrics
 from latewood.precision.precision_warnings import warn_of_traps
-from latewood.precision.quantizable_weights import Quantizable, axes_of, quantizable
+from latewood.precision.quantizable_weights import quantizable
 from latewood.precision.snapping import candidate_levels, checked_palette, require_reachable
-from latewood.precision.weight_precision import Sharing, WeightPrecision
+from latewood.precision.weight_precision import Sharing
 
 __all__ = ["LearnedPrecision"]
 
@@ -114,20 +99,17 @@ class LearnedPrecision(EndsOnce):
         seed: int = 0,
     ) -> None:
         require_count("total_steps", total_steps)
-        if target_bits is not None and not math.isfinite(target_bits):
-            raise invalid("target_bits", target_bits, "a finite number of bits")
-        if penalty is not None and not 0.0 <= penalty < math.inf:
-            raise invalid("penalty", penalty, "a finite number, 0 or more")
-        if not 0.0 < snap_at < 1.0:
+        _require_aim(target_bits, penalty)
+        if not is_number(snap_at) or not 0.0 < snap_at < 1.0:
             raise invalid("snap_at", snap_at, "a fraction of the run in (0, 1)")
-        if (target_bits is None) == (penalty is None):
-            given = "neither" if penalty is None else "both"
-            raise invalid("target_bits", given, "either target_bits or penalty, and not both")
         if per not in _SHARINGS:
             raise invalid("per", per, f"one of {', '.join(map(repr, _SHARINGS))}")
         if activations and per == "weight":
             raise invalid("activations", True, "per='input_channel' or 'layer': an input has one "
                           "width, which all weights that it meets must share")  # fmt: skip
+        if noise is not None and not isinstance(noise, NoiseSettings):
+            raise invalid("noise", noise, "NoiseSettings, or None")
+        require_seed("seed", seed)
         noise = noise or NoiseSettings()
         self._palette = checked_palette(palette)
         self.levels = candidate_levels(self._palette)
@@ -151,18 +133,28 @@ class LearnedPrecision(EndsOnce):
         self._model, self._seed = model, seed
         self._step, self._snapped = 0, False
         self._final_metrics: dict[str, float] | None = None
-        self._precisions: dict[str, WeightPrecision] = {}
-        self._uses: dict[str, list[Selected]] = {}
-        self._inputs: dict[str, tuple[nn.Module, InputPrecision, WeightPrecision]] = {}
         # Before anything is attached: what is refused leaves the model as it was.
         self._distillation = (
             None if distill_from is None else Distillation(model, distill_from, weight=1.0)
         )
-        self._attach(chosen, per, noise, nested, activations)
-        self._warn_of_inputs(activations)
+        self._attached = AttachedPrecisions(
+            model,
+            chosen,
+            per=per,
+            levels=self.levels,
+            noise=noise,
+            nested=nested,
+            activations=activations,
+        )
+        unread = self._attached.unread_inputs() if activations else []
+        if unread:
+            warnings.warn(
+                f"activations: inputs of {listed(unread)} stay in float", UserWarning, stacklevel=2
+            )
+        learning = self._attached.learning
         warn_of_traps(
             chosen.left,
-            {name: (p, self._uses[name][0].stored) for name, p in self._learning.items()},
+            {name: (p, self._attached.stored(name)) for name, p in learning.items()},
             noise,
             lr=self.lr,
             steps=self.snap_step,
@@ -176,10 +168,7 @@ class LearnedPrecision(EndsOnce):
 
     def bits(self) -> dict[str, Tensor]:
         """Bits of every weight by its name: uint8 that broadcast to it; once learned, as fixed."""
-        return {
-            name: precision.expanded(precision.current_bits()).clone()
-            for name, precision in self._precisions.items()
-        }
+        return dict(self._attached.bits())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The noise parameters s as one group without weight decay.
@@ -191,7 +180,7 @@ class LearnedPrecision(EndsOnce):
             RequestError: after ``finalize``.
         """
         self.require_active("parameter_groups")
-        return [{"params": self._s(), "weight_decay": 0.0, "lr": self.lr}]
+        return [{"params": self._attached.noise_parameters(), "weight_decay": 0.0, "lr": self.lr}]
 
     def penalty(self) -> Tensor:
         """The price of the bits in the noise phase, and the divergence from a teacher.
@@ -203,16 +192,16 @@ class LearnedPrecision(EndsOnce):
             RequestError: after ``finalize``, or masks that become hard too late.
         """
         self.require_active("penalty")
-        first = next(iter(self._precisions.values())).scale
+        first = next(iter(self._attached.weights.values())).scale
         total = torch.zeros((), dtype=first.dtype, device=first.device)
         if not self._snapped:
             if self._step == 0:
-                self._require_early_masks()
-            for precision in self._learning.values():
+                self._attached.require_early_masks(self.snap_step)
+            for precision in self._attached.learning.values():
                 assert precision.s is not None
                 bits = (bits_of(precision.s) - 1).mean() * precision.weights
                 total = total + bits.to(total)
-            total = total * (self._penalty.weight / self._weights)
+            total = total * (self._penalty.weight / self._attached.learned_weights)
         if self._distillation is not None:
             total = total + self._distillation.loss(total)
         return total
@@ -226,24 +215,24 @@ class LearnedPrecision(EndsOnce):
                 after snapping; masks that are still soft at snapping.
         """
         self.require_active("step")
+        attached = self._attached
         if self._snapped:
-            self._require_shapes()
+            attached.require_shapes()
         else:
             if self._step == 0:
-                self._require_early_masks()
-            if all(s.grad is None for s in self._s()):
+                attached.require_early_masks(self.snap_step)
+            if all(s.grad is None for s in attached.noise_parameters()):
                 raise RequestError(
                     "step: no noise parameter has a gradient; call it after optimizer.step() and "
                     "before zero_grad(), with penalty() in the loss"
                 )
-            self._count_weights()
-            price = self._penalty.weight / self._weights
-            for precision in self._learning.values():
+            attached.count_weights()
+            price = self._penalty.weight / attached.learned_weights
+            for precision in attached.learning.values():
                 move_s(precision, lr=self.lr, taken=self._step, price=price)
-            self._penalty.update(self._learning.values(), self._step + 1)
-            for name, precision in self._precisions.items():
-                precision.fit_scale(self._uses[name][0].stored)
-        self._clip()
+            self._penalty.update(attached.learning.values(), self._step + 1)
+            attached.fit_scales()
+        attached.clip(snapped=self._snapped)
         self._step += 1
         if self._step == self.snap_step and not self._snapped:
             self._snap(together=True)
@@ -291,8 +280,7 @@ class LearnedPrecision(EndsOnce):
             RequestError: a second call, a soft mask, or a foreign transformation inside.
         """
         self.require_active("finalize")
-        for name, precision in self._precisions.items():
-            require_finishable(self._uses[name], precision)
+        self._attached.require_finishable()
         if not self._snapped:
             if 0 < self._step < self.total_steps:
                 warnings.warn(
@@ -304,13 +292,7 @@ class LearnedPrecision(EndsOnce):
                 )
             self._snap(together=False)
         self._final_metrics = self.metrics()
-        for name, precision in self._precisions.items():
-            finish_weight(self._uses[name], precision)
-        for layer, inputs, precision in self._inputs.values():
-            detach_input(layer)
-            if inputs.seen:
-                bits = inputs.bits(precision)
-                leave_input_format(layer, bits, inputs.scale, inputs.signed)
+        self._attached.finish()
         if self._distillation is not None:
             self._distillation.remove()
         self.finalized = True
@@ -327,10 +309,9 @@ class LearnedPrecision(EndsOnce):
         """
         if self._final_metrics is not None:
             return dict(self._final_metrics)
-        layers = {name: uses[0].layer or name for name, uses in self._uses.items()}
         return precision_metrics(
-            self._precisions,
-            layers,
+            self._attached.weights,
+            self._attached.layers,
             self.levels,
             price=0.0 if self._snapped else self._penalty.weight,
             snapped=self._snapped,
@@ -354,135 +335,36 @@ class LearnedPrecision(EndsOnce):
             raise invalid("state", state, "what LearnedPrecision.state_dict() returned")
         self._step, self._snapped = step, bool(state["snapped"])
         self._penalty.weight = float(price)
-        for precision in self._precisions.values():
-            (precision.fix if self._snapped else precision.release)()
-        for _, inputs, _ in self._inputs.values():
-            inputs.is_snapped = self._snapped
-        self._count_weights()
+        self._attached.set_snapped(self._snapped)
+        self._attached.count_weights()
         self._renew()
 
-    @property
-    def _learning(self) -> dict[str, WeightPrecision]:
-        return {name: p for name, p in self._precisions.items() if p.s is not None}
-
-    @property
-    def _weights(self) -> int:
-        return sum(precision.weights for precision in self._learning.values())
-
-    def _s(self) -> list[nn.Parameter]:
-        return [p.s for p in self._precisions.values() if p.s is not None]
-
-    def _attach(
-        self,
-        chosen: Quantizable,
-        per: Sharing,
-        noise: NoiseSettings,
-        nested: bool,
-        activations: bool,
-    ) -> None:
-        uses = parameter_uses(self._model)
-        learned = {weight.name for weight in chosen.learned}
-        for weight in [*chosen.learned, *chosen.fixed]:
-            axes = axes_of(weight.module)
-            assert axes is not None
-            precision = WeightPrecision(
-                weight.stored,
-                axes,
-                per=per,
-                levels=tuple(level for level in self.levels if level),
-                initial_bits=noise.initial_bits if weight.name in learned else None,
-                scale=noise.scale,
-                nested=nested,
-            ).train(weight.module.training)
-            self._precisions[weight.name] = precision
-            self._uses[weight.name] = uses[id(weight.stored)]
-            for use in self._uses[weight.name]:
-                attach(use.module, use.parameter_name, precision)
-                if activations and can_read(use.module):
-                    inputs = attach_input(
-                        use.module, channel_axis(use.module), learned=weight.name in learned
-                    )
-                    self._inputs[use.layer] = (use.module, inputs, precision)
-
     def _snap(self, *, together: bool) -> None:
-        self._count_weights()
-        for name, precision in self._precisions.items():
-            require_finishable(self._uses[name], precision)
-        stored = {name: self._uses[name][0].stored for name in self._precisions}
-        learning = self._learning
-        chosen = chosen_bits(
-            learning,
-            {name: squares_of(precision, stored[name]) for name, precision in learning.items()},
+        self._attached.snap(
             self._palette,
+            self._patterns,
             target=self.target_bits,
-            price=self._penalty.weight / self._weights,
+            penalty=self._penalty.weight,
+            together=together,
         )
-        for name, precision in learning.items():
-            bits = chosen[name]
-            if self._patterns is not None:
-                taps = taps_of(stored[name], precision)
-                bits = fitted_bits(bits, precision.real_bits(), taps, self._patterns)
-            precision.snap(bits, stored[name])
-        for name, precision in self._precisions.items():
-            if precision.s is None:
-                precision.snap(None, stored[name])
-        for _, inputs, _ in self._inputs.values():
-            inputs.snap(together=together)
         self._snapped = True
-        unread = [name for name, (_, inputs, _) in self._inputs.items() if not inputs.seen]
-        if unread and self._step:
+        unseen = self._attached.unseen_inputs()
+        if unseen and self._step:
             warnings.warn(
-                f"{listed(unread)}: read nothing in training, so that their inputs stay in float",
+                f"{listed(unseen)}: read nothing in training, so that their inputs stay in float",
                 UserWarning,
                 stacklevel=3,
             )
-
-    def _clip(self) -> None:
-        for name, precision in self._precisions.items():
-            stored = self._uses[name][0].stored
-            if stored.requires_grad and (precision.s is not None or self._snapped):
-                bound = precision.bound().to(stored.dtype)
-                stored.copy_(torch.minimum(torch.maximum(stored, -bound), bound))
 
     def _renew(self) -> None:
-        """Gives every weight and input the noise of the step to come."""
-        for name, precision in self._precisions.items():
-            key = noise_key(self._seed, self._step, name)
-            precision.key.copy_(key)
-            if precision.is_nested and self._snapped:
-                generator = torch.Generator().manual_seed(int(key) & (2**63 - 1))
-                precision.draw(generator)
-        for name, (_, inputs, _) in self._inputs.items():
-            inputs.key.copy_(noise_key(self._seed, self._step, f"{name}/input"))
+        self._attached.renew(self._seed, self._step, snapped=self._snapped)
 
-    def _count_weights(self) -> None:
-        """Takes up the sizes that weights have by now: they may have grown."""
-        for name, precision in self._precisions.items():
-            precision.weights = self._uses[name][0].stored.numel()
 
-    def _require_shapes(self) -> None:
-        for name, precision in self._precisions.items():
-            now = self._uses[name][0].stored.numel()
-            if now != precision.weights:
-                raise RequestError(
-                    f"step: {name} went from {precision.weights} to {now} weights after its format "
-                    "was fixed; expected shapes to change before (a larger snap_at)"
-                )
-
-    def _require_early_masks(self) -> None:
-        for uses in self._uses.values():
-            require_early_masks(uses, self.snap_step)
-
-    def _warn_of_inputs(self, activations: bool) -> None:
-        unread = [
-            use.layer
-            for uses in self._uses.values()
-            for use in uses
-            if activations and use.layer not in self._inputs
-        ]
-        if unread:
-            warnings.warn(
-                f"activations: inputs of {listed(dict.fromkeys(unread))} stay in float",
-                UserWarning,
-                stacklevel=3,
-            )
+def _require_aim(target_bits: float | None, penalty: float | None) -> None:
+    if target_bits is not None and not (is_number(target_bits) and math.isfinite(target_bits)):
+        raise invalid("target_bits", target_bits, "a finite number of bits")
+    if penalty is not None and not (is_number(penalty) and 0.0 <= penalty < math.inf):
+        raise invalid("penalty", penalty, "a finite number, 0 or more")
+    if (target_bits is None) == (penalty is None):
+        given = "neither" if penalty is None else "both"
+        raise invalid("target_bits", given, "either target_bits or penalty, and not both")

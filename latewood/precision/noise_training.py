@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latewood.errors import invalid
+from latewood.errors import invalid, is_number
 from latewood.precision.number_format import MOST_BITS, bits_of
 from latewood.precision.water_filling import largest_average, price_of_average
 from latewood.precision.weight_precision import LARGEST_S, LEAST_S, Scale, WeightPrecision
@@ -57,9 +57,9 @@ class NoiseSettings:
     scale: Scale = "max"
 
     def __post_init__(self) -> None:
-        if self.lr is not None and not 0.0 < self.lr < math.inf:
+        if self.lr is not None and not (is_number(self.lr) and 0.0 < self.lr < math.inf):
             raise invalid("lr", self.lr, "a positive finite number, or None")
-        if not 1.0 < self.initial_bits <= MOST_BITS:
+        if not is_number(self.initial_bits) or not 1.0 < self.initial_bits <= MOST_BITS:
             raise invalid("initial_bits", self.initial_bits, f"a number in (1, {MOST_BITS}]")
         if self.scale not in ("max", "fan_in"):
             raise invalid("scale", self.scale, "'max' or 'fan_in'")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latewood.errors import invalid
 
-__all__ = ["MOST_BITS", "bits_of", "code", "quantize", "s_of", "value"]
+__all__ = ["MOST_BITS", "bits_of", "code", "quantize", "quantize_unchecked", "s_of", "value"]
 
 MOST_BITS = 8
 """Codes are unsigned bytes."""
@@ -39,7 +39,8 @@ def code(weights: Tensor, bits: int | Tensor) -> Tensor:
     if weights.isnan().any():
         count = int(weights.isnan().sum())
         raise invalid("weights", f"{count} NaN", "numbers: NaN has no code")
-    return _cells(weights, _checked_bits(bits, weights)).to(torch.uint8)
+    wide = _wide(weights)
+    return _cells(wide, _levels(_checked_bits(bits, weights), wide)).to(torch.uint8)
 
 
 def value(codes: Tensor, bits: int | Tensor) -> Tensor:
@@ -63,13 +64,12 @@ def value(codes: Tensor, bits: int | Tensor) -> Tensor:
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise invalid("codes", codes.dtype, "a tensor of integers")
     width = _checked_bits(bits, codes)
-    # As bytes, 2**8 would be 0.
-    numbers = codes.to(torch.int64)
-    outside = (numbers < 0) | (numbers >= _levels(width, codes.device))
-    if bool(outside.any()):
+    numbers = codes.to(torch.float32)
+    levels = _levels(width, numbers)
+    if bool(((numbers < 0) | (numbers >= levels)).any()):
         span = f"{int(codes.min())} to {int(codes.max())}"
         raise invalid("codes", span, "codes from 0 to 2**bits - 1")
-    return _centres(codes.to(torch.float32), width)
+    return _centres(numbers, levels)
 
 
 def quantize(weights: Tensor, bits: int | Tensor) -> Tensor:
@@ -89,8 +89,23 @@ def quantize(weights: Tensor, bits: int | Tensor) -> Tensor:
         RequestError: bits out of range or of another shape, numbers that are not floating.
     """
     _require_floating(weights)
-    width = _checked_bits(bits, weights)
-    return _centres(_cells(weights, width), width)
+    return quantize_unchecked(weights, _checked_bits(bits, weights))
+
+
+def quantize_unchecked(weights: Tensor, bits: int | Tensor) -> Tensor:
+    """``quantize`` of numbers and bits that are known to be right, so that no device is waited for.
+
+    Args:
+        weights: as ``quantize``.
+        bits: as ``quantize``.
+
+    Returns:
+        Numbers of the grid, of the shape and dtype of ``weights``.
+    """
+    wide = _wide(weights)
+    levels = _levels(bits, wide)
+    # Odd numbers below 2**8 fit into every dtype that weights have.
+    return _centres(_cells(wide, levels), levels).to(weights.dtype)
 
 
 def bits_of(s: Tensor | float) -> Tensor:
@@ -138,27 +153,22 @@ def s_of(bits: Tensor | float) -> Tensor:
 _LN2 = 0.6931471805599453
 
 
-def _cells(weights: Tensor, bits: int | Tensor) -> Tensor:
+def _wide(weights: Tensor) -> Tensor:
+    return weights if weights.dtype == torch.float64 else weights.to(torch.float32)
+
+
+def _cells(wide: Tensor, levels: float | Tensor) -> Tensor:
     # Scaling by a power of two is exact where adding 2 first would round small numbers up.
-    wide = weights if weights.dtype == torch.float64 else weights.to(torch.float32)
-    scale = _power_of_two(bits, wide) / 4
-    half = _power_of_two(bits, wide) / 2
-    cells = torch.minimum(torch.floor(wide * scale) + half, 2 * half - 1).clamp_min(0)
-    return cells if wide.dtype == weights.dtype else cells.to(weights.dtype)
+    cells = torch.floor(wide * (levels / 4)) + levels / 2
+    return cells.clamp_max(levels - 1).clamp_min(0)
 
 
-def _centres(codes: Tensor, bits: int | Tensor) -> Tensor:
-    power = _power_of_two(bits, codes)
-    return (2 * codes - (power - 1)) * (2 / power)
+def _centres(codes: Tensor, levels: float | Tensor) -> Tensor:
+    return (2 * codes - (levels - 1)) * (2 / levels)
 
 
-def _power_of_two(bits: int | Tensor, like: Tensor) -> Tensor:
-    return _levels(bits, like.device).to(like.dtype)
-
-
-def _levels(bits: int | Tensor, device: torch.device) -> Tensor:
-    one = torch.ones((), dtype=torch.int64, device=device)
-    return one << torch.as_tensor(bits, dtype=torch.int64, device=device)
+def _levels(bits: int | Tensor, like: Tensor) -> float | Tensor:
+    return torch.exp2(bits.to(like.device, like.dtype)) if isinstance(bits, Tensor) else 2.0**bits
 
 
 def _checked_bits(bits: int | Tensor, like: Tensor) -> int | Tensor:

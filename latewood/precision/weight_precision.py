@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from latewood.core import PRECISION, Follows
 from latewood.kernels.noise import noisy
-from latewood.precision.formats import quantize_unchecked
-from latewood.precision.number_format import MOST_BITS, bits_of, s_of
+from latewood.precision.number_format import MOST_BITS, bits_of, quantize_unchecked, s_of
 from latewood.precision.quantizable_weights import Axes
 from latewood.precision.snapping import nearest_levels
 

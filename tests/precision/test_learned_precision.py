@@ -329,6 +329,18 @@ def test_what_is_asked_for_twice_is_refused_and_what_was_taken_off_is_not():
         ({"penalty": 0.1, "exclude": ("*",)}, "exclude"),
         ({"penalty": 0.1, "exclude": ("nothing",)}, "nothing"),
         ({"penalty": 0.1, "total_steps": 0}, "total_steps"),
+        ({"target_bits": True}, "target_bits: got True"),
+        ({"target_bits": "2"}, "target_bits: got '2'"),
+        ({"penalty": True}, "penalty: got True"),
+        ({"penalty": "0.1"}, "penalty: got '0.1'"),
+        ({"penalty": 0.1, "snap_at": "half"}, "snap_at: got 'half'"),
+        ({"penalty": 0.1, "snap_at": None}, "snap_at: got None"),
+        ({"penalty": 0.1, "noise": {}}, "noise: got {}; expected NoiseSettings"),
+        ({"penalty": 0.1, "noise": 0.1}, "noise: got 0.1"),
+        ({"penalty": 0.1, "seed": 0.5}, "seed: got 0.5"),
+        ({"penalty": 0.1, "seed": True}, "seed: got True"),
+        ({"penalty": 0.1, "seed": -1}, "seed: got -1"),
+        ({"penalty": 0.1, "seed": "0"}, "seed: got '0'"),
     ],
 )
 def test_bad_arguments(arguments, named):
@@ -340,7 +352,15 @@ def test_bad_arguments(arguments, named):
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"lr": 0.0}, "lr"), ({"initial_bits": 1.0}, "initial_bits"), ({"scale": "mean"}, "scale")],
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"lr": "fast"}, "lr: got 'fast'"),
+        ({"lr": True}, "lr: got True"),
+        ({"initial_bits": 1.0}, "initial_bits"),
+        ({"initial_bits": None}, "initial_bits: got None"),
+        ({"scale": "mean"}, "scale"),
+        ({"scale": []}, "scale"),
+    ],
 )
 def test_bad_settings(settings, named):
     with pytest.raises(RequestError, match=named):

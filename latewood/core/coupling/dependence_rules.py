@@ -143,7 +143,8 @@ def _interpolate(operation: Operation, state: Dependence) -> Any:
 
 
 _CASTS: Final = """
-    to type type_as float double half bfloat16 bool int long cpu cuda contiguous clone detach
+    as_tensor to type type_as float double half bfloat16 bool int long cpu cuda contiguous clone
+    detach
 """.split()  # noqa: SIM905
 
 DEPENDENCE_RULES: Final[dict[str, DependenceRule]] = {

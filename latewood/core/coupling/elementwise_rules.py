@@ -207,19 +207,20 @@ _CASTS: Final = ("to", "type", "type_as")
 _MEANS: Final = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
 ELEMENTWISE_NAMES: Final = """
-    abs acos add addcdiv addcmul alpha_dropout asin atan atan2 bernoulli bfloat16 bool ceil celu
-    clamp clamp_max clamp_min clip clone contiguous copysign cos cosh cpu cuda deg2rad detach
-    div divide double dropout dropout1d dropout2d dropout3d elu empty_like eq erf erfc exp exp2
-    expm1 feature_alpha_dropout fill float float_power floor floor_divide floordiv fmod frac
+    abs acos add addcdiv addcmul alpha_dropout as_tensor asin atan atan2 bernoulli bfloat16
+    bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bool
+    ceil celu clamp clamp_max clamp_min clip clone contiguous copysign cos cosh cpu cuda deg2rad
+    detach div divide double dropout dropout1d dropout2d dropout3d elu empty_like eq erf erfc exp
+    exp2 expm1 feature_alpha_dropout fill float float_power floor floor_divide floordiv fmod frac
     full_like ge gelu gt half hardshrink hardsigmoid hardswish hardtanh heaviside hypot iadd iand
-    idiv imul int invert ior ipow isfinite isinf isnan isub itruediv ldexp le leaky_relu lerp
-    log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor logit
-    logsigmoid long lt masked_fill maximum minimum mish mod mul multiply nan_to_num ne neg
-    negative ones_like or and xor positive pow radd rand_like randn_like rdiv reciprocal relu
-    relu6 remainder requires_grad rmul round rpow rrelu rsqrt rsub rtruediv selu sgn sigmoid sign
-    silu sin sinc sinh softplus softshrink softsign special_expit sqrt square sub subtract tan
-    tanh tanhshrink threshold to tril triu true_divide truediv trunc type type_as where xlogy zero
-    zeros_like
+    idiv ilshift imul int invert ior ipow irshift isfinite isinf isnan isub itruediv ixor ldexp
+    le leaky_relu lerp log log10 log1p log2 logaddexp logical_and logical_not logical_or
+    logical_xor logit logsigmoid long lshift lt masked_fill maximum minimum mish mod mul multiply
+    nan_to_num ne neg negative ones_like or and xor positive pow radd rand_like randn_like rdiv
+    reciprocal relu relu6 remainder requires_grad rlshift rmul round rpow rrelu rrshift rshift
+    rsqrt rsub rtruediv selu sgn sigmoid sign silu sin sinc sinh softplus softshrink softsign
+    special_expit sqrt square sub subtract tan tanh tanhshrink threshold to tril triu true_divide
+    truediv trunc type type_as where xlogy zero zeros_like
 """.split()  # noqa: SIM905
 _REDUCTIONS: Final = """
     all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean

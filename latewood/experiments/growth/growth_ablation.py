@@ -19,6 +19,7 @@ from latewood.experiments.growth.growing_training import (
     starts_of,
     train,
 )
+from latewood.experiments.papers import GROWTH
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -29,12 +30,8 @@ from latewood.experiments.registry import (
     replicate,
 )
 
-__all__ = ["ABLATION", "PAPER", "compare"]
+__all__ = ["ABLATION", "compare"]
 
-PAPER = (
-    "Yuan, Savarese, Maire: Accelerated Training via Incrementally Growing Neural Networks using "
-    "Variance Transfer and Learning Rate Adaptation, 2023, arXiv:2306.12700"
-)
 
 FRACTIONS = fractions_of(0.25, 6)
 STARTS = starts_of(FRACTIONS)
@@ -184,7 +181,7 @@ ABLATION = register(
     Experiment(
         name="growth-ablation",
         title="Growing a perceptron to four times its width in six phases, and parts left out",
-        paper=PAPER,
+        paper=GROWTH,
         run=compare,
         scales=("quick", "cpu"),
         claims=(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from latewood.core import macs, trace_channels
 from latewood.core.modes import evaluated
-from latewood.experiments.growth.growth_ablation import PAPER
+from latewood.experiments.papers import GROWTH
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -295,7 +295,7 @@ INVARIANTS = register(
     Experiment(
         name="growth-invariants",
         title="What a growth event keeps",
-        paper=PAPER,
+        paper=GROWTH,
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from latewood.experiments.growth.equal_time_comparison import Budget, compare
 from latewood.experiments.growth.growing_networks import characters, perceptrons, small_images
 from latewood.experiments.growth.growing_training import Growing
-from latewood.experiments.growth.growth_ablation import PAPER
+from latewood.experiments.papers import GROWTH
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -171,7 +171,7 @@ CHARACTERS = register(
     Experiment(
         name="growth-wall-clock",
         title="Growing a Transformer from width 32 to 64 against the clock, characters",
-        paper=PAPER,
+        paper=GROWTH,
         run=_characters,
         scales=("quick", "cpu"),
         claims=CLAIMS,
@@ -182,7 +182,7 @@ NARROW_CHARACTERS = register(
     Experiment(
         name="growth-wall-clock-narrow",
         title="Growing a Transformer from width 16 to 32 against the clock, with variance transfer",
-        paper=PAPER,
+        paper=GROWTH,
         run=_narrow_characters,
         scales=("quick", "cpu"),
         # Variance transfer keeps the decision, not the loss.
@@ -194,7 +194,7 @@ IMAGES = register(
     Experiment(
         name="growth-wall-clock-images",
         title="Growing a perceptron from width 256 to 512 against the clock, 16x16 CIFAR-10",
-        paper=PAPER,
+        paper=GROWTH,
         run=_images,
         scales=("quick", "cpu"),
         claims=CLAIMS,

@@ -19,6 +19,7 @@ from skimage.segmentation import chan_vese, morphological_chan_vese
 from torch import Tensor
 
 from latewood.errors import RequestError
+from latewood.experiments.papers import INPAINTING
 from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.experiments.segmentation.composite_images import composites
 from latewood.segmentation import centred_rectangle, evaluate_masks, segment
@@ -186,8 +187,7 @@ EXPERIMENT = register(
     Experiment(
         name="segmentation",
         title="Foreground by inpainting-error maximisation, against its parts and its peers",
-        paper="Savarese, Kim, Maire, Shakhnarovich, McAllester: Information-Theoretic "
-        "Segmentation by Inpainting Error Maximization, 2021, arXiv:2012.07287",
+        paper=INPAINTING,
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from latewood.experiments.papers import INPAINTING
 from latewood.experiments.registry import Claim, Experiment, Results, Scale, Workspace, register
 from latewood.experiments.segmentation.composite_images import composites
 from latewood.models import segmentation_unet
@@ -83,8 +84,7 @@ EXPERIMENT = register(
     Experiment(
         name="segmentation-refinement",
         title="A network trained on found masks, on composites of one class of objects",
-        paper="Savarese, Kim, Maire, Shakhnarovich, McAllester: Information-Theoretic "
-        "Segmentation by Inpainting Error Maximization, 2021, arXiv:2012.07287",
+        paper=INPAINTING,
         run=run,
         scales=("cpu",),
         claims=(

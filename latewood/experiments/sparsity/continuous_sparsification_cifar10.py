@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from latewood.core import read_tensors, recalibrate_batch_norm
 from latewood.core.masks import keep_largest
 from latewood.core.modes import evaluated
+from latewood.experiments.papers import CONTINUOUS_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -181,8 +182,7 @@ EXPERIMENT = register(
     Experiment(
         name="continuous-sparsification-cifar10",
         title="Continuous sparsification of ResNet-20 on CIFAR-10, one round",
-        paper="Savarese, Silva, Maire: Winning the Lottery with Continuous Sparsification, 2020, "
-        "arXiv:1912.04427, and its code",
+        paper=f"{CONTINUOUS_SPARSIFICATION}, and its code",
         run=run,
         scales=("cpu", "full"),
         claims=(

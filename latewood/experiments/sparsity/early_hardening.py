@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from latewood.experiments.papers import CONTINUOUS_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -91,8 +92,7 @@ EXPERIMENT = register(
     Experiment(
         name="early-hardening",
         title="Masks fixed halfway through the run against masks that stay soft, on digits",
-        paper="Savarese, Silva, Maire: Winning the Lottery with Continuous Sparsification, 2020, "
-        "arXiv:1912.04427; harden_at is an addition of this package",
+        paper=f"{CONTINUOUS_SPARSIFICATION}; harden_at is an addition of this package",
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -14,6 +14,7 @@ from latewood.experiments.flop_counted_training import (
     dense_training_macs,
     fit_and_count,
 )
+from latewood.experiments.papers import STRUCTURED_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -145,16 +146,11 @@ def _claims(
     )
 
 
-PAPER = (
-    "Yuan, Savarese, Maire: Growing Efficient Deep Networks by Structured Continuous "
-    "Sparsification, 2021, arXiv:2007.15353"
-)
-
 IMAGES = register(
     Experiment(
         name="grow-and-prune-images",
         title="Growing to half of a convolutional network, digits, 1-32-64-64",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=_runner("images", lambda scale, folder, seed: images(epochs=EPOCHS["images"][scale])),
         scales=("quick", "cpu"),
         claims=_claims(
@@ -171,7 +167,7 @@ CHARACTERS = register(
     Experiment(
         name="grow-and-prune-characters",
         title="Growing to half of a language model of two LSTM layers, characters of Shakespeare",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=_runner(
             "characters",
             lambda scale, folder, seed: characters(
@@ -193,7 +189,7 @@ FOREGROUNDS = register(
     Experiment(
         name="grow-and-prune-foregrounds",
         title="Growing to half of a small DeepLab, foregrounds of photographs and composites",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=_runner(
             "foregrounds",
             lambda scale, folder, seed: foregrounds(

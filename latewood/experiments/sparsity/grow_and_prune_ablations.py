@@ -18,6 +18,7 @@ from latewood.experiments.flop_counted_training import (
     fit_and_count,
     score,
 )
+from latewood.experiments.papers import STRUCTURED_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -27,7 +28,6 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.grow_and_prune import PAPER
 from latewood.experiments.sparsity.growth_tasks import images
 from latewood.sparsity.structured import StructuredSparsification
 from latewood.training.randomness import derive
@@ -161,7 +161,7 @@ TEMPERATURES = register(
     Experiment(
         name="grow-and-prune-temperatures",
         title="Temperatures and sampling of the plain grow-and-prune algorithm, digits, to half",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=run_temperatures,
         scales=("quick", "cpu"),
         claims=(
@@ -213,7 +213,7 @@ REPAIRS = register(
     Experiment(
         name="grow-and-prune-repairs",
         title="What the plain grow-and-prune algorithm lacked, digits, to a fifth",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=run_repairs,
         scales=("quick", "cpu"),
         claims=(

@@ -14,6 +14,7 @@ from latewood.experiments.flop_counted_training import (
     dense_training_macs,
     fit_and_count,
 )
+from latewood.experiments.papers import STRUCTURED_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -23,7 +24,6 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.experiments.sparsity.grow_and_prune import PAPER
 from latewood.experiments.sparsity.growth_runs import grow
 from latewood.experiments.sparsity.growth_tasks import images
 from latewood.experiments.sparsity.train_prune_finetune import (
@@ -166,7 +166,7 @@ EXPERIMENT = register(
     Experiment(
         name="grow-and-prune-costs",
         title="Growing against train, prune, fine-tune (Torch-Pruning), digits, 1-32-64-64",
-        paper=PAPER,
+        paper=STRUCTURED_SPARSIFICATION,
         run=run,
         scales=("quick", "cpu"),
         claims=(

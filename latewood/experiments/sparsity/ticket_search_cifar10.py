@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from latewood.experiments.papers import CONTINUOUS_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -126,8 +127,7 @@ EXPERIMENT = register(
     Experiment(
         name="ticket-search-cifar10",
         title="Lottery tickets on 5,000 images of CIFAR-10, conv net 3-16-32-64-64 with batch norm",
-        paper="Savarese, Silva, Maire: Winning the Lottery with Continuous Sparsification, 2020, "
-        "arXiv:1912.04427",
+        paper=CONTINUOUS_SPARSIFICATION,
         run=run,
         scales=("cpu", "full"),
         claims=(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from latewood.experiments.papers import CONTINUOUS_SPARSIFICATION
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -151,8 +152,7 @@ EXPERIMENT = register(
     Experiment(
         name="ticket-search",
         title="Continuous sparsification against every baseline, tickets and in one run, on digits",
-        paper="Savarese, Silva, Maire: Winning the Lottery with Continuous Sparsification, 2020, "
-        "arXiv:1912.04427",
+        paper=CONTINUOUS_SPARSIFICATION,
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -147,13 +148,11 @@ def _pairs(results: Results, first: str, second: str) -> Iterator[tuple[float, f
     return zip(results.values(first), results.values(second), strict=True)
 
 
-SOURCE = "Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, 2024, "
-
 SMALL = register(
     Experiment(
         name="grokking",
         title="Grokking of addition modulo a small number, with weight decay and without",
-        paper=SOURCE + "arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run_small,
         scales=("quick", "cpu"),
         claims=(
@@ -244,7 +243,7 @@ PAPER = register(
     Experiment(
         name="grokking-paper",
         title="Grokking of addition modulo 113 from 30 % of the table, the paper's configuration",
-        paper=SOURCE + "arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run_paper,
         scales=("cpu", "full"),
         claims=(

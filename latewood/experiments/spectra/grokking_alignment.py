@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -125,8 +126,7 @@ EXPERIMENT = register(
     Experiment(
         name="grokking-alignment",
         title="Alignment of the embedding with the attention over all ranks, while a network groks",
-        paper="Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, "
-        "2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("cpu",),
         claims=(

@@ -14,6 +14,7 @@ from itertools import combinations, pairwise
 from scipy.stats import spearmanr
 from torch import nn
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -170,7 +171,7 @@ EXPERIMENT = register(
         name="mode-connectivity",
         title="Barriers and agreement of singular vectors between branches, MLP 64-128-128-128-10 "
         "on digits",
-        paper="Yunis et al. 2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(

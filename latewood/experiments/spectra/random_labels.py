@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -127,16 +128,11 @@ def _both(results: Results, quantity: str) -> str:
     return f"true {results.text(f'true {quantity}')}, random {results.text(f'random {quantity}')}"
 
 
-_PAPER = (
-    "Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, 2024, "
-    "arXiv:2408.11804"
-)
-
 EXPERIMENT = register(
     Experiment(
         name="random-labels",
         title="True against random labels on digits, near the network's capacity",
-        paper=_PAPER,
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(
@@ -211,7 +207,7 @@ FAR_OVER_CAPACITY = register(
     Experiment(
         name="random-labels-far",
         title="True against random labels on digits, far over the network's capacity",
-        paper=_PAPER,
+        paper=SPECTRAL_DYNAMICS,
         run=run_far,
         scales=("cpu",),
         claims=(

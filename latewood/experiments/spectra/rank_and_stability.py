@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from latewood.core.schedules import cosine
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -126,8 +127,7 @@ EXPERIMENT = register(
     Experiment(
         name="rank-and-stability",
         title="Rank minimisation, early stability, truncation and alignment, on digits",
-        paper="Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, "
-        "2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(

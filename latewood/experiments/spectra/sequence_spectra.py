@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -158,8 +159,7 @@ EXPERIMENT = register(
         name="sequence-spectra",
         title="Ranks, alignment and truncation under weight decay: a bidirectional LSTM on spoken "
         "digits, a Transformer on characters",
-        paper="Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, "
-        "2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -164,7 +165,7 @@ EXPERIMENT = register(
         name="ticket-directions",
         title="Singular vectors under masks of the largest weights and under random ones, "
         "MLP 64-128-128-128-10 on digits",
-        paper="Yunis et al. 2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(

@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from latewood.experiments.papers import SPECTRAL_DYNAMICS
 from latewood.experiments.registry import (
     Claim,
     Experiment,
@@ -127,8 +128,7 @@ EXPERIMENT = register(
     Experiment(
         name="weight-decay",
         title="Rank, truncation and alignment under weight decay, on digits",
-        paper="Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, "
-        "2024, arXiv:2408.11804",
+        paper=SPECTRAL_DYNAMICS,
         run=run,
         scales=("quick", "cpu"),
         claims=(

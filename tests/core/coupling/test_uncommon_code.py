@@ -94,6 +94,31 @@ def test_tensors_that_only_give_a_type_or_a_size_have_no_say(middle):
     assert plan["first"].width == 8
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda y, levels: (y * (torch.ones((), dtype=torch.int64) << levels)).floor(),
+        lambda y, levels: y * (1 << levels) + (64 >> levels),
+        lambda y, levels: torch.bitwise_left_shift(y.long(), levels).float(),
+        lambda y, levels: torch.bitwise_right_shift(y.mul(64).long(), levels).float(),
+        lambda y, levels: ((y.mul(64).long() & levels) ^ ~levels | 1).float(),
+        lambda y, levels: torch.bitwise_not(torch.bitwise_xor(y.long(), levels)).float(),
+        lambda y, levels: y * torch.as_tensor(levels, dtype=torch.float64),
+        lambda y, levels: y.mul(64).long().__ilshift__(levels).__irshift__(1).float(),
+        lambda y, levels: y.mul(64).long().__ixor__(levels).float(),
+    ],
+)
+def test_integers_of_channels_are_shifted_and_joined_bit_by_bit(middle):
+    model = Net(
+        lambda m, x: m.last(middle(m.first(x), m.levels).to(x)), first=nn.Linear(4, 8),
+        last=nn.Linear(8, 2),
+    )  # fmt: skip
+    model.register_buffer("levels", torch.tensor([0, 1, 2, 3, 4, 5, 6, 2]))
+    plan = planned(model, inputs(3, 4))
+    assert free(plan) == ["first"]
+    assert ("levels", 0) in {(member.tensor, member.axis) for member in plan["first"].members}
+
+
 def test_a_use_that_a_rule_does_not_know_is_a_barrier(monkeypatch):
     def fails(call):
         raise IndexError("of a use that nobody thought of")
