@@ -5,7 +5,8 @@ All trainings of a seed start from the same weights and see the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from latewood.tasks import Batch, Task, batches
 from latewood.training.fit import fit
 from latewood.training.randomness import derive, seed_torch
 
-__all__ = ["ComparedTrainings", "above", "averages_met"]
+__all__ = ["ComparedTrainings", "above", "averages_met", "comparisons"]
 
 _SCORED_AT_ONCE: Final = 500
 _ONE_STEP: Final = 1e-9
@@ -62,6 +63,29 @@ class ComparedTrainings:
     snap_at: float
     include: tuple[str, ...] = ("*",)
     noisy_price: float = 1.0
+
+    def measure(
+        self, learned: Mapping[str, Mapping[str, Any]], *, allocations: Sequence[int] = ()
+    ) -> dict[str, float]:
+        """Scores of all trainings, at 2 bits where nothing else is said.
+
+        Args:
+            learned: arguments of ``LearnedPrecision`` by the name of the training.
+            allocations: bits to which the network trained in float is rounded as well: on average
+                by curvature ("allocated"), and everywhere ("rounded").
+        """
+        model = self.in_float()
+        measured = {"float": self.score(model)}
+        for bits in allocations:
+            measured[f"allocated {bits}"] = self.allocated(deepcopy(model), bits)
+            measured[f"rounded {bits}"] = self.allocated(deepcopy(model), bits, palette=(bits,))
+        for name, arguments in learned.items():
+            measured[name], measured[f"{name} bits"] = self.learned(**arguments)
+        measured["uniform 2"] = self.uniform(2)
+        measured["uniform 2 with inputs"] = self.uniform(2, activations=True)
+        measured["steps 2"] = self.learned_steps(2)
+        measured["noisy steps 2"], measured["noisy steps 2 bits"] = self.noisy_steps(2.0)
+        return measured
 
     def in_float(self) -> nn.Module:
         """The network trained in float."""
@@ -270,3 +294,59 @@ def averages_met(targets: Mapping[str, float]) -> Claim:
             for value in r.values(f"{name} bits")
         ),
     )
+
+
+def comparisons(*, within: float, of_scores: bool) -> tuple[Claim, ...]:
+    """What is claimed of every network at 2 bits.
+
+    Args:
+        within: how far behind float counts as a match.
+        of_scores: as for ``above``.
+    """
+    behind = f"{100 * within:g} points" if of_scores else f"{within:g} bits per character"
+    claims = (
+        above(
+            "full-precision",
+            f"Weights of 2 bits on average, learned for each, are at most {behind} behind float.",
+            "[P] abstract: heterogeneous precision matches full precision",
+            "weight 2",
+            "float",
+            margin=within,
+            of_scores=of_scores,
+        ),
+        above(
+            "above-uniform",
+            "Bits learned for each input channel, 2 on average, are above uniform 2 bits.",
+            "[P] abstract of SMOL: better trade-offs than uniform precision",
+            "channel 2",
+            "uniform 2",
+            of_scores=of_scores,
+        ),
+        above(
+            "above-learned-steps",
+            "Bits learned for each weight, 2 on average, are above uniform 2 bits with learned "
+            "steps in the style of LSQ.",
+            "[I] a comparison of the specification",
+            "weight 2",
+            "steps 2",
+            of_scores=of_scores,
+        ),
+        above(
+            "above-noisy-steps",
+            "Bits learned for each input channel, 2 on average, are above bits learned in the "
+            "style of DiffQ at the same average.",
+            "[I] a comparison of the specification",
+            "channel 2",
+            "noisy steps 2",
+            of_scores=of_scores,
+        ),
+        above(
+            "inputs-above-uniform",
+            "With inputs rounded too, learned bits, 2 on average, are above uniform 2 bits.",
+            "[P] precisions of activations are learned with those of weights",
+            "inputs 2",
+            "uniform 2 with inputs",
+            of_scores=of_scores,
+        ),
+    )
+    return claims

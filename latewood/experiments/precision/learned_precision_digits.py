@@ -18,6 +18,7 @@ from latewood.experiments.precision.compared_trainings import (
     ComparedTrainings,
     above,
     averages_met,
+    comparisons,
 )
 from latewood.experiments.registry import Experiment, Results, Scale, Workspace, register, replicate
 from latewood.models import mlp
@@ -62,15 +63,7 @@ def run(scale: Scale, workspace: Workspace) -> Results:
         )
         # So small a network waits for a second thread more than it gains by it.
         with threads(1):
-            measured = {"float": trainings.score(trainings.in_float())}
-            for name, arguments in LEARNED.items():
-                measured[name], measured[f"{name} bits"] = trainings.learned(**arguments)
-            measured["uniform 1"] = trainings.uniform(1)
-            measured["uniform 2"] = trainings.uniform(2)
-            measured["uniform 2 with inputs"] = trainings.uniform(2, activations=True)
-            measured["steps 2"] = trainings.learned_steps(2)
-            measured["noisy steps 2"], measured["noisy steps 2 bits"] = trainings.noisy_steps(2.0)
-        return measured
+            return trainings.measure(LEARNED) | {"uniform 1": trainings.uniform(1)}
 
     settings = {
         "epochs of each training": epochs,
@@ -91,44 +84,7 @@ LEARNED_PRECISION_DIGITS = register(
         scales=("quick", "cpu"),
         claims=(
             averages_met(ASKED),
-            above(
-                "full-precision",
-                "Weights of 2 bits on average, learned for each, are at most 1 point behind float.",
-                "[P] abstract: heterogeneous precision matches full precision",
-                "weight 2",
-                "float",
-                margin=0.01,
-            ),
-            above(
-                "above-uniform",
-                "Bits learned for each input channel, 2 on average, are above uniform 2 bits.",
-                "[P] abstract of SMOL: better trade-offs than uniform precision",
-                "channel 2",
-                "uniform 2",
-            ),
-            above(
-                "above-learned-steps",
-                "Bits learned for each weight, 2 on average, are above uniform 2 bits with learned "
-                "steps in the style of LSQ.",
-                "[I] a comparison of the specification",
-                "weight 2",
-                "steps 2",
-            ),
-            above(
-                "above-noisy-steps",
-                "Bits learned for each input channel, 2 on average, are above bits learned in the "
-                "style of DiffQ at the same average.",
-                "[I] a comparison of the specification",
-                "channel 2",
-                "noisy steps 2",
-            ),
-            above(
-                "inputs-above-uniform",
-                "With inputs rounded too, learned bits, 2 on average, are above uniform 2 bits.",
-                "[P] precisions of activations are learned with those of weights",
-                "inputs 2",
-                "uniform 2 with inputs",
-            ),
+            *comparisons(within=0.01, of_scores=True),
             above(
                 "two-levels",
                 "Two levels for the network are at most 1 point behind three.",

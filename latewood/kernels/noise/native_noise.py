@@ -89,7 +89,7 @@ class NoisyValues(torch.autograd.Function):
         layout = (*runs, key)
         _compiled().noise_forward(values, width, limits, noisy, layout, torch.get_num_threads())
         ctx.save_for_backward(width if limits is None else values, width)
-        ctx.limits, ctx.runs, ctx.key = limits, runs, key
+        ctx.limits, ctx.runs, ctx.key, ctx.shape = limits, runs, key, values.shape
         return noisy
 
     @staticmethod
@@ -97,24 +97,20 @@ class NoisyValues(torch.autograd.Function):
         values, width = ctx.saved_tensors
         runs: Runs = ctx.runs
         clips = ctx.limits is not None
-        like = values if clips else gradient
         # Gradients are wanted of this backward, or it is traced, or somebody replaced the data of
         # a saved tensor, or the gradient is sparse or a batch: only plain torch deals with that.
         if (
             torch.is_grad_enabled()
             or not has_memory(gradient)
-            or native_for(like) is None
+            or gradient.shape != ctx.shape
+            or native_for(values) is None
             or native_for(width) is None
-            or gradient.shape != like.shape
             or width.numel() != runs.channels
         ):
             return _plain_gradients(ctx, gradient, values, width)
         if runs_of(gradient, width.shape) != runs or native_for(gradient) is None:
-            # In the layout that the values had.
-            order = torch.channels_last if gradient.dim() == 4 else torch.channels_last_3d
-            memory = order if runs.channels_last else torch.contiguous_format
-            gradient = gradient.contiguous(memory_format=memory)
-        if runs_of(gradient, width.shape) != runs or (clips and runs_of(values, width.shape) != runs):
+            gradient = _laid_out(gradient, runs)
+        if clips and runs_of(values, width.shape) != runs:
             return _plain_gradients(ctx, gradient, values, width)
         of_values = None
         if ctx.needs_input_grad[0]:
@@ -133,12 +129,18 @@ class NoisyValues(torch.autograd.Function):
         return of_values, of_width, None, None, None
 
 
+def _laid_out(gradient: Tensor, runs: Runs) -> Tensor:
+    """A copy in the layout of the values."""
+    if runs.channels_last:
+        return gradient.movedim(1, -1).contiguous().movedim(-1, 1)
+    return gradient.contiguous()
+
+
 def _plain_gradients(
     ctx: Any, gradient: Tensor, values: Tensor, width: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The same gradients, differentiable again."""
-    key = torch.tensor(ctx.key, device=gradient.device)
-    slope = uniform_noise(gradient, key)
+    slope = uniform_noise(torch.empty(ctx.shape), torch.tensor(ctx.key))
     of_values = gradient
     if ctx.limits is not None:
         require_memory(values=values)
