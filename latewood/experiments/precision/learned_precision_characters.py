@@ -28,7 +28,7 @@ from latewood.tasks.shakespeare import shakespeare
 __all__ = ["LEARNED_PRECISION_CHARACTERS"]
 
 CONTEXT, WIDTH, BLOCKS, HEADS = 32, 64, 2, 4
-STEPS, BATCH, SEEDS = 500, 16, 4
+STEPS, BATCH, SEEDS = 400, 16, 4
 RATE = 5e-3
 SNAP_AT = 0.5
 NOISE = NoiseSettings(scale="max", initial_bits=8.0)

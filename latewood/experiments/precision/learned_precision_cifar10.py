@@ -34,7 +34,7 @@ __all__ = ["LEARNED_PRECISION_CIFAR10"]
 
 WIDTHS = (8, 16, 32)
 IMAGES, HELD_OUT = 10_000, 4000
-STEPS, BATCH, SEEDS = 400, 64, 4
+STEPS, BATCH, SEEDS = 300, 64, 4
 RATE = 0.1
 SNAP_AT = 0.5
 NOISE = NoiseSettings(scale="fan_in", initial_bits=5.0)
