@@ -304,7 +304,7 @@ def comparisons(*, within: float, of_scores: bool) -> tuple[Claim, ...]:
         of_scores: as for ``above``.
     """
     behind = f"{100 * within:g} points" if of_scores else f"{within:g} bits per character"
-    claims = (
+    return (
         above(
             "full-precision",
             f"Weights of 2 bits on average, learned for each, are at most {behind} behind float.",
@@ -349,4 +349,3 @@ def comparisons(*, within: float, of_scores: bool) -> tuple[Claim, ...]:
             of_scores=of_scores,
         ),
     )
-    return claims

@@ -72,9 +72,7 @@ def compared(task: Task, seed: int) -> ComparedTrainings:
     return ComparedTrainings(
         task=task,
         network=_network,
-        optimizer=partial(
-            torch.optim.SGD, lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4
-        ),
+        optimizer=partial(torch.optim.SGD, lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4),
         steps=STEPS,
         batch_size=BATCH,
         seed=seed,

@@ -42,7 +42,13 @@ LEARNED: Mapping[str, Mapping[str, Any]] = {
     "inputs 2": {"target_bits": 2.0, "activations": True},
     "patterns 2": {"target_bits": 2.0, "patterns": 4},
 }
-ASKED = {"channel 2": 2.0, "channel 1.5": 1.5, "weight 2": 2.0, "two levels 2": 2.0, "inputs 2": 2.0}
+ASKED = {
+    "channel 2": 2.0,
+    "channel 1.5": 1.5,
+    "weight 2": 2.0,
+    "two levels 2": 2.0,
+    "inputs 2": 2.0,
+}
 """Averages to be met; what patterns promote comes on top."""
 
 

@@ -64,7 +64,9 @@ class NoisyStep(nn.Module):
     def __init__(self, weight: Tensor, *, seed: int) -> None:
         super().__init__()
         start = math.log((8 - _LEAST) / (_MOST - 8))
-        self.logits = nn.Parameter(torch.full((1, weight.shape[1], *(1,) * (weight.dim() - 2)), start))
+        self.logits = nn.Parameter(
+            torch.full((1, weight.shape[1], *(1,) * (weight.dim() - 2)), start)
+        )
         self.weights = weight.numel()
         self.fixed: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)

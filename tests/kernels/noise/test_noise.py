@@ -323,7 +323,9 @@ def test_strided_and_expanded_gradients():
     values, width = torch.randn(4, 3, 5, requires_grad=True), torch.rand(3, 1, requires_grad=True)
     for gradient in (torch.randn(5, 3, 4).transpose(0, 2), torch.randn(1, 1, 1).expand(4, 3, 5)):
         ours, theirs = (
-            torch.autograd.grad(form(values, width, KEY, low=LOW, high=HIGH), (values, width), gradient)
+            torch.autograd.grad(
+                form(values, width, KEY, low=LOW, high=HIGH), (values, width), gradient
+            )
             for form in (noisy, noisy_reference)
         )
         for a, b in zip(ours, theirs, strict=True):
