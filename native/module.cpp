@@ -10,6 +10,7 @@ void bind_inpainting(nb::module_ &module);
 void bind_integer_network(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
 void bind_mixed_products(nb::module_ &module);
+void bind_noise(nb::module_ &module);
 void bind_optim(nb::module_ &module);
 void bind_staged_step(nb::module_ &module);
 
@@ -21,6 +22,7 @@ NB_MODULE(_native, module) {
   bind_integer_network(module);
   bind_masked_weight(module);
   bind_mixed_products(module);
+  bind_noise(module);
   bind_optim(module);
   bind_staged_step(module);
 }

@@ -94,7 +94,7 @@ def test_demo(latewood: Callable[..., subprocess.CompletedProcess[str]], tmp_pat
     assert "warning" not in done.stderr  # on a busy machine there may be lines of progress
     lines = done.stdout.splitlines()
     assert lines[0] == "Before and after"
-    assert lines[1].split() == ["dense", "latewood", "grown"]
+    assert lines[1].split() == ["dense", "latewood", "grown", "packed"]
     assert any(line.startswith("accuracy, finalized (hard)") for line in lines)
     assert (tmp_path / "runs" / "demo" / "report.html").exists()
 

@@ -8,6 +8,7 @@ __all__ = [
     "CONTINUOUS_SPARSIFICATION",
     "GROWTH",
     "INPAINTING",
+    "LEARNED_PRECISION",
     "SPECTRAL_DYNAMICS",
     "STRUCTURED_SPARSIFICATION",
 ]
@@ -23,6 +24,10 @@ GROWTH: Final = (
 INPAINTING: Final = (
     "Savarese, Kim, Maire, Shakhnarovich, McAllester: Information-Theoretic Segmentation by "
     "Inpainting Error Maximization, 2021, arXiv:2012.07287"
+)
+LEARNED_PRECISION: Final = (
+    "Savarese, Yuan, Li, Maire: Not All Bits have Equal Value, NeurIPS 2022; SySMOL and SONIQ, "
+    "arXiv:2311.14114"
 )
 SPECTRAL_DYNAMICS: Final = (
     "Yunis et al.: Approaching Deep Learning through the Spectral Dynamics of Weights, 2024, "

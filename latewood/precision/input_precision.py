@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from latewood.core.selection import is_hugging_face_conv1d
+from latewood.kernels.noise import extent, noisy
 from latewood.precision.formats import along, with_first
-from latewood.precision.noise import uniform_noise
 from latewood.precision.number_format import MOST_BITS, quantize_unchecked
 from latewood.precision.weight_precision import WeightPrecision
 
@@ -78,10 +78,9 @@ class InputPrecision(nn.Module):
             return inputs
         sigma = along(torch.sigmoid(weight.s).reshape(-1), self.axis)
         offset = torch.where(signed, 0.0, 2.0)
-        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        clipped = torch.minimum(torch.maximum(wide / scale - offset, sigma - 2), 2 - sigma)
-        noisy = clipped + sigma * uniform_noise(inputs, self.key) + offset
-        return (scale * noisy).to(inputs.dtype)
+        # In units of the inputs, of which none that stays inside is rounded on the way.
+        low, high = scale * (offset - 2), scale * (offset + 2)
+        return noisy(inputs, scale * sigma, self.key, low=low, high=high)
 
     def current(self) -> tuple[Tensor, Tensor]:
         """Scale and sign by what has been seen so far."""
@@ -141,12 +140,13 @@ class InputPrecision(nn.Module):
     def _look(self, inputs: Tensor) -> None:
         if inputs.numel() == 0:
             return
-        wide = inputs.float()
+        square, least, largest = extent(inputs).float().unbind()
         self.running_batches += 1
         part = torch.clamp(1 / self.running_batches, min=_MOMENTUM)
-        self.running_square.lerp_(wide.square().mean(), part)
-        self.running_peak.copy_(torch.maximum(self.running_peak, wide.abs().amax()))
-        self.running_least.copy_(torch.minimum(self.running_least, wide.amin()))
+        self.running_square.lerp_(square, part)
+        peak = torch.maximum(largest, -least)
+        self.running_peak.copy_(torch.maximum(self.running_peak, peak))
+        self.running_least.copy_(torch.minimum(self.running_least, least))
 
 
 class InputHook:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latewood.core import PRECISION, Follows
-from latewood.precision.noise import uniform_noise
+from latewood.kernels.noise import noisy
 from latewood.precision.number_format import MOST_BITS, bits_of, quantize_unchecked, s_of
 from latewood.precision.quantizable_weights import Axes
 from latewood.precision.snapping import nearest_levels
@@ -117,9 +117,7 @@ class WeightPrecision(nn.Module):
         if self.training and not self.is_snapped:
             if self.s is None:
                 return weight
-            noise = uniform_noise(weight, self.key)
-            width = self.scale * self.expanded(torch.sigmoid(self.s))
-            return (weight + width * noise).to(weight.dtype)
+            return noisy(weight, self.scale * self.expanded(torch.sigmoid(self.s)), self.key)
         return straight_through(weight, self.scale, self.expanded(self.current_bits()))
 
     def current_bits(self) -> Tensor:

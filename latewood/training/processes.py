@@ -17,7 +17,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import nn
 
-from latewood.errors import Interrupted, LatewoodError, RequestError, WorkError, invalid
+from latewood.errors import (
+    Interrupted,
+    LatewoodError,
+    RequestError,
+    WorkError,
+    invalid,
+    listed,
+)
 
 __all__ = ["Processes", "alone", "launched_processes", "processes"]
 
@@ -47,13 +54,31 @@ class Processes:
         context: AbstractContextManager[None] = self.accelerator.autocast()
         return context
 
+    def _require_precision(self, model: nn.Module) -> None:
+        """Names LSTMs under bf16 on processors for whose lack of it torch has only a raw error."""
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.LSTM)]
+        if not layers or self.device.type != "cpu" or self.accelerator.mixed_precision != "bf16":
+            return
+        try:
+            with torch.random.fork_rng(devices=[]), self.autocast(), torch.no_grad():
+                nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+        except RuntimeError:
+            raise invalid(
+                "precision", "bf16", f"'no', as this processor has no bfloat16 for {listed(layers)}"
+            ) from None
+
     @property
     def scaler(self) -> Any:
         """The gradient scaler of fp16; None otherwise."""
         return self.accelerator.scaler
 
     def distribute(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are averaged over the processes."""
+        """The model whose gradients are averaged over the processes.
+
+        Raises:
+            RequestError: layers that the device does not compute in the recipe's precision.
+        """
+        self._require_precision(model)
         if self.count == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None

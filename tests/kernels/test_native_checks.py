@@ -111,9 +111,25 @@ def integer_network():
     return tensors, call
 
 
+NOISE_LAYOUT = (1, ROWS, COLUMNS, False, 5)
+"""Of the noise: one stretch, its channels the rows; the key is 5."""
+
+
+def noise_tensors():
+    """Values, widths of the rows, and two more like the values and one like the widths."""
+    values, *others = floats(3)
+    return [values, torch.rand(ROWS), *others, torch.zeros(ROWS)]
+
+
+def noise_backward(function, t):
+    return function(t[0], t[1], (-1.0, 1.0), t[2], t[3], t[4], NOISE_LAYOUT, 1)
+
+
 SAME_BYTES = frozenset(("other shape", "transposed"))
 """Changes that leave a contiguous stretch of as many elements, in whatever order."""
 ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
+SAME_SIZE = frozenset(("other shape", "longer", "shorter"))
+"""Changes that leave a contiguous tensor."""
 
 # Function -> its tensors, a call with them, and what may be changed of one without harm.
 CALLS = {
@@ -148,6 +164,14 @@ CALLS = {
         lambda function, t: function(1.0, t[0], 1.0, 1.0, t[1], 1),
         frozenset(),
     ),
+    "noise_draw": (floats(1), lambda function, t: function(5, t[0], 1), SAME_SIZE),
+    "noise_extent": (floats(1), lambda function, t: function(t[0], 1), ANY_SIZE),
+    "noise_forward": (
+        noise_tensors()[:3],
+        lambda function, t: function(t[0], t[1], (-1.0, 1.0), t[2], NOISE_LAYOUT, 1),
+        frozenset(("other shape",)),
+    ),
+    "noise_backward": (noise_tensors(), noise_backward, frozenset(("other shape",))),
     "inpainting_ascend": (*inpainting(), frozenset(("other shape",))),
     "mixed_prepare": (prepared_codes(), mixed_prepare, SAME_BYTES | {"nothing"}),
     "mixed_run, codes": (*mixed_run(numbers=False), SAME_BYTES),
@@ -160,6 +184,10 @@ CALLS = {
         ANY_SIZE | {"double", "half", "integers"},
     ),
 }
+NOTHING_RETURNED = (
+    *("masked", "mask_sum_backward", "inpainting"),
+    *("noise_draw", "noise_forward", "noise_backward"),
+)
 WITHOUT_TENSORS = {"attach", "instruction_set", "mixed_forms", "mixed_use", "MixedProduct"}
 
 
@@ -226,7 +254,7 @@ def test_no_function_is_left_out():
 def test_the_calls_themselves_are_right(name):
     tensors, call, _ = CALLS[name]
     result = call(getattr(native(), name.partition(",")[0]), [t.clone() for t in tensors])
-    assert result is not None or name.startswith(("masked", "mask_sum_backward", "inpainting"))
+    assert result is not None or name.startswith(NOTHING_RETURNED)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -259,7 +287,7 @@ def test_one_changed_tensor_is_refused_and_nothing_is_written(data):
     refused = False
     try:
         refused = call(getattr(native(), name.partition(",")[0]), tensors) is None
-        if name.startswith(("masked", "mask_sum_backward", "inpainting")):
+        if name.startswith(NOTHING_RETURNED):
             refused = False  # they return nothing where all is well
     except (ValueError, TypeError):
         refused = True

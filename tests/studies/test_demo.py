@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from latewood.errors import Interrupted, RequestError
-from latewood.studies.demo import BASELINE, COMPOSED, GROWN, DemoResult, run_demo
+from latewood.precision import load_packed
+from latewood.studies.demo import BASELINE, COMPOSED, GROWN, PACKED, DemoResult, run_demo
 from latewood.training.run_folder import RunFolder
 
 # So short a run decides nothing, and says so.
@@ -24,9 +25,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
 
 def test_before_and_after(demo: tuple[Path, DemoResult]) -> None:
     folder, result = demo
-    assert result.trained == 3
+    assert result.trained == 4
     table = {str(row[""]): row for row in result.rows}
-    assert table["accuracy, trained"].keys() == {"", BASELINE, COMPOSED, GROWN}
+    assert table["accuracy, trained"].keys() == {"", BASELINE, COMPOSED, GROWN, PACKED}
     assert BASELINE not in table["accuracy, finalized (hard)"]
     assert COMPOSED in table["accuracy, finalized, batch norms recalibrated"]
     assert table["Density of the weights"][BASELINE] == "100.0 %"
@@ -65,14 +66,33 @@ def test_one_run_grows_to_its_budget_and_the_report_shows_it(
     assert "Budget over time" in result.report.read_text()
 
 
+def test_the_last_run_is_packed_and_timed(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    table = {str(row[""]): row for row in result.rows}
+    assert 1 <= float(str(table["Bits per weight"][PACKED]).split()[0]) <= 8
+    packed = load_packed(folder / "packed.safetensors")
+    assert packed.layers
+    for name in ("File, packed", "Latency, packed", "Latency, the same unpacked"):
+        assert table[name].keys() == {"", PACKED}
+    # What was noted of it is read again, and measured anew where that cannot be.
+    assert run_demo(folder, overrides=SMALL, show_progress=False).rows == result.rows
+    note = folder / "packed.json"
+    figures = note.read_text()
+    note.write_text("{}")
+    again = run_demo(folder, overrides=SMALL, show_progress=False)
+    note.write_text(figures)
+    assert [row[""] for row in again.rows] == [row[""] for row in result.rows]
+
+
 def test_all_runs_are_the_packaged_recipe(demo: tuple[Path, DemoResult]) -> None:
     folder, _ = demo
-    names = (BASELINE, COMPOSED, GROWN)
-    dense, composed, grown = ((folder / name / "recipe.toml").read_text() for name in names)
+    names = (BASELINE, COMPOSED, GROWN, PACKED)
+    dense, composed, grown, packed = ((folder / name / "recipe.toml").read_text() for name in names)
     assert "structured_sparsification" in grown
+    assert "learned_precision" in packed
     assert "continuous_sparsification" in composed and '"growth"' in composed
     assert "continuous_sparsification" not in dense
-    assert all("spectral" in text for text in (dense, composed, grown))
+    assert all("spectral" in text for text in (dense, composed, grown, packed))
     assert all(list(RunFolder(folder / name).spectra_folder.iterdir()) for name in names)
 
 

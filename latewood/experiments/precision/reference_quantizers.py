@@ -54,7 +54,7 @@ class NoisyStep(nn.Module):
     b between 1 and 15; afterwards w rounded to b bits.
 
     Args:
-        weight: the tensor, (outputs, inputs).
+        weight: the tensor, (outputs, inputs, ...).
         seed: of the noise.
 
     Source: Defossez, Adi, Synnaeve, "Differentiable Model Compression via Pseudo Quantization
@@ -64,7 +64,9 @@ class NoisyStep(nn.Module):
     def __init__(self, weight: Tensor, *, seed: int) -> None:
         super().__init__()
         start = math.log((8 - _LEAST) / (_MOST - 8))
-        self.logits = nn.Parameter(torch.full((1, weight.shape[1]), start))
+        self.logits = nn.Parameter(
+            torch.full((1, weight.shape[1], *(1,) * (weight.dim() - 2)), start)
+        )
         self.weights = weight.numel()
         self.fixed: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
