@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latewood.faults.crossbar import Crossbar
 from latewood.faults.encoding import Encoded, digits, encode
+from latewood.faults.injection import injected
 from latewood.faults.moments import Moments, cell_change, moments
 from latewood.faults.simulation import read_back
 from latewood.faults.stuck_at import ArrayBeta, Gaussian, LineFaults, StuckAt
@@ -19,6 +20,7 @@ __all__ = [
     "cell_change",
     "digits",
     "encode",
+    "injected",
     "moments",
     "read_back",
 ]
