@@ -5,7 +5,9 @@ from __future__ import annotations
 from latewood.faults.crossbar import Crossbar
 from latewood.faults.encoding import Encoded, digits, encode
 from latewood.faults.injection import injected
+from latewood.faults.map_statistics import MonteCarlo
 from latewood.faults.moments import Moments, cell_change, moments
+from latewood.faults.monte_carlo import monte_carlo
 from latewood.faults.simulation import read_back
 from latewood.faults.stuck_at import ArrayBeta, Gaussian, LineFaults, StuckAt
 
@@ -16,11 +18,13 @@ __all__ = [
     "Gaussian",
     "LineFaults",
     "Moments",
+    "MonteCarlo",
     "StuckAt",
     "cell_change",
     "digits",
     "encode",
     "injected",
     "moments",
+    "monte_carlo",
     "read_back",
 ]
