@@ -24,6 +24,7 @@ class MonteCarlo:
         plain: score of the network as it is.
         seed: of the maps.
         confidence: of intervals.
+        higher_is_better: of the score.
     """
 
     scores: tuple[float, ...]
@@ -32,6 +33,7 @@ class MonteCarlo:
     plain: float
     seed: int
     confidence: float = 0.95
+    higher_is_better: bool = True
 
     @property
     def maps(self) -> int:
@@ -76,23 +78,33 @@ class MonteCarlo:
             raise invalid("q", q, "a number in [0, 1]")
         return float(numpy.quantile(self.scores, q))
 
-    def yield_at(self, least: float) -> float:
-        """The share of devices that score at least so much.
+    @property
+    def worst(self) -> float:
+        """The score of the worst device."""
+        return min(self.scores) if self.higher_is_better else max(self.scores)
+
+    @property
+    def nearly_worst(self) -> float:
+        """The score that 95 % of the devices reach."""
+        return self.quantile(0.05 if self.higher_is_better else 0.95)
+
+    def yield_at(self, bound: float) -> float:
+        """The share of devices whose score is at least so good.
 
         Args:
-            least: in the units of the score.
+            bound: in the units of the score.
         """
-        return sum(score >= least for score in self.scores) / self.maps
+        return self._good(bound) / self.maps
 
-    def yield_interval(self, least: float) -> tuple[float, float]:
-        """Confidence interval of the share of devices that score at least so much.
+    def yield_interval(self, bound: float) -> tuple[float, float]:
+        """Confidence interval of the share of devices whose score is at least so good.
 
         By Clopper and Pearson, so that it holds at least as often as it says.
 
         Args:
-            least: in the units of the score.
+            bound: in the units of the score.
         """
-        good, n = sum(score >= least for score in self.scores), self.maps
+        good, n = self._good(bound), self.maps
         tail = (1 - self.confidence) / 2
         low = 0.0 if good == 0 else float(betaincinv(good, n - good + 1, tail))
         high = 1.0 if good == n else float(betaincinv(good + 1, n - good, 1 - tail))
@@ -108,9 +120,14 @@ class MonteCarlo:
             "low": low,
             "high": high,
             "std": self.std,
-            "quantile_5": self.quantile(0.05),
             "median": self.quantile(0.5),
-            "worst": min(self.scores),
+            "nearly_worst": self.nearly_worst,
+            "worst": self.worst,
             "maps": self.maps,
             "effective_rate": self.effective_rate,
         }
+
+    def _good(self, bound: float) -> int:
+        if self.higher_is_better:
+            return sum(score >= bound for score in self.scores)
+        return sum(score <= bound for score in self.scores)

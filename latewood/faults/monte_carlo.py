@@ -47,6 +47,7 @@ def monte_carlo(
     seed: int = 0,
     half_width: float | None = None,
     confidence: float = 0.95,
+    higher_is_better: bool = True,
     calibration: Iterable[Any] | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -72,6 +73,7 @@ def monte_carlo(
         half_width: stop once the confidence interval of the mean is as narrow as plus or minus
             this, after 30 maps at least; None evaluates all.
         confidence: of intervals, in (0, 1).
+        higher_is_better: of the score; yields and worst devices follow from it.
         calibration: batches with which batch norms are measured anew on every device: a
             defence that needs a pass of calibration for each chip. None leaves them.
         include: patterns on layer or parameter names (``core.select_parameters``).
@@ -142,6 +144,7 @@ def monte_carlo(
         plain,
         seed,
         confidence,
+        higher_is_better,
     )
 
 

@@ -87,7 +87,7 @@ def test_a_record_goes_on(tmp_path):
     calls.clear()
     whole = monte_carlo(*arguments, maps=8)
     again = monte_carlo(*arguments, maps=8, score=score, record=path)
-    assert len(calls) == 2 + 4  # the plain and the rounded network, and the maps that were missing
+    assert len(calls) == 2 + 5  # the plain and the rounded network, and the maps that were missing
     assert again == whole
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["map"] for line in lines[1:]] == list(range(8))
@@ -132,6 +132,10 @@ def test_statistics():
     assert result.yield_interval(0.7) == pytest.approx((0.067586, 0.932414), abs=1e-6)
     assert result.yield_interval(0.0) == pytest.approx((0.025**0.25, 1.0))
     assert set(result.summary()) >= {"mean", "low", "high", "maps", "effective_rate"}
+    assert result.worst == 0.5 and result.nearly_worst == pytest.approx(0.515)
+    losses = MonteCarlo((0.5, 0.7, 0.6, 0.8), (0.1,) * 4, 0.9, 0.9, 0, higher_is_better=False)
+    assert losses.yield_at(0.6) == 0.5 and losses.worst == 0.8
+    assert losses.nearly_worst == pytest.approx(0.785)
     with pytest.raises(RequestError, match="q: got 2"):
         result.quantile(2)
 
