@@ -50,7 +50,7 @@ def cell_states(
     if faults.mode == "exact":
         states = exact_states(count, faults, stream)
     elif faults.clusters is None:
-        states = draw_states(count, stream, faults.hrs, faults.lrs, precision=faults.precision)
+        states = draw_states(count, stream, faults.limits)
     else:
         positions = cell_positions(shape, axes or WeightAxes(), crossbar, slices=slices)
         states = torch.from_numpy(_clustered(positions, crossbar, faults, stream))

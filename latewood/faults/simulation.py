@@ -18,11 +18,12 @@ from latewood.kernels.faults import (
     LRS,
     Stream,
     draw_states,
+    limits_of,
     read_drawn,
     read_states_reference,
 )
 
-__all__ = ["read_back", "read_codes", "require_map"]
+__all__ = ["read_back", "read_codes", "require_map", "signs_of"]
 
 
 def read_back(
@@ -95,9 +96,7 @@ def read_codes(
     if faults.level == "weight":
         return _read_weights(codes, crossbar.largest, faults, stream)
     if faults.independent and not crossbar.is_analog:
-        return read_drawn(
-            codes, crossbar.layout, stream, faults.hrs, faults.lrs, precision=faults.precision
-        )
+        return read_drawn(codes, crossbar.layout, stream, faults.limits)
     states = cell_states(codes.shape, crossbar, faults, stream, axes=axes).to(codes.device)
     if crossbar.is_analog:
         plus, minus = (
@@ -138,15 +137,7 @@ def _read_formatted(
         return _read_weights(codes, largest, faults, stream)
     layout = crossbar.layout_of(most)
     if faults.independent:
-        return read_drawn(
-            codes,
-            layout,
-            stream,
-            faults.hrs,
-            faults.lrs,
-            precision=faults.precision,
-            bits=bits,
-        )
+        return read_drawn(codes, layout, stream, faults.limits, bits=bits)
     slices = math.ceil(most / crossbar.bits_per_cell)
     states = cell_states(codes.shape, crossbar, faults, stream, axes=axes, slices=slices)
     return read_states_reference(codes, layout, states.to(codes.device), bits=bits)
@@ -157,17 +148,16 @@ def _read_weights(codes: Tensor, largest: int | Tensor, faults: StuckAt, stream:
     if faults.mode == "exact":
         states = exact_states(codes.numel(), faults, stream)
     else:
-        states = draw_states(
-            codes.numel(), stream, faults.hrs, faults.lrs, precision=faults.precision
-        )
+        states = draw_states(codes.numel(), stream, faults.limits)
     states = states.view(codes.shape).to(codes.device)
     read = codes.masked_fill(states == HRS, 0)
     if faults.lrs > 0:
-        signs = draw_states(codes.numel(), _signs(stream), 0.5, 0.0)
+        signs = draw_states(codes.numel(), signs_of(stream), limits_of(0.5, 0.0))
         signs = (2 * signs.to(codes.dtype) - 1).view(codes.shape).to(codes.device)
         read = torch.where(states == LRS, signs * largest, read)
     return read
 
 
-def _signs(stream: Stream) -> Stream:
+def signs_of(stream: Stream) -> Stream:
+    """The stream that decides the signs of weights stuck at their largest."""
     return Stream(stream.seed, stream.map, f"{stream.name}/signs")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from latewood.errors import RequestError, invalid
 from latewood.faults.crossbar import Crossbar
-from latewood.kernels.faults import LanePrecision
+from latewood.kernels.faults import LanePrecision, Limits, limits_of
 
 __all__ = ["ArrayBeta", "Gaussian", "LineFaults", "StuckAt", "warn_of_misalignment"]
 
@@ -135,6 +135,11 @@ class StuckAt:
     def rate(self) -> float:
         """(p) Probability that a cell is stuck, lines not counted."""
         return self.hrs + self.lrs
+
+    @property
+    def limits(self) -> Limits:
+        """What the numbers that are drawn for cells are compared with."""
+        return limits_of(self.hrs, self.lrs, self.precision)
 
     @property
     def independent(self) -> bool:

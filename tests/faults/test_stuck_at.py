@@ -10,7 +10,7 @@ from latewood.errors import RequestError
 from latewood.faults import ArrayBeta, Crossbar, Gaussian, LineFaults, StuckAt, read_back
 from latewood.faults.fault_maps import _fields, cell_states
 from latewood.faults.placement import WeightAxes, cell_positions
-from latewood.kernels.faults import HRS, LRS, Stream, draw_states, thresholds
+from latewood.kernels.faults import HRS, LRS, Stream, draw_states, limits_of
 
 ONE_CELL = Crossbar(2, 2, "offset")
 """A cell a weight: its states can be counted."""
@@ -66,17 +66,17 @@ def test_the_stream_is_the_specified_one():
     assert Stream(0, 1, "fc1").lanes(8).tolist() == lanes
     wide = Stream(0, 0, "fc1").lanes(2, 32).tolist()
     assert wide == [63796 + (5814 << 16), 12151 + (62415 << 16)]
-    assert thresholds(0.0904, 0.0175) == (5924, 64389)
-    assert (thresholds(0.3, 0)[0], thresholds(0.1, 0)[0]) == (19661, 6554)
+    assert limits_of(0.0904, 0.0175) == (5924, 64389, 16)
+    assert (limits_of(0.3, 0).low, limits_of(0.1, 0).low) == (19661, 6554)
 
 
 def test_rates_of_zero_and_one_are_exact():
     stream = Stream(0, 0, "a")
     for precision in (16, 32):
-        assert not draw_states(10_000, stream, 0.0, 0.0, precision=precision).any()
-        assert bool((draw_states(10_000, stream, 1.0, 0.0, precision=precision) == HRS).all())
-        assert bool((draw_states(10_000, stream, 0.0, 1.0, precision=precision) == LRS).all())
-        assert bool((draw_states(10_000, stream, 0.7, 0.3, precision=precision) > 0).all())
+        assert not draw_states(10_000, stream, limits_of(0.0, 0.0, precision)).any()
+        assert bool((draw_states(10_000, stream, limits_of(1.0, 0.0, precision)) == HRS).all())
+        assert bool((draw_states(10_000, stream, limits_of(0.0, 1.0, precision)) == LRS).all())
+        assert bool((draw_states(10_000, stream, limits_of(0.7, 0.3, precision)) > 0).all())
 
 
 @pytest.mark.parametrize(

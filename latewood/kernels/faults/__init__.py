@@ -13,7 +13,7 @@ from latewood.kernels.faults.reference_cells import (
     read_drawn_reference,
     read_states_reference,
 )
-from latewood.kernels.faults.streams import LanePrecision, Stream, thresholds
+from latewood.kernels.faults.streams import LanePrecision, Limits, Stream, limits_of
 from latewood.kernels.misfits import require_memory
 
 __all__ = [
@@ -26,46 +26,41 @@ __all__ = [
     "Cell",
     "CellLayout",
     "LanePrecision",
+    "Limits",
     "Stream",
     "digits_of",
     "draw_states",
     "draw_states_reference",
+    "limits_of",
     "read_drawn",
     "read_drawn_reference",
     "read_states_reference",
-    "thresholds",
 ]
 
 
-def draw_states(
-    count: int, stream: Stream, hrs: float, lrs: float, *, precision: LanePrecision = 16
-) -> Tensor:
+def draw_states(count: int, stream: Stream, limits: Limits) -> Tensor:
     """Draws the states of cells, each on its own.
 
-    A cell is stuck at HRS where its lane is below T0, at LRS from T1 on (``thresholds``); so with
-    a fixed share of both kinds the faults at a rate are among those at any larger one.
+    A cell is stuck at HRS where its lane is below T0, at LRS from T1 on (``limits_of``); so with a
+    fixed share of both kinds the faults at a rate are among those at any larger one.
 
     Args:
         count: cells.
         stream: where the lanes come from.
-        hrs: probability of a cell that is stuck in the high-resistance state.
-        lrs: of one in the low-resistance state.
-        precision: bits of a lane, 16 or 32.
+        limits: of the two rates.
 
     Returns:
         uint8, (count,): GOOD, HRS or LRS.
     """
-    return draw_states_reference(count, stream, hrs, lrs, precision=precision)
+    return draw_states_reference(count, stream, limits)
 
 
 def read_drawn(
     codes: Tensor,
     layout: CellLayout,
     stream: Stream,
-    hrs: float,
-    lrs: float,
+    limits: Limits,
     *,
-    precision: LanePrecision = 16,
     bits: Tensor | None = None,
 ) -> Tensor:
     """What is read of integers whose cells are stuck at random, ``read_states`` of ``draw_states``.
@@ -74,9 +69,7 @@ def read_drawn(
         codes: (q) int32, any shape; what the layout can hold.
         layout: of the cells; lane ``c n + i`` is that of cell c of the integer i of n.
         stream: where the lanes come from.
-        hrs: probability of a cell that is stuck in the high-resistance state.
-        lrs: of one in the low-resistance state.
-        precision: bits of a lane, 16 or 32.
+        limits: of the two rates.
         bits: of each integer, broadcasts to ``codes``, where they differ.
 
     Returns:
@@ -88,4 +81,4 @@ def read_drawn(
     if codes.dtype != torch.int32:
         raise invalid("codes", codes.dtype, "torch.int32")
     require_memory(codes=codes)
-    return read_drawn_reference(codes, layout, stream, hrs, lrs, precision=precision, bits=bits)
+    return read_drawn_reference(codes, layout, stream, limits, bits=bits)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.faults.cells import HRS, LRS, MINUS, PLUS, CellLayout
-from latewood.kernels.faults.streams import LanePrecision, Stream, thresholds
+from latewood.kernels.faults.streams import Limits, Stream
 
 __all__ = [
     "digits_of",
@@ -33,25 +33,19 @@ def read_drawn_reference(
     codes: Tensor,
     layout: CellLayout,
     stream: Stream,
-    hrs: float,
-    lrs: float,
+    limits: Limits,
     *,
-    precision: LanePrecision = 16,
     bits: Tensor | None = None,
 ) -> Tensor:
     """``read_drawn`` in plain torch: the oracle, on any device."""
-    states = draw_states_reference(
-        len(layout.cells) * codes.numel(), stream, hrs, lrs, precision=precision
-    )
+    states = draw_states_reference(len(layout.cells) * codes.numel(), stream, limits)
     states = states.view(len(layout.cells), *codes.shape).to(codes.device)
     return read_states_reference(codes, layout, states, bits=bits)
 
 
-def draw_states_reference(
-    count: int, stream: Stream, hrs: float, lrs: float, *, precision: LanePrecision = 16
-) -> Tensor:
+def draw_states_reference(count: int, stream: Stream, limits: Limits) -> Tensor:
     """``draw_states`` in plain torch and NumPy: the oracle, on the CPU."""
-    low, high = thresholds(hrs, lrs, precision)
+    low, high, precision = limits
     lanes = stream.lanes(count, precision)
     states = numpy.zeros(count, dtype=numpy.uint8)
     # As 64-bit numbers, since a rate of 1 has a threshold that no lane holds.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy
 from numpy.typing import NDArray
 
-__all__ = ["LanePrecision", "Stream", "thresholds"]
+__all__ = ["LanePrecision", "Limits", "Stream", "limits_of"]
 
 LanePrecision = Literal[16, 32]
 """Bits of the number that is drawn for a cell."""
@@ -66,11 +65,24 @@ class Stream:
         return inner["state"], inner["inc"]
 
 
-@functools.lru_cache(maxsize=256)
-def thresholds(hrs: float, lrs: float, precision: LanePrecision = 16) -> tuple[int, int]:
-    """What a lane is compared with: stuck at HRS below the first, at LRS from the second on.
+class Limits(NamedTuple):
+    """What a lane is compared with.
 
-    ``T0 = round(2^bits hrs)``, ``T1 = 2^bits - round(2^bits lrs)``; a rate is met to 2^-17 (2^-33).
+    Args:
+        low: (T0) a cell is stuck at HRS below it.
+        high: (T1) a cell is stuck at LRS from it on.
+        precision: bits of a lane.
+    """
+
+    low: int
+    high: int
+    precision: LanePrecision
+
+
+def limits_of(hrs: float, lrs: float, precision: LanePrecision = 16) -> Limits:
+    """The limits of two rates: ``T0 = round(2^bits hrs)``, ``T1 = 2^bits - round(2^bits lrs)``.
+
+    A rate is met to 2^-17, or to 2^-33 with 32 bits.
 
     Args:
         hrs: probability of a cell that is stuck in the high-resistance state.
@@ -79,4 +91,4 @@ def thresholds(hrs: float, lrs: float, precision: LanePrecision = 16) -> tuple[i
     """
     whole = 1 << precision
     low = round(whole * hrs)
-    return low, max(low, whole - round(whole * lrs))
+    return Limits(low, max(low, whole - round(whole * lrs)), precision)
