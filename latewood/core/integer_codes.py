@@ -12,7 +12,7 @@ from latewood.core.format_buffers import format_buffers
 from latewood.core.transforms import transformations
 from latewood.errors import invalid
 
-__all__ = ["HasGrid", "IntegerCodes", "integer_codes"]
+__all__ = ["HasGrid", "IntegerCodes", "codes_on_grid", "integer_codes"]
 
 
 @runtime_checkable
@@ -59,9 +59,25 @@ def integer_codes(layer: nn.Module, parameter_name: str) -> IntegerCodes | None:
             grid = transformation.grid()
     if grid is None:
         return None
-    bits, scale = grid
     weight: Tensor = getattr(layer, parameter_name).detach()
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return codes_on_grid(weight, *grid, name=parameter_name)
+
+
+def codes_on_grid(
+    weight: Tensor, bits: Tensor, scale: Tensor, *, name: str = "weight"
+) -> IntegerCodes:
+    """The integers of a weight on a grid.
+
+    Args:
+        weight: floating, on the grid or 0.
+        bits: (p) uint8, broadcasts to the weight.
+        scale: (alpha) floating, broadcasts to the weight.
+        name: of the weight, for errors.
+
+    Raises:
+        RequestError: a weight that is not on the grid.
+    """
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     unit = scale.to(wide.dtype) * torch.exp2(1.0 - bits.to(wide.dtype))
     steps = wide / unit
     most = torch.exp2(bits.to(wide.dtype)) - 1
@@ -71,7 +87,7 @@ def integer_codes(layer: nn.Module, parameter_name: str) -> IntegerCodes | None:
     near = (steps - nearest).abs() <= 0.2 + 2.0**-6 * steps.abs()
     if not bool((near | ~there).all()) or bool(((wide != 0) & (bits == 0)).any()):
         raise invalid(
-            parameter_name,
+            name,
             "numbers beside the grid of its format",
             "a weight on it; finalize the masks around the format first",
         )

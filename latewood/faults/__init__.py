@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from latewood.faults.crossbar import Crossbar
+from latewood.faults.drop_connect import DropConnect
+from latewood.faults.drop_rates import RateRamp
 from latewood.faults.encoding import Encoded, digits, encode
 from latewood.faults.injection import injected
 from latewood.faults.map_statistics import MonteCarlo
@@ -14,11 +16,13 @@ from latewood.faults.stuck_at import ArrayBeta, Gaussian, LineFaults, StuckAt
 __all__ = [
     "ArrayBeta",
     "Crossbar",
+    "DropConnect",
     "Encoded",
     "Gaussian",
     "LineFaults",
     "Moments",
     "MonteCarlo",
+    "RateRamp",
     "StuckAt",
     "cell_change",
     "digits",
