@@ -7,6 +7,11 @@ from torch import Tensor
 
 from latewood.errors import invalid
 from latewood.kernels.faults.cells import GOOD, HRS, LRS, MINUS, PLUS, UNSIGNED, Cell, CellLayout
+from latewood.kernels.faults.native_cells import (
+    compiled_for,
+    draw_states_native,
+    read_drawn_native,
+)
 from latewood.kernels.faults.reference_cells import (
     digits_of,
     draw_states_reference,
@@ -52,7 +57,10 @@ def draw_states(count: int, stream: Stream, limits: Limits) -> Tensor:
     Returns:
         uint8, (count,): GOOD, HRS or LRS.
     """
-    return draw_states_reference(count, stream, limits)
+    compiled = compiled_for(limits)
+    if compiled is None:
+        return draw_states_reference(count, stream, limits)
+    return draw_states_native(compiled, count, stream, limits)
 
 
 def read_drawn(
@@ -81,4 +89,7 @@ def read_drawn(
     if codes.dtype != torch.int32:
         raise invalid("codes", codes.dtype, "torch.int32")
     require_memory(codes=codes)
-    return read_drawn_reference(codes, layout, stream, limits, bits=bits)
+    compiled = compiled_for(limits, len(layout.cells), codes) if bits is None else None
+    if compiled is None:
+        return read_drawn_reference(codes, layout, stream, limits, bits=bits)
+    return read_drawn_native(compiled, codes, layout, stream, limits)
