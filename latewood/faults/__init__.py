@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from latewood.faults.crossbar import Crossbar
+from latewood.faults.crossbar_cost import CrossbarCost, LayerCost, cost
+from latewood.faults.device_constants import ISAAC, DeviceConstants
 from latewood.faults.drop_connect import DropConnect
 from latewood.faults.drop_rates import RateRamp
 from latewood.faults.encoding import Encoded, digits, encode
@@ -16,15 +18,20 @@ from latewood.faults.stuck_at import ArrayBeta, Gaussian, LineFaults, StuckAt
 __all__ = [
     "ArrayBeta",
     "Crossbar",
+    "CrossbarCost",
+    "DeviceConstants",
     "DropConnect",
     "Encoded",
     "Gaussian",
+    "ISAAC",
+    "LayerCost",
     "LineFaults",
     "Moments",
     "MonteCarlo",
     "RateRamp",
     "StuckAt",
     "cell_change",
+    "cost",
     "digits",
     "encode",
     "injected",

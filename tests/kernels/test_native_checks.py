@@ -66,6 +66,16 @@ def mixed_run(numbers):
     return tensors, call
 
 
+def cells():
+    held = [torch.ones(ROWS, COLUMNS, dtype=torch.int32) for _ in range(2)]
+    layout = ([[0, 0, 1, 3], [1, 0, -1, 3]], 2, 0, 7)
+
+    def call(function, t):
+        return function(*t, ROWS * COLUMNS, *layout, [1, 2, 3, 5], 100, 65000, 1)
+
+    return held, call
+
+
 SAME_BYTES = frozenset(("other shape", "transposed"))
 """Changes that leave a contiguous stretch of as many elements, in whatever order."""
 ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
@@ -103,6 +113,12 @@ CALLS = {
         frozenset(),
     ),
     "inpainting_ascend": (*inpainting(), frozenset(("other shape",))),
+    "faults_read_drawn": (*cells(), SAME_BYTES),
+    "faults_draw_states": (
+        [torch.zeros(ROWS, COLUMNS, dtype=torch.uint8)],
+        lambda function, t: function(t[0], ROWS * COLUMNS, [1, 2, 3, 5], 100, 65000, 1),
+        SAME_BYTES,
+    ),
     "mixed_prepare": (prepared_codes(), mixed_prepare, SAME_BYTES | {"nothing"}),
     "mixed_run, codes": (*mixed_run(numbers=False), SAME_BYTES),
     "mixed_run, numbers": (*mixed_run(numbers=True), SAME_BYTES),
@@ -179,7 +195,9 @@ def test_no_function_is_left_out():
 def test_the_calls_themselves_are_right(name):
     tensors, call, _ = CALLS[name]
     result = call(getattr(native(), name.partition(",")[0]), [t.clone() for t in tensors])
-    assert result is not None or name.startswith(("masked", "mask_sum_backward", "inpainting"))
+    assert result is not None or name.startswith(
+        ("masked", "mask_sum_backward", "inpainting", "faults")
+    )
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -212,7 +230,7 @@ def test_one_changed_tensor_is_refused_and_nothing_is_written(data):
     refused = False
     try:
         refused = call(getattr(native(), name.partition(",")[0]), tensors) is None
-        if name.startswith(("masked", "mask_sum_backward", "inpainting")):
+        if name.startswith(("masked", "mask_sum_backward", "inpainting", "faults")):
             refused = False  # they return nothing where all is well
     except (ValueError, TypeError):
         refused = True
