@@ -113,7 +113,7 @@ class DropConnect(EndsOnce):
         if not isinstance(start_step, int) or isinstance(start_step, bool) or start_step < 0:
             raise invalid("start_step", start_step, "a whole number of steps, 0 or more")
         self._resample, self._map, self._seed = resample, map, seed
-        self._share, self._inverted, self._start = hrs_share, scale == "inverted", start_step
+        self._share, self._start = hrs_share, start_step
         self._model, self._step, self._drawn = model, 0, -2  # not even that there is none
         self._current = 0.0
         held_by = crossbar or Crossbar()
@@ -132,7 +132,7 @@ class DropConnect(EndsOnce):
                 )
                 if getattr(transformation, "order", None) == PRECISION
             ]
-            stuck = transformation_of(held, emulate, held_by, formats)
+            stuck = transformation_of(held, emulate, held_by, formats, inverted=scale == "inverted")
             self._stuck.append(stuck)
             for use in held.uses:
                 attach(use.module, use.parameter_name, stuck)
@@ -228,8 +228,6 @@ class DropConnect(EndsOnce):
         hrs, lrs = rate * self._share, rate * (1.0 - self._share)
         for held, stuck in zip(self._held, self._stuck, strict=True):
             stuck.draw([self._stream(part.name, number) for part in held.parts], hrs, lrs)
-            if self._inverted:
-                stuck.factor.fill_(1.0 / (1.0 - rate) if rate < 1.0 else 0.0)
 
     def _number(self) -> int:
         if self._resample == "fixed":

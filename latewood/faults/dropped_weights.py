@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from latewood.faults.crossbar import Crossbar
 from latewood.faults.encoding import Encoded, encode
 from latewood.faults.faultable_weights import Faultable, Part
 from latewood.faults.simulation import signs_of
-from latewood.kernels.faults import LRS, Limits, Stream, draw_states, limits_of, read_drawn
+from latewood.kernels.faults import GOOD, LRS, Limits, Stream, draw_states, limits_of, read_drawn
 
 __all__ = ["DroppedWeight", "EmulatedCells", "Emulation", "StuckWeight", "transformation_of"]
 
@@ -52,18 +52,22 @@ class DroppedWeight(StuckWeight):
         weight: gives shape and device.
         parts: rows that have a stream each.
         with_largest: whether weights may be stuck at the largest.
+        inverted: whether what is left is rescaled by c = 1 / (1 - rate), else 1.
     """
 
     kept: Tensor
     signs: Tensor
     factor: Tensor
 
-    def __init__(self, weight: Tensor, parts: Sequence[Part], *, with_largest: bool) -> None:
+    def __init__(
+        self, weight: Tensor, parts: Sequence[Part], *, with_largest: bool, inverted: bool
+    ) -> None:
         super().__init__()
-        self._parts, self._with_largest = len(parts), with_largest
+        self._parts, self._with_largest, self._inverted = len(parts), with_largest, inverted
         kind = torch.promote_types(weight.dtype, torch.float32)
         # Not persistent: a function of seed and step, and no part of a network.
-        kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        # Bytes, since products of floats with bool are three times slower on processors.
+        kept = torch.ones(weight.shape, dtype=torch.uint8, device=weight.device)
         self.register_buffer("kept", kept, persistent=False)
         factor = torch.ones((), dtype=kind, device=weight.device)
         self.register_buffer("factor", factor, persistent=False)
@@ -80,7 +84,7 @@ class DroppedWeight(StuckWeight):
         dropped = weight * self.kept
         if self._with_largest:
             dropped = dropped + self.signs * weight.detach().abs().amax()
-        return (dropped * self.factor).to(weight.dtype)
+        return (dropped * self.factor).to(weight.dtype) if self._inverted else dropped
 
     def draw(self, streams: Sequence[Stream], hrs: float, lrs: float) -> None:
         """Draws which weights are stuck, a number a weight."""
@@ -88,15 +92,19 @@ class DroppedWeight(StuckWeight):
         shape = self.kept.shape
         sizes = self._counts(shape)
         states = [draw_states(n, stream, limits) for n, stream in zip(sizes, streams, strict=True)]
+        if self._inverted:
+            self.factor.fill_(1.0 / (1.0 - hrs - lrs) if hrs + lrs < 1.0 else 0.0)
         every = _joined(states).view(shape)
-        self.kept.copy_(every == 0)
-        if self._with_largest:
-            signs = [
-                draw_states(n, signs_of(stream), limits_of(0.5, 0.0))
-                for n, stream in zip(sizes, streams, strict=True)
-            ]
-            positive = 2 * _joined(signs).view(shape).to(torch.int8) - 1
-            self.signs.copy_(torch.where(every == LRS, positive, 0))
+        if not self._with_largest:
+            self.kept.copy_(every.bitwise_xor_(1))  # good is 0 and stuck 1, with one kind alone
+            return
+        self.kept.copy_(every == GOOD)
+        signs = [
+            draw_states(n, signs_of(stream), limits_of(0.5, 0.0))
+            for n, stream in zip(sizes, streams, strict=True)
+        ]
+        positive = 2 * _joined(signs).view(shape).to(torch.int8) - 1
+        self.signs.copy_(torch.where(every == LRS, positive, 0))
 
     def dropped(self) -> tuple[int, int]:
         """How many weights are stuck, and of how many."""
@@ -150,11 +158,10 @@ class EmulatedCells(StuckWeight):
         for transformation in self._formats:
             grid = transformation.grid() if isinstance(transformation, HasGrid) else None
             bits, scale = (None, None) if grid is None else grid
-        read = torch.ops.latewood.read_cells(
-            weight.detach(), self.key, self._names, self._crossbar, self._axis, scale, bits
+        read: Tensor = torch.ops.latewood.read_cells(
+            weight, self.key, self._names, self._crossbar, self._axis, scale, bits
         )
-        straight: Tensor = read + (weight - weight.detach())
-        return straight
+        return read
 
     def draw(self, streams: Sequence[Stream], hrs: float, lrs: float) -> None:
         """Notes of which map the cells are from now on; they are drawn where they are read."""
@@ -169,7 +176,12 @@ class EmulatedCells(StuckWeight):
 
 
 def transformation_of(
-    held: Faultable, emulate: Emulation, crossbar: Crossbar, formats: Sequence[nn.Module]
+    held: Faultable,
+    emulate: Emulation,
+    crossbar: Crossbar,
+    formats: Sequence[nn.Module],
+    *,
+    inverted: bool = False,
 ) -> StuckWeight:
     """The transformation of a weight for a kind of emulation.
 
@@ -178,10 +190,16 @@ def transformation_of(
         emulate: "zero", "zero+max" or "cells".
         crossbar: of the cells.
         formats: what may put the weight on a grid.
+        inverted: whether what is left is rescaled.
     """
     if emulate == "cells":
         return EmulatedCells(held, crossbar, formats)
-    return DroppedWeight(held.weight.stored, held.parts, with_largest=emulate == "zero+max")
+    return DroppedWeight(
+        held.weight.stored,
+        held.parts,
+        with_largest=emulate == "zero+max",
+        inverted=inverted,
+    )
 
 
 @torch.library.custom_op("latewood::read_cells", mutates_args=())
@@ -215,6 +233,8 @@ def _read_cells(
             if most:
                 layout = held.layout_of(most)
                 codes = read_drawn(codes, layout, stream, limits, bits=on_grid.bits)
+        if len(streams) == 1:
+            return encoded.decoded(codes, weight.dtype)
         target.copy_(encoded.decoded(codes, weight.dtype))
     return read
 
@@ -230,6 +250,13 @@ def _(
     bits: Tensor | None,
 ) -> Tensor:
     return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+def _straight_through(_: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return gradient, None, None, None, None, None, None
+
+
+torch.library.register_autograd("latewood::read_cells", _straight_through)
 
 
 @functools.lru_cache(maxsize=64)

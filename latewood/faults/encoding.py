@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latewood.errors import invalid
+from latewood.errors import RequestError, invalid
 from latewood.faults.crossbar import Crossbar
 from latewood.kernels.faults import digits_of
 
@@ -32,7 +32,9 @@ class Encoded(NamedTuple):
             codes: (q') of the shape of these.
             dtype: of the result.
         """
-        return (self.scale * codes.to(self.scale.dtype)).to(dtype)
+        # Exact in float32 for what cells hold; analog codes have that dtype already, and stay.
+        wide = codes.to(self.scale.dtype)
+        return (wide * self.scale if wide is codes else wide.mul_(self.scale)).to(dtype)
 
 
 def encode(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Encoded:
@@ -49,19 +51,25 @@ def encode(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Enco
     Raises:
         RequestError: a weight that is not floating or not finite.
     """
-    require_weight(weight)
+    _require_stored(weight, "weight")
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if crossbar.granularity == "channel" and wide.dim() > 0:
+    if wide.numel() == 0:
+        peak = wide.new_zeros(())
+    elif crossbar.granularity == "channel" and wide.dim() > 0:
         others = [axis for axis in range(wide.dim()) if axis != channel_axis % wide.dim()]
-        peak = wide.abs().amax(others, keepdim=True) if wide.numel() else wide.new_zeros(())
+        peak = wide.abs().amax(others, keepdim=True)
     else:
-        peak = wide.abs().max() if wide.numel() else wide.new_zeros(())
+        least, most = torch.aminmax(wide)
+        peak = torch.maximum(-least, most)
+    # NaN and infinity are the largest, so that one look at the peaks finds them.
+    if not bool(peak.isfinite().all()):
+        raise _not_finite("weight")
     largest = crossbar.largest
     scale = peak / largest
     # Peaks near the smallest float have no quotient; they are as good as 0.
     scale = torch.where(scale > torch.finfo(wide.dtype).tiny, scale, 1.0)
-    codes = (wide / scale).clamp(-largest, largest)
-    return Encoded(codes if crossbar.is_analog else codes.round().to(torch.int32), scale)
+    codes = (wide / scale).clamp_(-largest, largest)
+    return Encoded(codes if crossbar.is_analog else codes.round_().to(torch.int32), scale)
 
 
 def digits(codes: Tensor, crossbar: Crossbar) -> Tensor:
@@ -107,10 +115,18 @@ def require_weight(weight: Tensor, name: str = "weight") -> None:
     Raises:
         RequestError: no tensor, another than a floating dtype, no data, or NaN and infinity.
     """
+    _require_stored(weight, name)
+    if not bool(weight.isfinite().all()):
+        raise _not_finite(name)
+
+
+def _require_stored(weight: Tensor, name: str) -> None:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise invalid(name, str(kind), "a tensor of floating numbers")
     if weight.is_meta:
         raise invalid(name, "a tensor on the meta device", "a weight that holds data")
-    if not bool(weight.isfinite().all()):
-        raise invalid(name, "NaN or infinity among the numbers", "finite weights")
+
+
+def _not_finite(name: str) -> RequestError:
+    return invalid(name, "NaN or infinity among the numbers", "finite weights")
