@@ -26,6 +26,7 @@ HEAVY = (
     "room",
     [
         "latewood.core",
+        "latewood.faults",
         "latewood.growth",
         "latewood.kernels.inpainting",
         "latewood.kernels.masked_weight",

@@ -82,3 +82,4 @@ ISAAC: Final = DeviceConstants(
     adc_mm2=1.2e-3,
     shift_add_mm2=6e-5,
 )
+"""An array of 128 x 128 cells of 2 bits, with 1-bit DACs and an 8-bit ADC for its columns."""

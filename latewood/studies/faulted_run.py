@@ -19,10 +19,7 @@ from latewood.training.processes import alone
 from latewood.training.randomness import caller_unchanged
 from latewood.training.run_context import RunContext
 
-__all__ = ["FAULTS_FILE", "FaultedRun", "evaluate_under_faults"]
-
-FAULTS_FILE = "faults.json"
-"""What is written to a run's folder, and what its report shows."""
+__all__ = ["FaultedRun", "evaluate_under_faults"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def evaluate_under_faults(
     total = [StuckAt.total(rate, hrs_share=hrs_share) for rate in sorted(set(rates))]
     faults = [StuckAt(at.hrs, at.lrs, level=level) for at in total]  # type: ignore[arg-type]
     opened = open_run(run, trust=trust)
-    path = out or opened.folder.path / FAULTS_FILE
+    path = out or opened.folder.faults_path
     if path.is_dir() or not path.parent.is_dir():
         raise invalid("--out", str(path), "a file in a folder there is")
     recipe = opened.recipe.model_copy(update={"device": "cpu", "precision": "no"})
