@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what type checkers and the reference of the API see of what
     from latewood import (
         core,
         experiments,
+        faults,
         growth,
         kernels,
         models,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "core",
     "experiments",
+    "faults",
     "growth",
     "kernels",
     "models",

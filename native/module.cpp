@@ -6,6 +6,7 @@
 
 namespace nb = nanobind;
 
+void bind_faults(nb::module_ &module);
 void bind_inpainting(nb::module_ &module);
 void bind_integer_network(nb::module_ &module);
 void bind_masked_weight(nb::module_ &module);
@@ -18,6 +19,7 @@ NB_MODULE(_native, module) {
   module.doc() = "Native CPU kernels of Latewood; call them through latewood.kernels.";
   module.def("instruction_set", &latewood::instruction_set_name);
   latewood::bind_tensors(module);
+  bind_faults(module);
   bind_inpainting(module);
   bind_integer_network(module);
   bind_masked_weight(module);

@@ -21,6 +21,7 @@ HEAVY = (
 
 ROOMS = (
     "latewood.core",
+    "latewood.faults",
     "latewood.growth",
     "latewood.kernels.inpainting",
     "latewood.kernels.masked_weight",

@@ -19,6 +19,7 @@ from cyclopts import CycloptsError
 # Importing a module of commands registers them with the application.
 from latewood.cli import (  # noqa: F401
     connect_commands,
+    faults_command,
     grow_commands,
     inspect_commands,
     pack_commands,

@@ -17,6 +17,7 @@ __all__ = [
     "EMBEDDING",
     "WEIGHT_LAYERS",
     "Selected",
+    "is_embedding",
     "is_hugging_face_conv1d",
     "matrix_parameters",
     "select_parameters",
@@ -220,7 +221,7 @@ def shared_with_embeddings(model: nn.Module) -> set[str]:
     looked_up = {
         id(_identity(candidate.module, candidate.parameter_name))
         for candidate in _candidates(model, (nn.Module,), once=False)
-        if _is_embedding(candidate.module)
+        if is_embedding(candidate.module)
     }
     return {
         weight.name
@@ -239,7 +240,7 @@ def _no_weight(module: nn.Module, name: str, tensor: Tensor) -> str | None:
     if isinstance(module, WEIGHT_LAYERS):
         return None
     parts = name.lower().split("_")
-    if _is_embedding(module) or any(part.startswith(_EMBEDDING_PARTS) for part in parts):
+    if is_embedding(module) or any(part.startswith(_EMBEDDING_PARTS) for part in parts):
         return EMBEDDING
     if isinstance(module, _NORMS) or _is_called(module, "norm"):
         return "of a norm"
@@ -257,7 +258,12 @@ def _no_weight(module: nn.Module, name: str, tensor: Tensor) -> str | None:
     return None
 
 
-def _is_embedding(module: nn.Module) -> bool:
+def is_embedding(module: nn.Module) -> bool:
+    """Whether the matrix of a module is looked up, not multiplied with.
+
+    Args:
+        module: any module.
+    """
     if isinstance(module, WEIGHT_LAYERS):
         return False
     named = any(_is_called(module, word) for word in _EMBEDDING_CLASSES)

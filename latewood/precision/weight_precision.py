@@ -128,6 +128,13 @@ class WeightPrecision(nn.Module):
         # By the tensor, since an average of the weights takes over tensors, and nothing else.
         return torch.where(self.snapped, self.bits, near)
 
+    def grid(self) -> tuple[Tensor, Tensor] | None:
+        """Bits and scale of the grid that weights are on; None as long as it is not fixed.
+
+        What ``core.integer_codes`` asks for.
+        """
+        return (self.expanded(self.current_bits()), self.scale) if self.is_snapped else None
+
     def stored_bits(self, weight: Tensor) -> float:
         """Bits of a whole weight, as evaluated; what ``core.bits`` asks for."""
         return float(self.expanded(self.current_bits()).expand(weight.shape).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import tomllib
 from array import array
@@ -143,6 +144,7 @@ class Run:
         layers: its spectra in the order of the model; () if no probe kept any.
         aligned: its pairs of consecutive layers; () if no probe measured any.
         detail: how much of it the report shows.
+        faults: what ``latewood faults`` has measured; {} if it has not.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Run:
     layers: tuple[Layer, ...] = ()
     aligned: tuple[AlignedPair, ...] = ()
     detail: Detail = DETAILS[0]
+    faults: dict[str, Any] = field(default_factory=dict)
 
     def names(self, kind: str) -> list[str]:
         """The scalars of a kind ("train", "validation", "probe", ...), by first appearance."""
@@ -306,6 +309,7 @@ def _read(folder: RunFolder, name: str) -> Run:
         problems.append("The run has no summary: it has not finished, or it was stopped.")
     environment = recipe.pop("environment", {})
     return Run(
+        faults=_faults(folder, problems),
         name=name,
         recipe_text=text,
         recipe=recipe,
@@ -313,6 +317,31 @@ def _read(folder: RunFolder, name: str) -> Run:
         summary=summary if isinstance(summary, dict) else {},
         problems=tuple(problems),
     )
+
+
+def _faults(folder: RunFolder, problems: list[str]) -> dict[str, Any]:
+    """Scores by fault rate, each entry as the section needs it."""
+    if not folder.faults_path.exists():
+        return {}
+    try:
+        found = json.loads(folder.faults_path.read_text(encoding="utf-8"))
+        rates = [
+            {
+                "rate": float(entry["hrs"]) + float(entry["lrs"]),
+                "hrs": float(entry["hrs"]),
+                "scores": [float(score) for score in entry["scores"]],
+                "nearly_worst": float(entry["summary"]["nearly_worst"]),
+                "plain": float(entry["summary"]["plain"]),
+            }
+            for entry in found["rates"]
+        ]
+        if not rates or not all(entry["scores"] for entry in rates):
+            raise ValueError("no scores")
+        least = found["least"] if found["least"] is None else float(found["least"])
+        return {"headline": str(found["headline"]), "least": least, "rates": rates}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problems.append(f"The scores under faults could not be read: {error!r}.")
+        return {}
 
 
 def _recipe(folder: RunFolder, problems: list[str]) -> tuple[str, dict[str, Any]]:

@@ -96,6 +96,7 @@ SCHEDULES: dict[str, str] = {
 
 METHODS: dict[str, str] = {
     "continuous_sparsification": "latewood.sparsity:ContinuousSparsification",
+    "drop_connect": "latewood.faults:DropConnect",
     "growth": "latewood.growth:Growth",
     "gradual_magnitude_pruning": "latewood.sparsity:GradualMagnitudePruning",
     "learned_precision": "latewood.precision:LearnedPrecision",

@@ -53,6 +53,7 @@ class RunFolder:
         self.summary_path = self.path / "summary.json"
         self.model_path = self.path / "model.safetensors"
         self.edits_path = self.path / "edits"
+        self.faults_path = self.path / "faults.json"
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.spectra_folder = self.path / "spectra"

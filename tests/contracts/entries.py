@@ -18,6 +18,17 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
             {"rounds": 2, "harden_at": 0.5, "density": 0.5, "penalty_weight": 1e-3},
         ],
         "gradual_magnitude_pruning": [{"density": 0.3}],
+        "drop_connect": [
+            {"rate": 0.2},
+            {
+                "rate": {"start": 0.0, "end": 0.3, "until": 0.5},
+                "emulate": "cells",
+                "hrs_share": 0.9,
+                "crossbar": {"weight_bits": 5, "bits_per_cell": 1},
+                "resample": "epoch",
+                "start_step": 2,
+            },
+        ],
         "growth": [
             {"schedule": {"name": "late", "end": 2.0, "at": 0.4}},
             {

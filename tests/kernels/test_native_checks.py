@@ -125,6 +125,16 @@ def noise_backward(function, t):
     return function(t[0], t[1], (-1.0, 1.0), t[2], t[3], t[4], NOISE_LAYOUT, 1)
 
 
+def cells():
+    held = [torch.ones(ROWS, COLUMNS, dtype=torch.int32) for _ in range(2)]
+    layout = ([[0, 0, 1, 3], [1, 0, -1, 3]], 2, 0, 7)
+
+    def call(function, t):
+        return function(*t, ROWS * COLUMNS, *layout, [1, 2, 3, 5], 100, 65000, 1)
+
+    return held, call
+
+
 SAME_BYTES = frozenset(("other shape", "transposed"))
 """Changes that leave a contiguous stretch of as many elements, in whatever order."""
 ANY_SIZE = SAME_BYTES | {"longer", "shorter"}
@@ -173,6 +183,12 @@ CALLS = {
     ),
     "noise_backward": (noise_tensors(), noise_backward, frozenset(("other shape",))),
     "inpainting_ascend": (*inpainting(), frozenset(("other shape",))),
+    "faults_read_drawn": (*cells(), SAME_BYTES),
+    "faults_draw_states": (
+        [torch.zeros(ROWS, COLUMNS, dtype=torch.uint8)],
+        lambda function, t: function(t[0], ROWS * COLUMNS, [1, 2, 3, 5], 100, 65000, 1),
+        SAME_BYTES,
+    ),
     "mixed_prepare": (prepared_codes(), mixed_prepare, SAME_BYTES | {"nothing"}),
     "mixed_run, codes": (*mixed_run(numbers=False), SAME_BYTES),
     "mixed_run, numbers": (*mixed_run(numbers=True), SAME_BYTES),
@@ -185,7 +201,7 @@ CALLS = {
     ),
 }
 NOTHING_RETURNED = (
-    *("masked", "mask_sum_backward", "inpainting"),
+    *("masked", "mask_sum_backward", "inpainting", "faults"),
     *("noise_draw", "noise_forward", "noise_backward"),
 )
 WITHOUT_TENSORS = {"attach", "instruction_set", "mixed_forms", "mixed_use", "MixedProduct"}

@@ -8,6 +8,7 @@ from latewood.report.sections.budget_section import budget
 from latewood.report.sections.comparison_section import comparison
 from latewood.report.sections.density_section import density
 from latewood.report.sections.effective_rank_section import effective_rank
+from latewood.report.sections.faults_section import faults
 from latewood.report.sections.growth_section import growth
 from latewood.report.sections.learning_section import learning
 from latewood.report.sections.precision_section import precision
@@ -25,6 +26,7 @@ SECTIONS: tuple[SectionBuilder, ...] = (
     precision,
     budget,
     growth,
+    faults,
     effective_rank,
     singular_values,
     alignment,
