@@ -131,6 +131,8 @@ class Training:
             provided["stages"] = getattr(method, "stages", None)
         self.probes: list[Any] = []
         if case.kind == "probe":
+            provided["inputs"], provided["targets"] = batch(network, 0)
+            provided["inputs"] = provided["inputs"].to(dtype)
             self.probes.append(build("probe", case.section, "probes[0]", folder=folder, **provided))
         sgd = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
         section = case.section if case.kind == "optimizer" else sgd

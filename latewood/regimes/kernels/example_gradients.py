@@ -106,7 +106,6 @@ class ExampleGradients:
         }
         for name in self.names:
             self.parameters[name] = self.parameters[name].detach().requires_grad_()
-        self._cloning = False
         self.methods: list[ParameterMethod] = []
         self._layouts: list[str | None] = []
         self.bytes_per_example = 0
@@ -127,6 +126,17 @@ class ExampleGradients:
         """(N, C), what the model gives."""
         with self._running(), torch.no_grad():
             return self._output(self._cast_inputs(inputs))
+
+    def pulled(self, inputs: Inputs, weights: Tensor) -> dict[str, Tensor]:
+        """The gradient of the sum of all outputs times weights (N, C), by parameter."""
+        with self._running():
+            chosen = [self.parameters[name] for name in self.names]
+            total = (self._output(self._cast_inputs(inputs)) * weights).sum()
+            grads = torch.autograd.grad(total, chosen, allow_unused=True)
+            return {
+                name: torch.zeros_like(parameter) if grad is None else grad
+                for name, parameter, grad in zip(self.names, chosen, grads, strict=True)
+            }
 
     def _pieces(self, inputs: Inputs) -> dict[str, list[Piece]]:
         count = examples_of(inputs)
@@ -218,7 +228,7 @@ class ExampleGradients:
         }
         self._layouts = []
         found: dict[int, dict[str, list[Piece]]] = {example: {} for example in checked}
-        size = 0
+        size, classes = 0, 1 if self.mode == "sum" else output.shape[1]
         for place, operation in enumerate(operations):
             signals = [grads[place] for grads in singles]
             layout = _layout_of(operation, signals, checked, count)
@@ -232,9 +242,8 @@ class ExampleGradients:
                     continue
                 for name, piece in operation.pieces(signal[None], count, layout):
                     found[example].setdefault(name, []).append(piece)
-                    size += bytes_of(piece)
-        classes = 1 if self.mode == "sum" else output.shape[1]
-        self.bytes_per_example = 2 * max(1, size * classes // (len(checked) * count))
+                    size += bytes_of(piece, classes)
+        self.bytes_per_example = 2 * max(1, size // (len(checked) * count))
         for name in self.names:
             if name in reasons:
                 continue
@@ -337,12 +346,9 @@ class ExampleGradients:
 
     def _watched(self, inputs: Inputs) -> tuple[Tensor, OperationWatcher]:
         ids = {id(self.parameters[name]): name for name in self.names}
-        watcher = OperationWatcher(ids, cloning=self._cloning)
+        watcher = OperationWatcher(ids)
         with watcher:
             output = self._output(inputs)
-        if watcher.overwritten:
-            self._cloning = True
-            return self._watched(inputs)
         return output, watcher
 
     def _output(self, inputs: Inputs, values: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -37,9 +37,14 @@ class Outer:
 
     def rows(self, low: int, high: int) -> Tensor:
         """(C, N, high - low, columns), the gradient of some rows of the matrix."""
+        # One product for each example, over all outputs together: the inputs are not repeated.
         if self.transposed:
-            return self.inputs[..., low:high].mT @ self.signals
-        return self.signals[..., low:high].mT @ self.inputs
+            together = self.signals.permute(1, 2, 0, 3).flatten(2)
+            joined = self.inputs[..., low:high].mT @ together
+            return joined.unflatten(2, (len(self.signals), -1)).permute(2, 0, 1, 3)
+        together = self.signals[..., low:high].permute(1, 0, 3, 2).flatten(1, 2)
+        joined = together @ self.inputs
+        return joined.unflatten(1, (len(self.signals), -1)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,11 @@ def _element_size(piece: Piece) -> int:
     return tensor.element_size()
 
 
-def bytes_of(piece: Piece) -> int:
-    """What a piece holds."""
-    tensors = [value for value in vars(piece).values() if isinstance(value, Tensor)]
-    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors)
+def bytes_of(piece: Piece, classes: int) -> int:
+    """What a piece of one output holds once there are so many outputs."""
+    size = 0
+    for name, value in vars(piece).items():
+        if isinstance(value, Tensor):
+            held = math.prod(value.shape) * value.element_size()
+            size += held * (classes if name in ("signals", "gradients") else 1)
+    return size

@@ -209,22 +209,14 @@ class OperationWatcher(TorchFunctionMode):
 
     Args:
         names: of the parameters, by the ids of the tensors that stand for them in this run.
-        cloning: keep copies of what operations read: for code that changes it afterwards.
     """
 
-    def __init__(self, names: Mapping[int, str], *, cloning: bool) -> None:
+    def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
-        self.cloning = cloning
         self.operations: list[Operation] = []
         self.unknown: dict[str, str] = {}
         self._transposed: dict[int, tuple[Tensor, str]] = {}
-        self._versions: list[tuple[Tensor, int]] = []
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether something that an operation read has changed since."""
-        return any(tensor._version != version for tensor, version in self._versions)
 
     def __torch_function__(
         self,
@@ -270,14 +262,6 @@ class OperationWatcher(TorchFunctionMode):
             return self._transposed[id(tensor)][1], True
         name = self.name_of(tensor)
         return None if name is None else (name, False)
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A tensor as it is now, for later."""
-        if self.cloning:
-            return tensor.detach().clone()
-        kept = tensor.detach()
-        self._versions.append((kept, kept._version))
-        return kept
 
     def _parameters(self, values: list[Any]) -> set[str]:
         found = set()
@@ -339,7 +323,7 @@ def _linear_operation(
     turned: bool,
 ) -> Operation:
     name, transposed = matrix or (None, False)
-    reads = watcher.keep(inputs) if name is not None else None
+    reads = inputs.detach() if name is not None else None
     return Operation("linear", name, bias, None, (), reads, {"transposed": transposed != turned})
 
 
@@ -387,7 +371,7 @@ def _read_conv(watcher: OperationWatcher, name: str, args: Any, kwargs: Any) -> 
         "padding": [side for pair in reversed(sides) for side in pair],
     }
     own, bias = watcher.name_of(weight), watcher.name_of(_argument(args, kwargs, 2, "bias"))
-    reads = watcher.keep(inputs) if own is not None else None
+    reads = inputs.detach() if own is not None else None
     return Operation("conv", own, bias, None, (), reads, settings)
 
 
@@ -401,9 +385,7 @@ def _read_embedding(watcher: OperationWatcher, _: str, args: Any, kwargs: Any) -
     if padding is not None and padding < 0:
         padding += weight.shape[0]
     settings = {"rows": weight.shape[0], "padding_idx": padding}
-    return Operation(
-        "lookup", watcher.name_of(weight), None, None, (), watcher.keep(indices), settings
-    )
+    return Operation("lookup", watcher.name_of(weight), None, None, (), indices.detach(), settings)
 
 
 def _read_norm(watcher: OperationWatcher, name: str, args: Any, kwargs: Any) -> Operation | None:
@@ -438,7 +420,7 @@ def _read_element(watcher: OperationWatcher, name: str, args: Any, kwargs: Any) 
     if "mul" in name:
         if not isinstance(other, Tensor):
             return None
-        reads = watcher.keep(other)
+        reads = other.detach()
     return Operation("element", own, None, None, (), reads, settings)
 
 
