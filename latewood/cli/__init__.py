@@ -24,6 +24,7 @@ from latewood.cli import (  # noqa: F401
     inspect_commands,
     pack_commands,
     precision_commands,
+    regime_command,
     reproduce_command,
     slim_command,
     train_commands,

@@ -106,6 +106,7 @@ METHODS: dict[str, str] = {
 PROBES: dict[str, str] = {
     "newborn": "latewood.growth:NewbornProbe",
     "spectral": "latewood.spectra:SpectralProbe",
+    "tangent_kernel": "latewood.regimes:KernelProbe",
 }
 
 REGISTRIES: Mapping[str, dict[str, str]] = {
@@ -125,7 +126,9 @@ PROVIDED: Mapping[str, frozenset[str]] = {
     "method": frozenset(
         {"model", "example_inputs", "total_steps", "steps_per_epoch", "seed", "measure_loss"}
     ),
-    "probe": frozenset({"model", "total_steps", "steps_per_epoch", "folder", "stages"}),
+    "probe": frozenset(
+        {"model", "total_steps", "steps_per_epoch", "folder", "stages", "inputs", "targets"}
+    ),
 }
 """The arguments that a run passes itself, so that a recipe may not."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latewood.core.epochs import Epochs, StepsPerEpoch
 from latewood.core.groups import parameter_groups
@@ -25,6 +26,9 @@ from latewood.training.run_folder import RunFolder
 from latewood.training.session import Session, distributed
 
 __all__ = ["build_model", "open_session"]
+
+MOST_PROBED: Final = 256
+"""Training samples that a probe which looks at inputs is given."""
 
 
 def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: Task) -> Session:
@@ -82,6 +86,7 @@ def open_session(recipe: Recipe, folder: RunFolder, processes: Processes, task: 
             steps_per_epoch=steps_per_epoch,
             folder=folder.spectra_folder,
             stages=_stages(methods.values()),
+            **_samples(section, task, processes.device),
         )
         for index, section in enumerate(recipe.probes)
     ]
@@ -151,6 +156,22 @@ def _stages(methods: Iterable[Method]) -> Stages | None:
     """Those of the method that makes the model grow, for probes that ask; None without one."""
     growing = (getattr(method, "stages", None) for method in methods)
     return next((stages for stages in growing if isinstance(stages, Stages)), None)
+
+
+def _samples(
+    section: Mapping[str, Any], task: Task, device: torch.device
+) -> dict[str, Tensor | tuple[Tensor, ...] | None]:
+    """The first training samples, for probes that ask for inputs and targets."""
+    probe = components.resolve("probe", section["name"], "probes")
+    if "inputs" not in inspect.signature(probe).parameters:
+        return {}
+    batch = task.train.gather(torch.arange(min(MOST_PROBED, len(task.train))))
+    fields = [tensor.to(device) for tensor in batch]
+    count = len(task.example_inputs)
+    return {
+        "inputs": tuple(fields[:count]),
+        "targets": fields[count] if len(fields) == count + 1 else None,
+    }
 
 
 def _prefix(section: Mapping[str, Any], taken: Mapping[str, Any]) -> str:

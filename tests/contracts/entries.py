@@ -63,6 +63,7 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
     "probe": {
         "newborn": [{"every": 1}, {"every": 3}],
         "spectral": [{"every": 2}, {"every": 2, "worker": True, "pairs": "auto", "parts": 2}],
+        "tangent_kernel": [{"every": 4, "examples": 4}],
     },
     "optimizer": {
         "sgd": [{"lr": 0.05, "momentum": 0.9}],

@@ -168,6 +168,7 @@ class Training:
         self.probes: list[Any] = []
         if case.kind == "probe":
             stages = getattr(self.methods[0], "stages", None) if self.methods else None
+            inputs, targets = batch(network, 0)
             self.probes.append(
                 build(
                     "probe",
@@ -176,6 +177,8 @@ class Training:
                     folder=folder,
                     stages=stages,
                     model=self.model,
+                    inputs=inputs.to(dtype),
+                    targets=targets,
                     total_steps=TOTAL_STEPS,
                     steps_per_epoch=steps_per_epoch,
                 )

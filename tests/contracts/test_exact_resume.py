@@ -35,7 +35,8 @@ def test_a_resumed_probe_sees_what_it_would_have_seen(probe, network, tmp_path):
     training.finish_probes()
     save_state(tmp_path / "state", training.state())
     training.run().finish()
-    resumed = Training(probe, network, seed=1, folder=tmp_path / "resumed")
+    # A run goes on in its own folder, where a probe may keep what it compares with.
+    resumed = Training(probe, network, seed=1, folder=tmp_path)
     resumed.restore(load_state(tmp_path / "state")).run().finish()
     last = max(resumed.seen)
     assert last == max(training.seen) == TOTAL_STEPS

@@ -39,6 +39,8 @@ def built(case, section, **given):
             "steps_per_epoch": 3,
             "folder": None,
             "stages": Stages(),
+            "inputs": batch("mlp", 0)[0],
+            "targets": batch("mlp", 0)[1],
         },
         "optimizer": {"params": parameter_groups(model)},
     }[case.kind]

@@ -1,0 +1,1 @@
+"""Tangent kernels of any model: per-example gradients of parameters, contracted in blocks."""
