@@ -47,14 +47,20 @@ def pack(
     done = pack_run(run, out=out, batch=batch, overwrite=overwrite, trust=trust)
     left = [asdict(layer) for layer in done.left]
     if json:
-        report = {"file": str(done.path), "layers": done.layers, "left": left, **done.summary}
+        report = {
+            "file": str(done.path),
+            "layers": done.layers,
+            "left": left,
+            "execution": done.execution,
+            **done.summary,
+        }
         print(encoder.dumps(report, indent=1))
         return
     print_table(done.layers, title=f"{run}: packed layers")
     if left:
         print_table(left, title="Left in floating point")
     print_table([{"measure": name, "": value} for name, value in done.summary.items()])
-    print(f"packed network: {done.path}")
+    print(f"packed network: {done.path} ({done.execution})")
 
 
 @app.command

@@ -31,12 +31,14 @@ class PackedRun:
         layers: one row a packed layer.
         left: layers that stayed in floating point.
         summary: sizes, times and the difference of outputs, by name.
+        execution: how the packed network was run, as ``PackedModel.execution``.
     """
 
     path: Path
     layers: list[Row]
     left: tuple[LeftLayer, ...]
     summary: dict[str, float]
+    execution: str
 
 
 def pack_run(
@@ -83,7 +85,8 @@ def pack_run(
         "packed us": times["packed"],
         "output difference": packed.difference or 0.0,
     }
-    return PackedRun(path, layer_rows(packed), packed.left, summary)
+    execution = packed.execution or ""
+    return PackedRun(path, layer_rows(packed), packed.left, summary, execution)
 
 
 def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> dict[str, float]:
