@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "tensors.hpp"
+
 namespace latewood {
 
 namespace {
@@ -210,6 +212,7 @@ void lay_strips(const MixedGeometry &g, LaneProduct *product) {
                   std::int32_t(segment.strip_bytes + (place - phase[1]) * width);
           }
           segment.strip_bytes += rows * width;
+          require(segment.strip_bytes < std::int64_t{1} << 31, "a product's image is too large");
         }
   }
 }

@@ -70,15 +70,15 @@ def pack(
     left = [asdict(layer) for layer in done.left]
     if json:
         exported = {f"{kind} file": str(path) for kind, path in done.exported.items()}
-        report = {"file": str(done.path), "layers": done.layers, "left": left, **exported}
-        report |= done.summary
+        report = {"file": str(done.path), "layers": done.layers, "left": left}
+        report |= {"execution": done.execution, **exported, **done.summary}
         print(encoder.dumps(report, indent=1))
         return
     print_table(done.layers, title=f"{run}: packed layers")
     if left:
         print_table(left, title="Left in floating point")
     print_table([{"measure": name, "": value} for name, value in done.summary.items()])
-    print(f"packed network: {done.path}")
+    print(f"packed network: {done.path} ({done.execution})")
     for kind, path in done.exported.items():
         print(f"{kind}: {path}")
 

@@ -148,8 +148,10 @@ class _Reader:
     def size(self, argument: Any) -> Any:
         if isinstance(argument, dict):
             held = self.values.get(argument.get("node", -1))
-            if held is _BATCH or isinstance(held, _Size):
-                return held if held is _BATCH else held.number
+            if isinstance(held, _Size):
+                return held.number
+            if held is _BATCH:
+                return held
         elif isinstance(argument, int) and not isinstance(argument, bool):
             return argument
         raise NotCompiled("a size that depends on more than the images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -60,7 +61,7 @@ class NetworkRunner:
         if made is None:
             if len(self._made) >= _MOST_SHAPES:
                 self._made.pop(next(iter(self._made)))
-            made = self._made[shape] = _made(module, graph, shape)
+            made = self._made[shape] = _made(module, _as_held(graph, network), shape)
         if isinstance(made, str):
             return None, _one_by_one(made)
         reason = made.misfit(given)
@@ -94,16 +95,19 @@ class NetworkRunner:
         self._tensors = [held[name] for held, name in self._places]
         self._versions = [tensor._version for tensor in self._tensors]
         self._forms = [layer.quantises_inputs for layer in graph.layers.values()]
-        # The interpreter reads these; the graph names those that the network was made of.
-        places = zip(graph.tensors, range(len(graph.tensors)), strict=True)
-        for name, place in places:
-            graph.tensors[name] = network._buffers[f"tensor_{place}"]  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         NetworkRunner.__init__(self)
+
+
+def _as_held(graph: NetworkGraph, network: nn.Module) -> NetworkGraph:
+    """The graph with the tensors that the interpreter reads, which may have been replaced."""
+    held = {name: network._buffers[f"tensor_{k}"] for k, name in enumerate(graph.tensors)}
+    tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+    return replace(graph, tensors=tensors)
 
 
 def _made(module: Any, graph: NetworkGraph, shape: tuple[int, ...]) -> NativeNetwork | str:

@@ -41,6 +41,7 @@ class PackedRun:
         left: layers that stayed in floating point.
         summary: sizes, times and the difference of outputs, by name.
         exported: the files written for other programs, by kind.
+        execution: how the packed network was run, as ``PackedModel.execution``.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class PackedRun:
     left: tuple[LeftLayer, ...]
     summary: dict[str, float]
     exported: dict[str, Path]
+    execution: str
 
 
 def pack_run(
@@ -102,7 +104,8 @@ def pack_run(
         "packed us": times["packed"],
         "output difference": packed.difference or 0.0,
     }
-    return PackedRun(path, layer_rows(packed), packed.left, summary, exported)
+    execution = packed.execution or ""
+    return PackedRun(path, layer_rows(packed), packed.left, summary, exported, execution)
 
 
 def time_packed(path: Path, shape: tuple[int, ...], *, seconds: float = 2.0) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,11 +33,13 @@ from latewood.precision.integer_network import (
     IntegerNetwork,
     PackedProduct,
     Pool,
+    Step,
 )
 from latewood.precision.native_network import NativeNetwork, ProductForm
 from latewood.precision.network_reference import reference_run
 
-MODULE = native()
+MODULE: Any = native()
+pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 FORMS: tuple[ProductForm | None, ...] = ("panels", "lanes", None)
 
 
@@ -149,9 +152,11 @@ def test_float_products_and_pools(seed: int, groups: int, with_bias: bool) -> No
     bias = torch.randn(outputs, generator=generator) if with_bias else None
     factor, addend = torch.randn(2, outputs, generator=generator)
     buffers = [Buffer((channels, *sizes)), Buffer((outputs, *rows))]
-    steps = [FloatProduct(0, "", weight, bias, taps, groups, Epilogue(factor, addend, target=1))]
+    steps: list[Step] = [
+        FloatProduct(0, "", weight, bias, taps, groups, Epilogue(factor, addend, target=1))
+    ]
     if pooled is not None:
-        kind = ("max", "average")[pick(0, 1)]
+        kind: Literal["max", "average"] = "max" if pick(0, 1) else "average"
         buffers += [Buffer((outputs, *pooled)), Buffer((outputs, 1, 1))]
         counts, divisor = bool(pick(0, 1)), (None, 5)[pick(0, 1)]
         steps += [
