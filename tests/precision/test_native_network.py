@@ -215,9 +215,7 @@ def test_changed_tensors_are_seen() -> None:
     with torch.inference_mode():
         layer.bias = layer.bias + 1
     results.append(check())
-    assert all(
-        not torch.equal(one, other) for one, other in zip(results, results[1:], strict=False)
-    )
+    assert all(not torch.equal(one, other) for one, other in zip(results, results[1:], strict=False))
 
 
 def test_copies_files_and_shapes(tmp_path: Path) -> None:
