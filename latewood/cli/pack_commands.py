@@ -70,7 +70,7 @@ def pack(
     left = [asdict(layer) for layer in done.left]
     if json:
         exported = {f"{kind} file": str(path) for kind, path in done.exported.items()}
-        report = {"file": str(done.path), "layers": done.layers, "left": left}
+        report: dict[str, object] = {"file": str(done.path), "layers": done.layers, "left": left}
         report |= {"execution": done.execution, **exported, **done.summary}
         print(encoder.dumps(report, indent=1))
         return

@@ -144,7 +144,8 @@ class PackedGroupedConv2d(PackedLayer):
             ]
             return torch.cat(made, 1)
         weights, affine = parts
-        sizes = taps.output_sizes((inputs.shape[2], inputs.shape[3]), self.shape[2:])
+        kernel = (self.shape[2], self.shape[3])
+        sizes = taps.output_sizes((inputs.shape[2], inputs.shape[3]), kernel)
         numbers = weights.grid_inputs(self._input_codes(inputs), 1).to(torch.int32)
         sums = depthwise_sums(weights, F.pad(numbers, around), taps, sizes)
         return self._scaled(sums, affine, inputs)

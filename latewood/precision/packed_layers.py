@@ -290,6 +290,10 @@ class PackedLayer(nn.Module):
         weight: Tensor = self._float_cache[1]
         return weight
 
+    def _product(self, inputs: Tensor) -> Tensor:
+        """The outputs, whatever computes them."""
+        raise NotImplementedError
+
     def _multiply(self, inputs: Tensor, taps: Taps) -> Tensor:
         """Integer products of numbers (images, channels, height, width)."""
         product, affine = self._prepared()
@@ -435,8 +439,7 @@ def packed_product(
     """The product of a packed layer, for graphs: its buffers are inputs of the graph."""
     layer = _layer_of(buffers, shape, never_negative, masked, taps, kind)
     # Custom operators may not return what the fake kernel does not promise.
-    result: Tensor = layer._product(inputs).contiguous()  # type: ignore[attr-defined]
-    return result
+    return layer._product(inputs).contiguous()
 
 
 @packed_product.register_fake

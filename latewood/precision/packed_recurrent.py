@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class RecurrentFormat(NamedTuple):
 class _PackedRecurrent(nn.Module):
     """What both kinds share: cells by layer and direction, and the way through a sequence."""
 
-    gates: Final[int] = 0  # type: ignore[misc]
+    gates: int = 0
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class PackedLSTM(_PackedRecurrent):
         RequestError: shapes that do not fit one another.
     """
 
-    gates = 4  # type: ignore[misc]
+    gates = 4
 
     @classmethod
     def of(
@@ -194,7 +194,7 @@ class PackedGRU(_PackedRecurrent):
         batch_first: likewise.
     """
 
-    gates = 3  # type: ignore[misc]
+    gates = 3
 
     @classmethod
     def of(

@@ -234,7 +234,7 @@ WIDE_CHARACTERS = register(
     Experiment(
         name="growth-wall-clock-wide",
         title="Growing a Transformer from width 64 to 128 against the clock, characters",
-        paper=PAPER,
+        paper=GROWTH,
         run=_wide_characters,
         scales=("quick", "cpu"),
         claims=CLAIMS,
@@ -256,7 +256,7 @@ RESIDUAL = register(
     Experiment(
         name="growth-wall-clock-resnet",
         title="Growing a small ResNet to twice its width against the clock, 16x16 CIFAR-10",
-        paper=PAPER,
+        paper=GROWTH,
         run=_residual,
         scales=("quick", "cpu"),
         claims=CLAIMS,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latewood.kernels.mixed_products import Taps
@@ -340,5 +342,5 @@ def _taps(taps: Taps, kernel: Sequence[int], sizes: tuple[int, int]) -> list[str
     ]
 
 
-def _array(tensor: Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def _array(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())

@@ -171,6 +171,6 @@ def stored_weights(layer: GridLayer, least: int) -> StoredWeights:
     return StoredWeights(numbers, half, step.astype(np.float32), next(fitting))
 
 
-def _numbers(tensor: Tensor) -> NDArray[np.generic]:
-    array: NDArray[np.generic] = np.ascontiguousarray(tensor.detach().numpy())
+def _numbers(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = np.ascontiguousarray(tensor.detach().numpy())
     return array

@@ -221,7 +221,9 @@ def _fewest_bits() -> int:
 
     nodes = OnnxNodes("probe")
     numbers = np.zeros((1, _BLOCK), np.int64)
-    output = _blocked_product(nodes, StoredWeights(numbers, 0.0, np.ones(_BLOCK), 2), "x")
+    output = _blocked_product(
+        nodes, StoredWeights(numbers, 0.0, np.ones(_BLOCK, np.float32), 2), "x"
+    )
     value = functools.partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
     graph = helper.make_graph(
         *(nodes.nodes, "probe", [value("x", shape=[1, _BLOCK])], [value(output, shape=[1, 1])]),
