@@ -38,7 +38,7 @@ ARGUMENTS: dict[Kind, dict[str, list[dict[str, Any]]]] = {
             },
         ],
         "learned_precision": [
-            {"target_bits": 2.5},
+            {"target_bits": 2.5, "noise": {"initial_bits": 7.5}},
             {
                 "penalty": 0.1,
                 "per": "weight",

@@ -303,7 +303,8 @@ def comparisons(*, within: float, of_scores: bool) -> tuple[Claim, ...]:
         within: how far behind float counts as a match.
         of_scores: as for ``above``.
     """
-    behind = f"{100 * within:g} points" if of_scores else f"{within:g} bits per character"
+    unit = "bits" if not of_scores else "point" if within == 0.01 else "points"
+    behind = f"{100 * within if of_scores else within:g} {unit}"
     return (
         above(
             "full-precision",

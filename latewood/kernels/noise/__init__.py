@@ -106,7 +106,8 @@ def extent(values: Tensor) -> Tensor:
     if compiled is None:
         require_memory(values=values)
         return extent_reference(values.detach())
-    return torch.tensor(compiled.noise_extent(values, torch.get_num_threads()))
+    found = compiled.noise_extent(values, torch.get_num_threads())
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def _require(

@@ -56,8 +56,8 @@ def _runs(sizes: tuple[int, ...], strides: tuple[int, ...], shape: tuple[int, ..
         return None
     axes = list(range(len(sizes)))
     if _in_order(sizes, strides, axes):
-        products = (math.prod(sizes[a:b]) for a, b in ((0, first), (first, last), (last, None)))
-        return Runs(*products, False)
+        own = math.prod(sizes[first:last])
+        return Runs(math.prod(sizes[:first]), own, math.prod(sizes[last:]), False)
     if len(sizes) < 3 or taken != [1] or not _in_order(sizes, strides, [0, *axes[2:], 1]):
         return None
     return Runs(sizes[0], sizes[1], math.prod(sizes[2:]), True)

@@ -19,12 +19,14 @@ _FACTORS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(
+    counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> list[Tensor]:
     """The random function Philox 4x32-10: four words of 32 bits from four and two.
 
     Args:
         counters: int64 of 32 bits each, broadcast against one another.
-        key: 32 bits each.
+        key: 32 bits each, numbers or 0-dim tensors.
 
     Returns:
         Four tensors of int64, 32 bits each.
@@ -43,12 +45,12 @@ def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
     return [c0, c1 & _WORD, c2, c3 & _WORD]
 
 
-def noise_reference(count: int, key: int, device: torch.device) -> Tensor:
+def noise_reference(count: int, key: int | Tensor, device: torch.device) -> Tensor:
     """``uniform_noise`` of so many places in plain torch, on any device.
 
     Args:
         count: places.
-        key: 64 bits, signed.
+        key: 64 bits, signed; a 0-dim tensor keeps another device from being waited for.
         device: of the result.
 
     Returns:

@@ -34,12 +34,11 @@ def uniform_noise(like: Tensor, key: Tensor) -> Tensor:
 
 @torch.library.custom_op("latewood::uniform_noise", mutates_args=())
 def _uniform_noise(like: Tensor, key: Tensor) -> Tensor:
-    number = int(key)
     compiled = native() if like.device.type == "cpu" else None
     if compiled is None:
-        return noise_reference(like.numel(), number, like.device).view(like.shape)
+        return noise_reference(like.numel(), key, like.device).view(like.shape)
     noise = torch.empty(like.shape, dtype=torch.float32)
-    compiled.noise_draw(number, noise, torch.get_num_threads())
+    compiled.noise_draw(int(key), noise, torch.get_num_threads())
     return noise
 
 
