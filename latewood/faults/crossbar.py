@@ -88,12 +88,12 @@ class Crossbar:
     @property
     def largest(self) -> int:
         """(q_max) The largest integer of a weight; 1 for analog pairs, whose q is w / max |W|."""
-        return 1 if self.is_analog else 2 ** (self.weight_bits - 1) - 1
+        return 1 if self.is_analog else (1 << (self.weight_bits - 1)) - 1
 
     @property
     def levels(self) -> int:
         """(L) Levels of a cell."""
-        return 2**self.bits_per_cell
+        return 1 << self.bits_per_cell
 
     @property
     def digit_bits(self) -> int:

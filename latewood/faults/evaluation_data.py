@@ -93,7 +93,7 @@ def digest_of(tensors: Iterable[Any]) -> str:
             flat = part.detach().cpu().contiguous().reshape(-1)
             fingerprint.update(f"{part.dtype}{tuple(part.shape)}".encode())
             if flat.numel():
-                fingerprint.update(flat.view(torch.uint8).numpy())
+                fingerprint.update(flat.view(torch.uint8).numpy().tobytes())
         elif isinstance(part, dict):
             for value in part.values():
                 add(value)

@@ -99,7 +99,7 @@ def _clustered(
         assert isinstance(faults.clusters, Gaussian)
         field = _fields(positions.arrays, crossbar.tile, faults.clusters.sigma, stream)
         uniforms = ndtr(field)[positions.array, positions.row, positions.column]
-        low, high = numpy.float64(faults.hrs), numpy.float64(1.0 - faults.lrs)
+        low, high = numpy.asarray(faults.hrs), numpy.asarray(1.0 - faults.lrs)
     states = numpy.zeros(uniforms.shape, dtype=numpy.uint8)
     states[uniforms < low] = HRS
     states[uniforms >= high] = LRS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ __all__ = ["LanePrecision", "Limits", "Stream", "limits_of"]
 LanePrecision = Literal[16, 32]
 """Bits of the number that is drawn for a cell."""
 
-_LANES = {16: numpy.dtype("<u2"), 32: numpy.dtype("<u4")}
+_LANES: dict[int, numpy.dtype[Any]] = {16: numpy.dtype("<u2"), 32: numpy.dtype("<u4")}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stream:
         entropy = [self.seed, self.map, zlib.crc32(self.name.encode())]
         return numpy.random.PCG64DXSM(numpy.random.SeedSequence(entropy))
 
-    def lanes(self, count: int, precision: LanePrecision = 16) -> NDArray[numpy.unsignedinteger]:
+    def lanes(self, count: int, precision: LanePrecision = 16) -> NDArray[Any]:
         """The first lanes, unsigned integers of so many bits.
 
         Args:
