@@ -9,6 +9,7 @@ from latewood.report.sections.comparison_section import comparison
 from latewood.report.sections.density_section import density
 from latewood.report.sections.effective_rank_section import effective_rank
 from latewood.report.sections.growth_section import growth
+from latewood.report.sections.kernel_section import tangent_kernel
 from latewood.report.sections.learning_section import learning
 from latewood.report.sections.precision_section import precision
 from latewood.report.sections.recipe_section import recipe
@@ -25,6 +26,7 @@ SECTIONS: tuple[SectionBuilder, ...] = (
     precision,
     budget,
     growth,
+    tangent_kernel,
     effective_rank,
     singular_values,
     alignment,
