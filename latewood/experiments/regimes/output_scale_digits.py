@@ -1,6 +1,9 @@
 """Whether a network on the digits follows its linearisation at large output scales.
 
-Settings were chosen on other seeds; quick and cpu scale differ in seeds and steps.
+Quick and cpu scale differ in seeds and steps. The step is half of the largest stable one of the
+tangent model. A first run at cpu scale had a fixed step of 0.1, which is above the largest stable
+one on two of its three seeds (100 to 102): there the linearisation diverged, and no claim held. It
+was discarded; the step was changed and the seeds with it, the claims and their bounds were not.
 """
 
 from __future__ import annotations
@@ -20,24 +23,24 @@ from latewood.experiments.registry import (
     register,
     replicate,
 )
-from latewood.regimes import Scaled, linearize, regime
+from latewood.regimes import Scaled, linearize, regime, tangent_kernel
 
 __all__ = ["OUTPUT_SCALE_DIGITS"]
 
 SEEDS: dict[Scale, int] = {"quick": 1, "cpu": 3}
-STEPS: dict[Scale, int] = {"quick": 60, "cpu": 500}
+STEPS: dict[Scale, int] = {"quick": 60, "cpu": 150}
 SCALES = (0.3, 3.0, 30.0)
-TRAINED, HELD_OUT, WIDTH, RATE, PROBED = 100, 200, 64, 0.1, 32
+TRAINED, HELD_OUT, WIDTH, PROBED = 100, 200, 64, 32
 
 
 def run(scale: Scale, workspace: Workspace) -> Results:
     """Trains the network and its linearisation at three output scales."""
     steps = STEPS[scale]
     return replicate(
-        lambda seed: _measure(100 + seed, steps),
+        lambda seed: _measure(200 + seed, steps),
         range(SEEDS[scale]),
         workspace,
-        settings={"steps": steps, "examples": TRAINED, "width": WIDTH, "rate": RATE},
+        settings={"steps": steps, "examples": TRAINED, "width": WIDTH, "first seed": 200},
     )
 
 
@@ -51,12 +54,13 @@ def _measure(seed: int, steps: int) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         start = nn.Sequential(nn.Linear(64, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 10)).double()
+    rate = _stable_rate(start, inputs) / 2
     predicted = regime(start, inputs[:PROBED], y[:PROBED], alphas=SCALES)
     found = {}
     for place, alpha in enumerate(SCALES):
         model = copy_of(start)
-        trained = _trained(Scaled(model, alpha), alpha, inputs, wanted, steps)
-        tangent = _trained(Scaled(linearize(start), alpha), alpha, inputs, wanted, steps)
+        trained = _trained(Scaled(model, alpha), alpha, inputs, wanted, steps, rate)
+        tangent = _trained(Scaled(linearize(start), alpha), alpha, inputs, wanted, steps, rate)
         with torch.no_grad():
             ours, linear = trained(held), tangent(held)
         measured = regime(start, inputs[:PROBED], y[:PROBED], trained=model).here
@@ -69,10 +73,17 @@ def _measure(seed: int, steps: int) -> dict[str, float]:
     return found
 
 
+def _stable_rate(model: nn.Module, inputs: Tensor) -> float:
+    """The step above which gradient descent on the tangent model diverges, for a mean over N."""
+    kernel = tangent_kernel(model, inputs).permute(0, 2, 1, 3)
+    matrix = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
+    return len(inputs) / float(torch.linalg.eigvalsh(matrix)[-1])
+
+
 def _trained(
-    model: nn.Module, alpha: float, inputs: Tensor, wanted: Tensor, steps: int
+    model: nn.Module, alpha: float, inputs: Tensor, wanted: Tensor, steps: int, rate: float
 ) -> nn.Module:
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
         # The loss of the scaled model over alpha^2, in a form that large scales do not round.
