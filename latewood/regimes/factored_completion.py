@@ -101,7 +101,7 @@ def matrix_completion(
     cases = zip(alphas.reshape(-1), widths.reshape(-1), seeds.reshape(-1), strict=True)
     gram = torch.stack(
         [
-            random_gram(tuple(y.shape), int(k), float(a), seed=int(s), entries=whole_gram)
+            random_gram((y.shape[0], y.shape[1]), int(k), float(a), seed=int(s), entries=whole_gram)
             for a, k, s in cases
         ]
     )

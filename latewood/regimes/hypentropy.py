@@ -32,7 +32,9 @@ def scalar_potential(ratio: Tensor, depth: Tensor) -> Tensor:
     """
     size, depth = torch.broadcast_tensors(ratio.abs(), depth)
     shallow = depth == 2
-    two = size * torch.asinh(size / 2) - size * (size / (2 + torch.hypot(size, size.new_tensor(2))))
+    two: Tensor = size * torch.asinh(size / 2) - size * (
+        size / (2 + torch.hypot(size, size.new_tensor(2)))
+    )
     if bool(shallow.all()):
         return two
     deep = torch.where(shallow, 3.0, depth)

@@ -212,7 +212,8 @@ def _newton_step(rows: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
             "still zero; try a larger alpha"
         )
     half = torch.linalg.solve_triangular(upper.mT, residual[..., None], upper=False)
-    return torch.linalg.solve_triangular(upper, half, upper=True)[..., 0]
+    step: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)[..., 0]
+    return step
 
 
 def _accepted(

@@ -47,7 +47,8 @@ class LinearProblem:
         """(...), the size of X beta - y relative to y, for beta (..., d)."""
         misfit = torch.linalg.vector_norm(beta @ self.inputs.T - self.targets, dim=-1)
         size = torch.linalg.vector_norm(self.targets)
-        return misfit / size if size > 0 else misfit
+        relative: Tensor = misfit / size if size > 0 else misfit
+        return relative
 
 
 def linear_problem(inputs: Tensor, targets: Tensor) -> LinearProblem:
@@ -99,7 +100,8 @@ def minimum_l2(inputs: Tensor, targets: Tensor, *, weights: Numbers = 1.0) -> Te
     root = start_shape(weights, problem.inputs.shape[1]).rsqrt()
     # Weighted rows have the rank of the rows, which are orthonormal.
     scaled = torch.linalg.lstsq(problem.rows * root, problem.values[:, None], driver="gelsd")
-    return scaled.solution[:, 0] * root
+    beta: Tensor = scaled.solution[:, 0] * root
+    return beta
 
 
 def minimum_l1(

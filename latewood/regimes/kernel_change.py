@@ -76,4 +76,5 @@ def target_alignment(kernel: Tensor, targets: Tensor) -> Tensor:
     matrix = kernel.double()
     along = (columns * (matrix @ columns)).sum((-2, -1))
     own = torch.linalg.matrix_norm(columns.T @ columns)
-    return along / (own * torch.linalg.matrix_norm(matrix))
+    alignment: Tensor = along / (own * torch.linalg.matrix_norm(matrix))
+    return alignment

@@ -33,7 +33,7 @@ def rich_scale(l1_norm: float, size: int, tolerance: float) -> float:
     norm, eps = _positive("l1_norm", l1_norm), _positive("tolerance", tolerance)
     require_count("size", size)
     polynomial = (2 * (1 + eps) * norm) ** (-(2 + eps) / (2 * eps))
-    return min(1.0, math.sqrt(norm), polynomial, math.exp(-size / (eps * norm)))
+    return float(min(1.0, math.sqrt(norm), polynomial, math.exp(-size / (eps * norm))))
 
 
 def kernel_scale(l2_norm: float, tolerance: float) -> float:

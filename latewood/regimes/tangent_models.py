@@ -55,8 +55,9 @@ class Linearized(nn.Module):
             found: Tensor = functional_call(self.origin, values, args, kwargs)
             return found
 
-        value, moved = jvp(output, (start,), (change,))
-        return value + moved
+        value, moved = jvp(output, (start,), (change,))[:2]
+        linear: Tensor = value + moved
+        return linear
 
 
 def linearize(model: nn.Module) -> Linearized:

@@ -34,7 +34,7 @@ def effective_scale(alpha: float, width: int) -> float:
     Source: COLT 2020 (arXiv 2002.09277), theorem 4.
     """
     require_count("width", width)
-    return float(numbers("alpha", alpha, least=0, open_end=True)) * (width / 2) ** 0.5
+    return float(float(numbers("alpha", alpha, least=0, open_end=True)) * (width / 2) ** 0.5)
 
 
 def wide_start(size: int, width: int, alpha: float, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def examples_of(inputs: Inputs, name: str = "inputs") -> int:
     return lengths.pop()
 
 
-def part_of(inputs: Inputs, examples: slice) -> Inputs:
+def part_of(inputs: Inputs, examples: slice) -> Any:
     """Some of the examples."""
     return pytree.tree_map(
         lambda leaf: leaf[examples] if isinstance(leaf, Tensor) else leaf, inputs
@@ -181,7 +182,7 @@ class ExampleGradients:
             return [None] * len(edges)
         signals: list[Tensor | None] = [None] * len(edges)
         for index, target in enumerate(targets):
-            grads = torch.autograd.grad(
+            grads: Sequence[Tensor | None] = torch.autograd.grad(
                 target, edges, retain_graph=index + 1 < len(targets), allow_unused=True
             )
             for place, grad in enumerate(grads):
@@ -212,15 +213,16 @@ class ExampleGradients:
         operations = watcher.operations
         edges = [operation.edge for operation in operations]
         chosen = [self.parameters[name] for name in self.names]
-        totals, singles = {}, []
+        totals: dict[int, dict[str, Tensor | None]] = {}
+        singles: list[list[Tensor | None]] = []
         checked = sorted({0, count - 1})
         for example in checked:
             target = (output[example] * weights).sum()
-            grads = torch.autograd.grad(
+            grads: Sequence[Tensor | None] = torch.autograd.grad(
                 target, [*chosen, *edges], retain_graph=True, allow_unused=True
             )
             totals[example] = dict(zip(self.names, grads[: len(chosen)], strict=True))
-            singles.append(grads[len(chosen) :])
+            singles.append(list(grads[len(chosen) :]))
         reasons = {
             name: f"read by {operation}"
             for name, operation in watcher.unknown.items()
@@ -319,7 +321,10 @@ class ExampleGradients:
             return output.sum()[None] if self.mode == "sum" else output
 
         jacobian = vmap(jacrev(single), in_dims=(None, *(0 for _ in places)))
-        found = jacobian(moving, *(leaves[index] for index in places))
+        with warnings.catch_warnings():
+            # That an operation is slow under it, this way says itself.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found = jacobian(moving, *(leaves[index] for index in places))
         return {name: value.detach().flatten(2).transpose(0, 1) for name, value in found.items()}
 
     def _by_loop(self, names: list[str], inputs: Inputs) -> dict[str, Tensor]:
@@ -407,7 +412,7 @@ class ExampleGradients:
             return tensor.to(self.dtype)
         return tensor
 
-    def _cast_inputs(self, inputs: Inputs) -> Inputs:
+    def _cast_inputs(self, inputs: Inputs) -> Any:
         return pytree.tree_map(
             lambda leaf: self._cast(leaf.detach()) if isinstance(leaf, Tensor) else leaf, inputs
         )

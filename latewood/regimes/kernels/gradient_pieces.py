@@ -40,11 +40,13 @@ class Outer:
         # One product for each example, over all outputs together: the inputs are not repeated.
         if self.transposed:
             together = self.signals.permute(1, 2, 0, 3).flatten(2)
-            joined = self.inputs[..., low:high].mT @ together
-            return joined.unflatten(2, (len(self.signals), -1)).permute(2, 0, 1, 3)
+            turned = self.inputs[..., low:high].mT @ together
+            split: Tensor = turned.unflatten(2, (len(self.signals), -1)).permute(2, 0, 1, 3)
+            return split
         together = self.signals[..., low:high].permute(1, 0, 3, 2).flatten(1, 2)
         joined = together @ self.inputs
-        return joined.unflatten(1, (len(self.signals), -1)).transpose(0, 1)
+        result: Tensor = joined.unflatten(1, (len(self.signals), -1)).transpose(0, 1)
+        return result
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def contract(left: Sequence[Piece], right: Sequence[Piece], mode: Mode, memory: 
         part = _products(a, b, mode)
         total = part if total is None else total + part
     if total is None:
-        return _products(*(piece.rows(0, 0).flatten(2) for piece in (left[0], right[0])), mode)
+        a, b = (piece.rows(0, 0).flatten(2) for piece in (left[0], right[0]))
+        return _products(a, b, mode)
     return total
 
 

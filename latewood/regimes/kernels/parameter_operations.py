@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -30,7 +30,7 @@ class Operation:
         kind: "linear", "conv", "lookup", "norm" or "element".
         weight: name of the parameter, if it is one.
         bias: name of the bias, if it is one.
-        edge: of the graph, where gradients of what it returned arrive; None if none do.
+        edge: of the graph (``GradientEdge``), where gradients of what it returned arrive.
         shape: of what it returned.
         reads: what the weight's gradient needs besides: the input, in the operation's own form.
         settings: numbers of the operation.
@@ -39,7 +39,7 @@ class Operation:
     kind: str
     weight: str | None
     bias: str | None
-    edge: GradientEdge | None
+    edge: Any
     shape: tuple[int, ...]
     reads: Tensor | None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -139,9 +139,10 @@ def _patches(inputs: Tensor, settings: dict[str, Any]) -> Tensor:
     order = (0, 1, *range(3, 3 + n), 2, *range(3 + n, 3 + 2 * n))
     batch = padded.shape[0]
     per_group = padded.shape[1] // groups
-    return view.permute(order).reshape(
+    patches: Tensor = view.permute(order).reshape(
         batch, groups, math.prod(sizes), per_group * math.prod(kernel)
     )
+    return patches
 
 
 def _lookup(op: Operation, signals: Tensor, examples: int, layout: str) -> list[tuple[str, Piece]]:

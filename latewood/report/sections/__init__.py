@@ -10,6 +10,7 @@ from latewood.report.sections.density_section import density
 from latewood.report.sections.effective_rank_section import effective_rank
 from latewood.report.sections.faults_section import faults
 from latewood.report.sections.growth_section import growth
+from latewood.report.sections.kernel_section import tangent_kernel
 from latewood.report.sections.learning_section import learning
 from latewood.report.sections.precision_section import precision
 from latewood.report.sections.recipe_section import recipe
@@ -27,6 +28,7 @@ SECTIONS: tuple[SectionBuilder, ...] = (
     budget,
     growth,
     faults,
+    tangent_kernel,
     effective_rank,
     singular_values,
     alignment,
