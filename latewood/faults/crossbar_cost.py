@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +208,7 @@ def _products(
 
 
 def _attention_lengths(
-    model: nn.Module, inputs: Sequence[Any], attention: dict[str, nn.Module]
+    model: nn.Module, inputs: Sequence[Any], attention: Mapping[str, nn.Module]
 ) -> dict[str, list[int]]:
     """Vectors among the queries, keys and values of each attention layer."""
     lengths: dict[str, list[int]] = {name: [0, 0, 0] for name in attention}

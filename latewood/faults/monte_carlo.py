@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -188,7 +188,7 @@ def _evaluated(job: _Job, model: nn.Module, injection: Injection, number: int | 
 
 def _results(
     job: _Job, model: nn.Module, injection: Injection, missing: list[int], jobs: int
-) -> Iterator[tuple[int, MapScore]]:
+) -> Generator[tuple[int, MapScore], None, None]:
     if jobs == 1:
         for number in missing:
             yield number, _evaluated(job, model, injection, number)

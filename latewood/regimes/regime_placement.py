@@ -138,7 +138,7 @@ class Regime:
             a, b = low.cosine, high.cosine
             if min(a, b) > 0 and (a - cosine) * (b - cosine) <= 0 and a != b:
                 part = math.log(a / cosine) / math.log(a / b)
-                return low.alpha * (high.alpha / low.alpha) ** part
+                return low.alpha * math.pow(high.alpha / low.alpha, part)
         return None
 
     def sentence(self) -> str:

@@ -56,7 +56,7 @@ class FaultedRun:
             "changed weights": result.effective_rate,
             "maps": result.maps,
         }
-        return row if self.least is None else row | {"yield": result.yield_at(self.least)}
+        return row if self.least is None else {**row, "yield": result.yield_at(self.least)}
 
 
 def evaluate_under_faults(

@@ -56,7 +56,7 @@ def _measure(seed: int, steps: int) -> dict[str, float]:
         start = nn.Sequential(nn.Linear(64, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 10)).double()
     rate = _stable_rate(start, inputs) / 2
     predicted = regime(start, inputs[:PROBED], y[:PROBED], alphas=SCALES)
-    found = {}
+    measures: dict[str, float] = {}
     for place, alpha in enumerate(SCALES):
         model = copy_of(start)
         trained = _trained(Scaled(model, alpha), alpha, inputs, wanted, steps, rate)
@@ -64,13 +64,13 @@ def _measure(seed: int, steps: int) -> dict[str, float]:
         with torch.no_grad():
             ours, linear = trained(held), tangent(held)
         measured = regime(start, inputs[:PROBED], y[:PROBED], trained=model).here
-        found |= {
+        measures |= {
             f"cosd, scale {alpha:g}": measured.cosine,
             f"relK, scale {alpha:g}": measured.relative,
             f"predicted cosd, scale {alpha:g}": predicted.sweep[place].cosine,
             f"gap, scale {alpha:g}": float((ours - linear).norm() / linear.norm()),
         }
-    return found
+    return measures
 
 
 def _stable_rate(model: nn.Module, inputs: Tensor) -> float:

@@ -101,7 +101,7 @@ def _over_rates(figure: Figure, axis: str) -> Figure:
 
 
 def _mean(entry: dict[str, Any]) -> float:
-    return sum(entry["scores"]) / len(entry["scores"])
+    return float(sum(entry["scores"]) / len(entry["scores"]))
 
 
 def _note(run: Run, *, several: bool) -> str:
