@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latewood.errors import invalid
-from latewood.kernels.dispatch import tensors_are_virtual
 from latewood.kernels.mixed_products import Affine, CodeWeights, PreparedProduct, Taps, taps_of
-from latewood.precision.packed_layers import PackedConv2d, PackedLayer, packed_product
+from latewood.precision.packed_layers import PackedConv2d, PackedImageLayer
 
 __all__ = ["PackedConv1d", "PackedGroupedConv2d", "folded", "unfolded"]
 
@@ -38,7 +37,7 @@ def unfolded(weights: Tensor, groups: int) -> Tensor:
     return apart.transpose(0, 1).reshape(outputs * groups, channels // groups, *weights.shape[2:])
 
 
-class PackedGroupedConv2d(PackedLayer):
+class PackedGroupedConv2d(PackedImageLayer):
     """A convolution in groups, of packed codes; each group reads channels of its own.
 
     Groups of several channels are multiplied by the kernels of ``PackedConv2d``, one after the
@@ -58,6 +57,8 @@ class PackedGroupedConv2d(PackedLayer):
     Raises:
         RequestError: shapes, types or bits that do not fit.
     """
+
+    kind = "groups"
 
     def __init__(
         self,
@@ -98,29 +99,6 @@ class PackedGroupedConv2d(PackedLayer):
         """Prepares the products of integers, as the first call would."""
         if self.quantises_inputs:
             self._prepared_groups()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs, of the dtype of the inputs.
-
-        Args:
-            inputs: floating, (images, channels, height, width), or one image without its axis.
-
-        Raises:
-            RequestError: another number of channels, a kernel that is larger than the image, NaN.
-        """
-        if inputs.dim() == 3:
-            return self.forward(inputs[None])[0]
-        if inputs.dim() != 4 or inputs.shape[1] != self.shape[1]:
-            raise invalid(
-                "inputs", tuple(inputs.shape), f"(images, {self.shape[1]}, rows, columns)"
-            )
-        if tensors_are_virtual():
-            result: Tensor = packed_product(
-                *(inputs, self._buffers_of_call(), list(self.shape), self.never_negative),
-                *(self.masked, self.tap_numbers, "groups"),
-            )
-            return result
-        return self._product(inputs)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.groups} groups"

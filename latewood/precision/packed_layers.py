@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -356,7 +356,37 @@ class PackedLinear(PackedLayer):
         return self._multiply(rows, Taps()).reshape(*inputs.shape[:-1], self.shape[0])
 
 
-class PackedConv2d(PackedLayer):
+class PackedImageLayer(PackedLayer):
+    """What convolutions of packed codes share: how they are called."""
+
+    kind: ClassVar[str]
+    """Of ``packed_product``."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs, of the dtype of the inputs.
+
+        Args:
+            inputs: floating, (images, channels, height, width), or one image without its axis.
+
+        Raises:
+            RequestError: another number of channels, a kernel that is larger than the image, NaN.
+        """
+        if inputs.dim() == 3:
+            return self.forward(inputs[None])[0]
+        if inputs.dim() != 4 or inputs.shape[1] != self.shape[1]:
+            raise invalid(
+                "inputs", tuple(inputs.shape), f"(images, {self.shape[1]}, rows, columns)"
+            )
+        if tensors_are_virtual():
+            result: Tensor = packed_product(
+                *(inputs, self._buffers_of_call(), list(self.shape), self.never_negative),
+                *(self.masked, self.tap_numbers, self.kind),
+            )
+            return result
+        return self._product(inputs)
+
+
+class PackedConv2d(PackedImageLayer):
     """A two-dimensional convolution of packed codes, with zeros around the image.
 
     Args:
@@ -368,6 +398,8 @@ class PackedConv2d(PackedLayer):
         dilation: likewise.
         others: of ``PackedLayer``.
     """
+
+    kind = "conv2d"
 
     def __init__(
         self,
@@ -390,29 +422,6 @@ class PackedConv2d(PackedLayer):
         """The ``taps`` of ``of_buffers``."""
         taps = self.taps
         return [*taps.stride, *taps.padding, *taps.after, *taps.dilation]
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs, of the dtype of the inputs.
-
-        Args:
-            inputs: floating, (images, channels, height, width), or one image without its axis.
-
-        Raises:
-            RequestError: another number of channels, a kernel that is larger than the image, NaN.
-        """
-        if inputs.dim() == 3:
-            return self.forward(inputs[None])[0]
-        if inputs.dim() != 4 or inputs.shape[1] != self.shape[1]:
-            raise invalid(
-                "inputs", tuple(inputs.shape), f"(images, {self.shape[1]}, rows, columns)"
-            )
-        if tensors_are_virtual():
-            result: Tensor = packed_product(
-                *(inputs, self._buffers_of_call(), list(self.shape), self.never_negative),
-                *(self.masked, self.tap_numbers, "conv2d"),
-            )
-            return result
-        return self._product(inputs)
 
     def _product(self, inputs: Tensor) -> Tensor:
         taps = self.taps
