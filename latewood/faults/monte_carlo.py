@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -162,12 +164,14 @@ class _Job:
     ) -> None:
         self.model, self.batches, self._on_crossbar = model, batches, on_crossbar
         self.score, self.seed, self.calibration = score, seed, calibration
+        self.process = os.getpid()
 
     @contextmanager
-    def ready(self) -> Iterator[tuple[nn.Module, Injection]]:
-        """The model on crossbars, in evaluation mode."""
-        with undisturbed(self.model), self._on_crossbar(self.model) as injection:
-            yield self.model, injection
+    def ready(self, *, shared: bool = False) -> Iterator[tuple[nn.Module, Injection]]:
+        """The model on crossbars, in evaluation mode; a copy of it where others use it too."""
+        model = copy.deepcopy(self.model) if shared else self.model
+        with undisturbed(model), self._on_crossbar(model) as injection:
+            yield model, injection
 
     def scored(self, model: nn.Module) -> float:
         """The score of a model."""
@@ -204,8 +208,11 @@ def _results(
 
 
 def _evaluated_part(job: _Job, numbers: list[int], threads: int) -> list[tuple[int, MapScore]]:
-    torch.set_num_threads(threads)
-    with job.ready() as (model, injection):
+    # Backends of threads, and those that run one after the other, have the caller's own model.
+    shared = os.getpid() == job.process
+    if not shared:
+        torch.set_num_threads(threads)
+    with job.ready(shared=shared) as (model, injection):
         return [(number, _evaluated(job, model, injection, number)) for number in numbers]
 
 

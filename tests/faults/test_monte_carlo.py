@@ -47,11 +47,23 @@ def test_scores_are_those_of_each_map():
 def test_more_processes_change_nothing():
     model, x, labels = case()
     alone = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=6)
-    with joblib.parallel_config(backend="threading"):
-        threads = monte_carlo(nn.Sequential(model), (x, labels), Crossbar(), FAULTS, maps=2)
-    assert threads.scores != alone.scores[:2]  # other names of layers are other streams
+    inside = monte_carlo(nn.Sequential(model), (x, labels), Crossbar(), FAULTS, maps=2)
+    assert inside.scores != alone.scores[:2]  # other names of layers are other streams
     both = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=6, jobs=2)
     assert both == alone
+
+
+@pytest.mark.parametrize("backend", ["threading", "sequential"])
+def test_backends_within_the_process_leave_the_model_alone(backend):
+    model, x, labels = case()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    alone = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=12)
+    threads = torch.get_num_threads()
+    with joblib.parallel_config(backend=backend):
+        both = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=12, jobs=3)
+    assert both == alone and torch.get_num_threads() == threads
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_it_stops_when_the_interval_is_narrow():
