@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from latewood.core import finalize
 from latewood.core.integer_codes import integer_codes
 from latewood.errors import RequestError
-from latewood.faults import Crossbar, LineFaults, StuckAt, encode, injected, read_back
+from latewood.faults import Crossbar, DropConnect, LineFaults, StuckAt, encode, injected, read_back
 from latewood.faults.injection import Injection
 from latewood.precision import LearnedPrecision
 from latewood.sparsity import FixedMasks
@@ -343,3 +343,26 @@ def test_one_injection_takes_many_maps():
         assert 0 < injection.effective_rate(changed) < 1
         assert injection.effective_rate(injection.use_map(None)) == 0
         assert injection.weights == 256
+
+
+@pytest.mark.parametrize("level", ["cell", "weight"])
+def test_where_all_weights_are_zero_nothing_is_read(level):
+    """The unit is max |W| / q_max = 0: stuck cells have no size of their own."""
+    faults = StuckAt(0.1, 0.3, level=level)
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[1].weight[2:4] = 0.0
+    with injected(model, Crossbar(), faults):
+        assert not model[0].weight.any() and model[1].weight[2:4].any()
+    with injected(model, Crossbar(granularity="channel"), faults):
+        assert not model[1].weight[2:4].any() and model[1].weight[:2].any()
+        largest = model[1].parametrizations.weight.original.abs().amax()
+        assert model[1].weight.abs().amax() <= 1.001 * largest
+
+
+def test_emulated_cells_of_a_layer_of_zeros_are_zero():
+    model = nn.Linear(6, 6)
+    nn.init.zeros_(model.weight)
+    DropConnect(model, rate=0.5, hrs_share=0.0, emulate="cells")
+    assert not model.weight.any()
