@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from latewood.core import Epochs, linear
 from latewood.errors import invalid
 from latewood.kernels.faults import Stream
@@ -81,9 +83,11 @@ def rate_at(rate: Rate, step: int, epochs: Epochs, stream: Stream) -> float:
     if isinstance(rate, RateRamp):
         return linear(rate.start, rate.end)(min(1.0, epochs.progress(step) / rate.until))
     if callable(rate):
-        value = float(rate(epochs.progress(step)))
+        value = rate(epochs.progress(step))
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
         _require_rate(f"rate at step {step}", value)
-        return value
+        return float(value)
     return rate
 
 
