@@ -73,6 +73,8 @@ def encode_held(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) ->
 
 
 def _encoded(weight: Tensor, crossbar: Crossbar, channel_axis: int, *, of_zeros: float) -> Encoded:
+    if not isinstance(crossbar, Crossbar):
+        raise RequestError(f"crossbar: got {type(crossbar).__name__}; expected a faults.Crossbar")
     _require_stored(weight, "weight")
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     if wide.numel() == 0:
@@ -122,6 +124,9 @@ def require_codes(codes: Tensor, crossbar: Crossbar) -> None:
     Raises:
         RequestError: another dtype, or integers out of range.
     """
+    if not isinstance(crossbar, Crossbar) or not isinstance(codes, Tensor):
+        given = f"{type(codes).__name__} and {type(crossbar).__name__}"
+        raise RequestError(f"codes, crossbar: got {given}; expected a tensor and a faults.Crossbar")
     if crossbar.is_analog:
         if not codes.is_floating_point():
             raise invalid("codes", codes.dtype, "floating numbers in [-1, 1] for analog pairs")
@@ -148,6 +153,10 @@ def _require_stored(weight: Tensor, name: str) -> None:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise invalid(name, str(kind), "a tensor of floating numbers")
+    if weight.layout is not torch.strided:
+        raise invalid(name, str(weight.layout), "a dense tensor")
+    if weight.element_size() == 1:  # torch computes with no floating numbers so small
+        raise invalid(name, str(weight.dtype), "floating numbers of 16 bits or more")
     if weight.is_meta:
         raise invalid(name, "a tensor on the meta device", "a weight that holds data")
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from latewood.core import finalize
 from latewood.core.integer_codes import integer_codes
@@ -304,6 +304,10 @@ def test_include_and_exclude_choose_layers():
         (parametrizations.weight_norm(nn.Linear(3, 3)), "weight_norm|weight norm|_WeightNorm"),
         (parametrizations.spectral_norm(nn.Linear(3, 3)), "SpectralNorm"),
         (nn.Linear(3, 3, device="meta"), "meta"),
+        (spectral_norm(nn.Linear(3, 3)), "what torch.nn.utils.spectral_norm divides"),
+        (prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5), "torch.nn.utils.prune"),
+        (nn.Linear(3, 3).to(torch.float8_e4m3fn), "16 bits or more"),
+        ("net", "model: got str"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*zero-element")
