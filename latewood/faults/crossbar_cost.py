@@ -122,17 +122,7 @@ def cost(
     Source: constants as ``device_constants`` cites them; the composition is ours.
     """
     crossbar = Crossbar() if crossbar is None else crossbar
-    if not isinstance(crossbar, Crossbar):
-        raise RequestError(f"crossbar: got {type(crossbar).__name__}; expected a faults.Crossbar")
-    if not isinstance(constants, DeviceConstants):
-        kind = type(constants).__name__
-        raise RequestError(f"constants: got {kind}; expected faults.DeviceConstants")
-    if not isinstance(example_inputs, tuple | list):
-        # A tensor would be taken apart along its first axis, a dict into its keys.
-        kind = type(example_inputs).__name__
-        raise RequestError(
-            f"example_inputs: got {kind}; expected a tuple or list of the forward pass's arguments"
-        )
+    _require_kinds(crossbar, constants, example_inputs)
     if not isinstance(input_bits, int) or isinstance(input_bits, bool) or not 1 <= input_bits <= 16:
         raise invalid("input_bits", input_bits, "a whole number from 1 to 16")
     held = faultable(model, include, exclude)
@@ -152,6 +142,20 @@ def cost(
             stacklevel=2,
         )
     return CrossbarCost(tuple(layers))
+
+
+def _require_kinds(crossbar: object, constants: object, example_inputs: object) -> None:
+    if not isinstance(crossbar, Crossbar):
+        raise RequestError(f"crossbar: got {type(crossbar).__name__}; expected a faults.Crossbar")
+    if not isinstance(constants, DeviceConstants):
+        kind = type(constants).__name__
+        raise RequestError(f"constants: got {kind}; expected faults.DeviceConstants")
+    if not isinstance(example_inputs, tuple | list):
+        # A tensor would be taken apart along its first axis, a dict into its keys.
+        kind = type(example_inputs).__name__
+        raise RequestError(
+            f"example_inputs: got {kind}; expected a tuple or list of the forward pass's arguments"
+        )
 
 
 def _layer(

@@ -124,9 +124,7 @@ def require_codes(codes: Tensor, crossbar: Crossbar) -> None:
     Raises:
         RequestError: another dtype, or integers out of range.
     """
-    if not isinstance(crossbar, Crossbar) or not isinstance(codes, Tensor):
-        given = f"{type(codes).__name__} and {type(crossbar).__name__}"
-        raise RequestError(f"codes, crossbar: got {given}; expected a tensor and a faults.Crossbar")
+    _require_kinds(codes, crossbar)
     if crossbar.is_analog:
         if not codes.is_floating_point():
             raise invalid("codes", codes.dtype, "floating numbers in [-1, 1] for analog pairs")
@@ -136,6 +134,12 @@ def require_codes(codes: Tensor, crossbar: Crossbar) -> None:
     if codes.numel() and not bool(((codes >= least) & (codes <= crossbar.largest)).all()):
         span = f"{codes.min().item()} to {codes.max().item()}"
         raise invalid("codes", span, f"{least} to {crossbar.largest}, what the cells hold")
+
+
+def _require_kinds(codes: object, crossbar: object) -> None:
+    if not isinstance(codes, Tensor) or not isinstance(crossbar, Crossbar):
+        given = f"{type(codes).__name__} and {type(crossbar).__name__}"
+        raise RequestError(f"codes, crossbar: got {given}; expected a tensor and a faults.Crossbar")
 
 
 def require_weight(weight: Tensor, name: str = "weight") -> None:
