@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from latewood.core.devices import on_device
 from latewood.core.macs import macs_by_module
 from latewood.core.modes import undisturbed
 from latewood.core.module_calls import ModuleCall, module_calls
-from latewood.errors import invalid
+from latewood.errors import RequestError, invalid, listed
 from latewood.faults.crossbar import Crossbar
 from latewood.faults.device_constants import ISAAC, DeviceConstants
 from latewood.faults.faultable_weights import Faultable, Part, faultable
@@ -99,11 +100,13 @@ def cost(
     A matrix of R rows takes :math:`\lceil R / X_r \rceil \lceil O c / X_c \rceil` arrays, with c
     cells a weight; an input of so many bits is fed a bit a cycle. Not counted are buffers, buses,
     digital layers, and the two products of attention that have no stored matrix. Training with
-    drop-connect changes none of it.
+    drop-connect changes none of it. All weights count with the bits of the crossbar, also those
+    with a number format of their own.
 
     Args:
         model: any module.
-        example_inputs: the arguments of the forward pass; batch size 1 gives the cost of a sample.
+        example_inputs: the positional arguments of the forward pass; batch size 1 gives the cost of
+            a sample.
         crossbar: how weights are held; the default one if None.
         input_bits: of the inputs of every layer, 1 to 16.
         constants: of the device.
@@ -111,11 +114,15 @@ def cost(
         exclude: patterns of the same form.
 
     Raises:
-        RequestError: no weights for crossbars, or bits out of range.
+        RequestError: no weights for crossbars, bits out of range, or arguments of other kinds.
+
+    Warns:
+        UserWarning: weights whose products were not seen.
 
     Source: constants as ``device_constants`` cites them; the composition is ours.
     """
-    crossbar = crossbar or Crossbar()
+    crossbar = Crossbar() if crossbar is None else crossbar
+    _require_kinds(crossbar, constants, example_inputs)
     if not isinstance(input_bits, int) or isinstance(input_bits, bool) or not 1 <= input_bits <= 16:
         raise invalid("input_bits", input_bits, "a whole number from 1 to 16")
     held = faultable(model, include, exclude)
@@ -125,7 +132,30 @@ def cost(
         for number, part in enumerate(weight.parts):
             count = products.get(_key(weight, number), 0)
             layers.append(_layer(weight, part, crossbar, input_bits, constants, count))
+    unseen = [layer.name for layer in layers if layer.products == 0]
+    if unseen:
+        warnings.warn(
+            f"cost: no products of {listed(unseen)} were seen in the forward pass, so that their "
+            "energy and latency are counted as 0: their layers were not called, or their weights "
+            "are used by other modules",
+            UserWarning,
+            stacklevel=2,
+        )
     return CrossbarCost(tuple(layers))
+
+
+def _require_kinds(crossbar: object, constants: object, example_inputs: object) -> None:
+    if not isinstance(crossbar, Crossbar):
+        raise RequestError(f"crossbar: got {type(crossbar).__name__}; expected a faults.Crossbar")
+    if not isinstance(constants, DeviceConstants):
+        kind = type(constants).__name__
+        raise RequestError(f"constants: got {kind}; expected faults.DeviceConstants")
+    if not isinstance(example_inputs, tuple | list):
+        # A tensor would be taken apart along its first axis, a dict into its keys.
+        kind = type(example_inputs).__name__
+        raise RequestError(
+            f"example_inputs: got {kind}; expected a tuple or list of the forward pass's arguments"
+        )
 
 
 def _layer(

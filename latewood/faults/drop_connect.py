@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -105,6 +106,8 @@ class DropConnect(EndsOnce):
             raise invalid("hrs_share", hrs_share, expected)
         if emulate == "cells" and scale == "inverted":
             raise invalid("scale", scale, "'none' for emulate='cells', which reads what cells hold")
+        if crossbar is not None and not isinstance(crossbar, Crossbar):
+            raise invalid("crossbar", crossbar, "a faults.Crossbar, or None for the default one")
         if crossbar is not None and emulate != "cells":
             raise invalid("crossbar", crossbar, "None unless emulate='cells'")
         if crossbar is not None and crossbar.is_analog:
@@ -134,10 +137,14 @@ class DropConnect(EndsOnce):
             ]
             stuck = transformation_of(held, emulate, held_by, formats, inverted=scale == "inverted")
             self._stuck.append(stuck)
-            for use in held.uses:
-                attach(use.module, use.parameter_name, stuck)
-            stuck.train(held.weight.module.training)
-        self._draw()
+        with ExitStack() as undone:  # a failure, in the first draw too, leaves the model alone
+            for held, stuck in zip(chosen, self._stuck, strict=True):
+                for use in held.uses:
+                    attach(use.module, use.parameter_name, stuck)
+                    undone.callback(detach, use.module, use.parameter_name, stuck)
+                stuck.train(held.weight.module.training)
+            self._draw()
+            undone.pop_all()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """None: nothing is learned beside the weights.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
 
 from latewood.core import Epochs, linear
 from latewood.errors import invalid
@@ -81,9 +84,11 @@ def rate_at(rate: Rate, step: int, epochs: Epochs, stream: Stream) -> float:
     if isinstance(rate, RateRamp):
         return linear(rate.start, rate.end)(min(1.0, epochs.progress(step) / rate.until))
     if callable(rate):
-        value = float(rate(epochs.progress(step)))
+        value: object = rate(epochs.progress(step))
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
         _require_rate(f"rate at step {step}", value)
-        return value
+        return float(cast(float, value))
     return rate
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latewood.core import FAULTS, Follows
 from latewood.core.integer_codes import HasGrid, codes_on_grid
 from latewood.faults.crossbar import Crossbar
-from latewood.faults.encoding import Encoded, encode
+from latewood.faults.encoding import Encoded, encode_held
 from latewood.faults.faultable_weights import Faultable, Part
 from latewood.faults.simulation import signs_of
 from latewood.kernels.faults import GOOD, LRS, Limits, Stream, draw_states, limits_of, read_drawn
@@ -82,9 +82,9 @@ class DroppedWeight(StuckWeight):
         if not self.training:
             return weight
         dropped = weight * self.kept
-        if self._with_largest:
-            dropped = dropped + self.signs * weight.detach().abs().amax()
-        return (dropped * self.factor).to(weight.dtype) if self._inverted else dropped
+        if self._inverted:
+            dropped = (dropped * self.factor).to(weight.dtype)
+        return dropped + self.signs * self._largest(weight) if self._with_largest else dropped
 
     def draw(self, streams: Sequence[Stream], hrs: float, lrs: float) -> None:
         """Draws which weights are stuck, a number a weight."""
@@ -109,6 +109,15 @@ class DroppedWeight(StuckWeight):
     def dropped(self) -> tuple[int, int]:
         """How many weights are stuck, and of how many."""
         return self.kept.numel() - int(self.kept.sum()), self.kept.numel()
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """max |W|: of each part, which is on crossbars of its own, a number that broadcasts."""
+        sizes = weight.detach().abs()
+        if self._parts == 1:
+            return sizes.amax()
+        every = sizes.view(self._parts, -1).amax(1)
+        rows = every.repeat_interleave(weight.shape[0] // self._parts)
+        return rows.view(-1, *(1 for _ in weight.shape[1:]))
 
     def _counts(self, shape: torch.Size) -> list[int]:
         # Not noted before: shapes may change, and the parts of a projection stay of one size.
@@ -223,7 +232,7 @@ def _read_cells(
         part = weight[rows] if weight.dim() else weight
         target = read[rows] if weight.dim() else read
         if scale is None or bits is None:
-            encoded = encode(part, held, channel_axis=axis)
+            encoded = encode_held(part, held, channel_axis=axis)
             codes = read_drawn(encoded.codes, held.layout, stream, limits)
         else:
             on_grid = codes_on_grid(part, _rows(bits, rows, weight), _rows(scale, rows, weight))

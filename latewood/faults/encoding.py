@@ -11,7 +11,7 @@ from latewood.errors import RequestError, invalid
 from latewood.faults.crossbar import Crossbar
 from latewood.kernels.faults import digits_of
 
-__all__ = ["Encoded", "digits", "encode", "require_weight"]
+__all__ = ["Encoded", "digits", "encode", "encode_held", "require_weight"]
 
 
 class Encoded(NamedTuple):
@@ -41,7 +41,8 @@ def encode(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Enco
     r"""The integers that a crossbar holds for a weight, and their unit.
 
     :math:`q = \mathrm{clip}(\mathrm{round}(w / s), -q_{\max}, q_{\max})`, halves to even, with
-    :math:`s = \max |W| / q_{\max}`, or 1 where all weights are 0. Computed in float32 at least.
+    :math:`s = \max |W| / q_{\max}`, or 1 where all weights are 0 (a layer computes with 0 there).
+    Computed in float32 at least.
 
     Args:
         weight: floating, finite, any shape.
@@ -51,6 +52,29 @@ def encode(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Enco
     Raises:
         RequestError: a weight that is not floating or not finite.
     """
+    return _encoded(weight, crossbar, channel_axis, of_zeros=1.0)
+
+
+def encode_held(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Encoded:
+    """``encode`` with the unit that a layer computes with: max |W| / q_max, also where that is 0.
+
+    With a unit of 1 a cell that is stuck under a weight, or a channel, of zeros would read as
+    weights that have nothing to do with those of the network.
+
+    Args:
+        weight: as for ``encode``.
+        crossbar: how weights are held.
+        channel_axis: of the output channels.
+
+    Raises:
+        RequestError: as ``encode``.
+    """
+    return _encoded(weight, crossbar, channel_axis, of_zeros=0.0)
+
+
+def _encoded(weight: Tensor, crossbar: Crossbar, channel_axis: int, *, of_zeros: float) -> Encoded:
+    if not isinstance(crossbar, Crossbar):
+        raise RequestError(f"crossbar: got {type(crossbar).__name__}; expected a faults.Crossbar")
     _require_stored(weight, "weight")
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     if wide.numel() == 0:
@@ -65,11 +89,13 @@ def encode(weight: Tensor, crossbar: Crossbar, *, channel_axis: int = 0) -> Enco
     if not bool(peak.isfinite().all()):
         raise _not_finite("weight")
     largest = crossbar.largest
-    scale = peak / largest
+    unit = peak / largest
     # Peaks near the smallest float have no quotient; they are as good as 0.
-    scale = torch.where(scale > torch.finfo(wide.dtype).tiny, scale, 1.0)
+    there = unit > torch.finfo(wide.dtype).tiny
+    scale = torch.where(there, unit, 1.0)
     codes = (wide / scale).clamp_(-largest, largest)
-    return Encoded(codes if crossbar.is_analog else codes.round_().to(torch.int32), scale)
+    codes = codes if crossbar.is_analog else codes.round_().to(torch.int32)
+    return Encoded(codes, torch.where(there, unit, of_zeros))
 
 
 def digits(codes: Tensor, crossbar: Crossbar) -> Tensor:
@@ -98,6 +124,7 @@ def require_codes(codes: Tensor, crossbar: Crossbar) -> None:
     Raises:
         RequestError: another dtype, or integers out of range.
     """
+    _require_kinds(codes, crossbar)
     if crossbar.is_analog:
         if not codes.is_floating_point():
             raise invalid("codes", codes.dtype, "floating numbers in [-1, 1] for analog pairs")
@@ -107,6 +134,12 @@ def require_codes(codes: Tensor, crossbar: Crossbar) -> None:
     if codes.numel() and not bool(((codes >= least) & (codes <= crossbar.largest)).all()):
         span = f"{codes.min().item()} to {codes.max().item()}"
         raise invalid("codes", span, f"{least} to {crossbar.largest}, what the cells hold")
+
+
+def _require_kinds(codes: object, crossbar: object) -> None:
+    if not isinstance(codes, Tensor) or not isinstance(crossbar, Crossbar):
+        given = f"{type(codes).__name__} and {type(crossbar).__name__}"
+        raise RequestError(f"codes, crossbar: got {given}; expected a tensor and a faults.Crossbar")
 
 
 def require_weight(weight: Tensor, name: str = "weight") -> None:
@@ -124,6 +157,10 @@ def _require_stored(weight: Tensor, name: str) -> None:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise invalid(name, str(kind), "a tensor of floating numbers")
+    if weight.layout is not torch.strided:
+        raise invalid(name, str(weight.layout), "a dense tensor")
+    if weight.element_size() == 1:  # torch computes with no floating numbers so small
+        raise invalid(name, str(weight.dtype), "floating numbers of 16 bits or more")
     if weight.is_meta:
         raise invalid(name, "a tensor on the meta device", "a weight that holds data")
 

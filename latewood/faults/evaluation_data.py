@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -66,12 +68,16 @@ def accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
         if not isinstance(batch, Sequence) or len(batch) < 2:
             kind = type(batch).__name__
             raise invalid("data", f"a batch that is a {kind}", "(inputs, labels); or pass score=")
+        if not all(isinstance(part, Tensor) for part in batch[:2]):
+            kinds = " and ".join(type(part).__name__ for part in batch[:2])
+            raise invalid("data", f"a batch of {kinds}", "tensors (inputs, labels); or pass score=")
         inputs, labels = batch[0].to(device), batch[1].to(device)
         output = model(inputs)
         output = getattr(output, "logits", output)
-        if not isinstance(output, Tensor) or output.dim() < 2:
+        # Of one output the first is always the largest.
+        if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[1] < 2:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            expected = "a model that gives (n, classes); or pass score="
+            expected = "a model that gives (n, classes), 2 or more; or pass score="
             raise invalid("model", f"outputs of {shape}", expected)
         predicted = output.argmax(1)
         if predicted.shape != labels.shape or labels.is_floating_point():
@@ -84,23 +90,45 @@ def accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
     return right / total
 
 
-def digest_of(tensors: Iterable[Any]) -> str:
-    """A fingerprint of tensors, and of nothing else in the lists and tuples they stand in."""
+def digest_of(value: object) -> str:
+    """A fingerprint of tensors, arrays and plain values, and of the containers they stand in.
+
+    Args:
+        value: any of these; of other objects their class and attributes count.
+    """
     fingerprint = hashlib.sha256()
+    above: list[int] = []
 
     def add(part: Any) -> None:
+        # Where one part ends and the next begins counts, so every part says what it is.
+        kind = "list" if isinstance(part, tuple) else type(part).__qualname__
+        fingerprint.update(f"({kind}{getattr(part, '__qualname__', '')}".encode())
         if isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous().reshape(-1)
-            fingerprint.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            if flat.numel():
-                fingerprint.update(flat.view(torch.uint8).numpy().tobytes())
-        elif isinstance(part, dict):
-            for value in part.values():
-                add(value)
-        elif isinstance(part, list | tuple):
-            for value in part:
-                add(value)
+            add_tensor(part)
+        elif isinstance(part, numpy.ndarray | numpy.generic) and part.dtype != object:
+            fingerprint.update(f"{part.dtype}{part.shape}".encode())
+            fingerprint.update(part.tobytes())
+        elif part is None or isinstance(part, str | bytes | int | float | complex | Enum):
+            fingerprint.update(repr(part).encode())
+        elif id(part) not in above:
+            above.append(id(part))
+            if isinstance(part, Mapping):
+                for key, inner in part.items():
+                    add(key)
+                    add(inner)
+            elif isinstance(part, Iterable) and not isinstance(part, Iterator):
+                for inner in part:
+                    add(inner)
+            else:
+                add(getattr(part, "__dict__", None))
+            above.pop()
+        fingerprint.update(b")")
 
-    for tensor in tensors:
-        add(tensor)
+    def add_tensor(tensor: Tensor) -> None:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        fingerprint.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if flat.numel():
+            fingerprint.update(flat.view(torch.uint8).numpy().tobytes())
+
+    add(value)
     return fingerprint.hexdigest()[:16]

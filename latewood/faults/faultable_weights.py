@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from latewood.core import Selected, select_parameters, transformations
@@ -16,13 +18,19 @@ from latewood.errors import RequestError, invalid
 from latewood.faults.encoding import require_weight
 from latewood.faults.placement import WeightAxes
 
-__all__ = ["Faultable", "Part", "faultable"]
+__all__ = ["Faultable", "Part", "faultable", "require_module"]
 
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUSED: Final = "in_proj_weight"
 _PROJECTIONS: Final = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 _COMPILED: Final = "_orig_mod."
+_HOOKS: Final = (
+    (WeightNorm, "a factor of torch.nn.utils.weight_norm", "remove_weight_norm"),
+    (SpectralNorm, "what torch.nn.utils.spectral_norm divides", "remove_spectral_norm"),
+    (BasePruningMethod, "what torch.nn.utils.prune multiplies with a mask", "prune.remove"),
+)
+"""What computes a weight before each pass, out of a parameter that is not what cells hold."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ def faultable(
         RequestError: a pattern that matches nothing, no weight with elements, or one that is split
             by a foreign parametrization, not floating, not finite, or without data.
     """
+    require_module(model)
     uses = parameter_uses(model)
     found = []
     for weight in select_parameters(model, include=include, exclude=exclude):
@@ -83,6 +92,16 @@ def faultable(
     if not found:
         raise invalid("model", type(model).__name__, "a model with a weight that has elements")
     return found
+
+
+def require_module(model: object) -> None:
+    """Refuses what is no network.
+
+    Raises:
+        RequestError: it is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"model: got {type(model).__name__}; expected a torch module")
 
 
 def _parts(weight: Selected) -> tuple[Part, ...]:
@@ -112,11 +131,13 @@ def _axes(module: nn.Module) -> WeightAxes:
 
 def _require_one_piece(weight: Selected) -> None:
     for hook in weight.module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm) and weight.parameter_name.startswith(f"{hook.name}_"):
-            raise RequestError(
-                f"model: {weight.name} is a factor of torch.nn.utils.weight_norm, no weight that a "
-                "crossbar holds; remove_weight_norm first or exclude this parameter"
-            )
+        for kind, takes, removal in _HOOKS:
+            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+            if isinstance(hook, kind) and weight.parameter_name.startswith(f"{name}_"):
+                raise RequestError(
+                    f"model: {weight.name} is {takes}, no weight that a "
+                    f"crossbar holds; {removal} first or exclude this parameter"
+                )
     for transformation in transformations(weight.module, weight.parameter_name):
         if getattr(transformation, "order", None) is None:
             raise RequestError(

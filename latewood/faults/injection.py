@@ -14,7 +14,7 @@ from latewood.core.integer_codes import integer_codes
 from latewood.core.modes import evaluated
 from latewood.errors import RequestError
 from latewood.faults.crossbar import Crossbar
-from latewood.faults.encoding import Encoded, encode
+from latewood.faults.encoding import Encoded, encode_held
 from latewood.faults.faultable_weights import Faultable, Part, faultable
 from latewood.faults.placement import WeightAxes
 from latewood.faults.simulation import read_codes, require_map
@@ -211,7 +211,7 @@ class _HeldWeight:
             rows = part.rows or slice(None)
             if codes is None:
                 outputs = held.axes.outputs
-                encoded = encode(weight[rows], crossbar, channel_axis=outputs)
+                encoded = encode_held(weight[rows], crossbar, channel_axis=outputs)
                 self.parts.append(_HeldPart(part, encoded, None))
             else:
                 unit, bits = (_rows_of(t, rows, weight) for t in (codes.unit, codes.bits))

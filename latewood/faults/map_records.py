@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from latewood.errors import RequestError, WorkError, invalid
 
 __all__ = ["MapRecords", "MapScore"]
+
+_BEGINNING: Final = '{"settings": '
+"""Of every record, also of one whose first line a kill has cut off."""
 
 
 class MapScore(NamedTuple):
@@ -47,10 +50,15 @@ class MapRecords:
         if path.is_dir() or not path.parent.is_dir():
             raise invalid("record", str(path), "a file in a folder there is")
         header = json.dumps({"settings": settings}, sort_keys=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except UnicodeDecodeError as error:
+            raise WorkError(f"record: '{path}' is no record of maps ({error})") from error
         complete = text[: text.rfind("\n") + 1]
         lines = complete.splitlines()
         if not lines:
+            if not _BEGINNING.startswith(text[: len(_BEGINNING)]):
+                raise WorkError(f"record: '{path}' is no record of maps, and is left as it is")
             path.write_text(header + "\n", encoding="utf-8")
             return
         try:
@@ -58,9 +66,10 @@ class MapRecords:
             for line in lines[1:]:
                 entry = json.loads(line)
                 score = MapScore(float(entry["score"]), float(entry["changed"]))
-                if not math.isfinite(score.score) or entry["map"] < 0:
+                number = entry["map"]
+                if not all(map(math.isfinite, score)) or type(number) is not int or number < 0:
                     raise ValueError(line)
-                self.scores[int(entry["map"])] = score
+                self.scores[number] = score
         except (ValueError, KeyError, TypeError) as error:
             raise WorkError(f"record: '{path}' is no record of maps ({error})") from error
         settings = json.loads(header)["settings"]

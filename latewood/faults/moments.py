@@ -39,8 +39,8 @@ def moments(q: Tensor, crossbar: Crossbar, faults: StuckAt) -> Moments:
 
     Per cell of digit d and stuck level h, :math:`E d' = (1 - p_0 - p_1) d + p_1 h` and
     :math:`E d'^2 = (1 - p_0 - p_1) d^2 + p_1 h^2`; cells add up with their weights, and on aligned
-    pairs :math:`E q' = (1 - p_0 - p_1) q`. Lines are not counted; clusters do not change what one
-    cell does, but the cells of a weight then depend on one another, so they are refused.
+    pairs :math:`E q' = (1 - p_0 - p_1) q`. Clusters and exact counts have the cells of a weight
+    depend on one another, and lines come on top of cells, so they are refused.
 
     Args:
         q: int32 of any shape, as ``encode`` gives them; of analog pairs floating.
@@ -48,7 +48,7 @@ def moments(q: Tensor, crossbar: Crossbar, faults: StuckAt) -> Moments:
         faults: of the cells, independent.
 
     Raises:
-        RequestError: integers that the cells do not hold, or clusters and lines.
+        RequestError: integers that the cells do not hold, or clusters, lines and exact counts.
     """
     return Moments(*_distribution(q, crossbar, faults)[:3])
 
@@ -75,10 +75,9 @@ def cell_change(q: Tensor, crossbar: Crossbar, faults: StuckAt) -> Tensor:
 
 def _distribution(q: Tensor, crossbar: Crossbar, faults: StuckAt) -> tuple[Tensor, ...]:
     require_types(crossbar, faults)
-    if faults.clusters is not None or faults.lines is not None:
-        raise invalid(
-            "faults", faults, "independent faults: clusters and lines have no closed form"
-        )
+    if not faults.independent:
+        expected = "independent faults: clusters, lines and exact counts have no closed form"
+        raise invalid("faults", faults, expected)
     require_codes(q, crossbar)
     unique, places = torch.unique(q, return_inverse=True)
     p0, p1 = faults.hrs, faults.lrs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -18,9 +20,10 @@ from torch.nn.utils import parametrize
 from latewood.core import recalibrate_batch_norm
 from latewood.core.modes import buffers_restored, undisturbed
 from latewood.core.statistics import half_width as half_width_of
-from latewood.errors import WorkError, invalid, require_count
+from latewood.errors import WorkError, invalid, is_number, require_count
 from latewood.faults.crossbar import Crossbar
 from latewood.faults.evaluation_data import accuracy, batches_of, digest_of
+from latewood.faults.faultable_weights import require_module
 from latewood.faults.injection import Injection
 from latewood.faults.map_records import MapRecords, MapScore
 from latewood.faults.map_statistics import MonteCarlo
@@ -93,19 +96,26 @@ def monte_carlo(
             crossbars, or the record of another evaluation.
         WorkError: a score that is not finite, or a damaged record.
     """
+    require_module(model)
     require_types(crossbar, faults)
     require_count("maps", maps)
     require_count("jobs", jobs)
     require_map(0, seed)
-    if half_width is not None and not 0.0 < half_width < math.inf:
+    if score is not None and not callable(score):
+        raise invalid("score", score, "a function of model and batches, or None for accuracy")
+    if half_width is not None and not (is_number(half_width) and 0.0 < half_width < math.inf):
         raise invalid("half_width", half_width, "a positive number, in the units of the score")
-    if not 0.0 < confidence < 1.0:
+    if not is_number(confidence) or not 0.0 < confidence < 1.0:
         raise invalid("confidence", confidence, "a number in (0, 1)")
     if jobs > 1 and any(parametrize.is_parametrized(module) for module in model.modules()):
         expected = "1 for a model under masks, formats or faults, which no process can be sent; "
         raise invalid("jobs", jobs, expected + "finalize its methods first")
     batches = batches_of(data, batch_size)
     calibrating = None if calibration is None else list(calibration)
+    for batch in calibrating or ():
+        if not isinstance(batch, Sequence) or len(batch) == 0:
+            expected = "batches that are tuples, the inputs first"
+            raise invalid("calibration", f"a batch that is a {type(batch).__name__}", expected)
     warn_of_misalignment(crossbar, faults)
     on_crossbar = partial(
         Injection, crossbar=crossbar, faults=faults, include=include, exclude=exclude
@@ -162,16 +172,23 @@ class _Job:
     ) -> None:
         self.model, self.batches, self._on_crossbar = model, batches, on_crossbar
         self.score, self.seed, self.calibration = score, seed, calibration
+        self.process = os.getpid()
 
     @contextmanager
-    def ready(self) -> Iterator[tuple[nn.Module, Injection]]:
-        """The model on crossbars, in evaluation mode."""
-        with undisturbed(self.model), self._on_crossbar(self.model) as injection:
-            yield self.model, injection
+    def ready(self, *, shared: bool = False) -> Iterator[tuple[nn.Module, Injection]]:
+        """The model on crossbars, in evaluation mode; a copy of it where others use it too."""
+        model = copy.deepcopy(self.model) if shared else self.model
+        with undisturbed(model), self._on_crossbar(model) as injection:
+            yield model, injection
 
     def scored(self, model: nn.Module) -> float:
         """The score of a model."""
-        value = float(self.score(model, self.batches))
+        given = self.score(model, self.batches)
+        try:
+            value = float(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(given).__name__
+            raise WorkError(f"score: got a {kind}; expected a number ({error})") from error
         if not math.isfinite(value):
             raise WorkError(f"score: got {value}; expected a finite number")
         return value
@@ -204,8 +221,11 @@ def _results(
 
 
 def _evaluated_part(job: _Job, numbers: list[int], threads: int) -> list[tuple[int, MapScore]]:
-    torch.set_num_threads(threads)
-    with job.ready() as (model, injection):
+    # Backends of threads, and those that run one after the other, have the caller's own model.
+    shared = os.getpid() == job.process
+    if not shared:
+        torch.set_num_threads(threads)
+    with job.ready(shared=shared) as (model, injection):
         return [(number, _evaluated(job, model, injection, number)) for number in numbers]
 
 
@@ -216,14 +236,22 @@ def _settings(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> dict[str, Any]:
-    name = getattr(job.score, "__qualname__", type(job.score).__name__)
+    modules = [(name, type(module).__qualname__) for name, module in job.model.named_modules()]
     return {
         "crossbar": asdict(crossbar),
         "faults": asdict(faults) | {"clusters": repr(faults.clusters)},
         "seed": job.seed,
-        "score": name,
+        "score": _named(job.score),
         "include": list(include),
         "exclude": list(exclude),
-        "model": digest_of([job.model.state_dict()]),
+        "model": digest_of([modules, job.model.state_dict()]),
         "data": digest_of([job.batches, job.calibration]),
     }
+
+
+def _named(score: object) -> str:
+    """The name of a score, and a fingerprint of what is bound to it."""
+    if isinstance(score, partial):
+        bound = digest_of([score.args, score.keywords])
+        return f"{_named(score.func)} of {bound}"
+    return getattr(score, "__qualname__", type(score).__qualname__)

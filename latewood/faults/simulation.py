@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from latewood.errors import invalid
+from latewood.errors import invalid, require_seed
 from latewood.faults.crossbar import Crossbar
 from latewood.faults.encoding import encode, require_codes
 from latewood.faults.fault_maps import cell_states, exact_states
@@ -38,7 +38,7 @@ def read_back(
     """The integers that are read of a weight on a device with stuck cells.
 
     The faults depend on seed, map and name alone. Multiplied by the scale of ``encode`` they are
-    the weights that the layer computes with.
+    the weights that the layer computes with, but where all weights of a unit are 0: it stays 0.
 
     Args:
         weight: floating, finite, any shape, the output channels first.
@@ -111,11 +111,10 @@ def require_map(map: int, seed: int) -> None:
     """Refuses numbers that start no stream.
 
     Raises:
-        RequestError: one is not a whole number of 0 or more.
+        RequestError: one is no whole number from 0 to 2^63 - 1.
     """
-    for name, value in (("map", map), ("seed", seed)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise invalid(name, value, "a whole number, 0 or more")
+    require_seed("map", map)
+    require_seed("seed", seed)
 
 
 def _read_formatted(

@@ -97,6 +97,9 @@ class StuckAt:
     Raises:
         RequestError: rates out of range, or what does not go together.
 
+    Warns:
+        UserWarning: a rate above 0 that the precision turns into 0.
+
     Source: the physical names follow MNSIM; SA0 and SA1 mean either one in the literature, so they
     are only taken with a convention (``from_sa``).
     """
@@ -130,6 +133,21 @@ class StuckAt:
             raise invalid("level", "weight", "'cell' for clusters and lines, which are of cells")
         if self.mode == "exact" and self.clusters is not None:
             raise invalid("mode", "exact", "'bernoulli' for clusters, whose counts vary")
+        if self.mode == "bernoulli" and self.clusters is None:
+            self._warn_of_lost_rates()
+
+    def _warn_of_lost_rates(self) -> None:
+        least = 2.0 ** -(self.precision + 1)
+        # What rounding leaves of a share of 0 is no rate.
+        lost = [rate for rate in (self.hrs, self.lrs) if 1e-12 < rate <= least]
+        if lost:
+            more = "precision=32 or " if self.precision == 16 else ""
+            warnings.warn(
+                f"faults: a rate of {lost[0]:.3g} is less than numbers of {self.precision} bits "
+                f"can meet, so that no cell is stuck so; {more}mode='exact' meets it",
+                UserWarning,
+                stacklevel=4,
+            )
 
     @property
     def rate(self) -> float:

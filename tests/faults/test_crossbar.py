@@ -136,11 +136,20 @@ def test_cells_that_hold_no_weight_are_refused(arguments, says):
         (torch.tensor([1.0, float("inf")]), "infinity"),
         (torch.ones(2, device="meta"), "meta"),
         ([1.0, 2.0], "list"),
+        (torch.ones(2).to(torch.float8_e5m2), "16 bits or more"),
+        (torch.ones(2, 2).to_sparse(), "dense tensor"),
     ],
 )
 def test_what_cannot_be_written_is_refused(weight, says):
     with pytest.raises(RequestError, match=says):
         encode(weight, Crossbar())
+
+
+def test_no_crossbar_is_refused():
+    with pytest.raises(RequestError, match="crossbar: got int"):
+        encode(torch.ones(2), 7)
+    with pytest.raises(RequestError, match="got Tensor and NoneType"):
+        digits(codes(1), None)
 
 
 def test_integers_beyond_the_cells_are_refused():

@@ -111,3 +111,23 @@ def test_bad_requests():
         cost(nn.Linear(2, 2), (torch.zeros(1, 2),), input_bits=0)
     with pytest.raises(RequestError, match="model"):
         cost(nn.ReLU(), (torch.zeros(1, 2),))
+    with pytest.raises(RequestError, match="example_inputs: got Tensor"):
+        cost(nn.Linear(2, 2), torch.zeros(1, 2))
+    with pytest.raises(RequestError, match="crossbar: got int"):
+        cost(nn.Linear(2, 2), (torch.zeros(1, 2),), 7)
+    with pytest.raises(RequestError, match="constants: got str"):
+        cost(nn.Linear(2, 2), (torch.zeros(1, 2),), constants="ISAAC")
+
+
+def test_products_that_are_not_seen_are_warned_of():
+    class Borrowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return nn.functional.linear(self.own(x), self.other.weight)
+
+    with pytest.warns(UserWarning, match="no products of other were seen"):
+        own, other = cost(Borrowed(), (torch.zeros(1, 4),)).layers
+    assert own.products == 1 and other.products == 0 and other.crossbars == 1

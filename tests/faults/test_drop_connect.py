@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from latewood.core import finalize
+from latewood.core import finalize, transformations
 from latewood.errors import RequestError
 from latewood.faults import Crossbar, DropConnect, RateRamp, StuckAt, injected
 from latewood.faults.simulation import read_codes
@@ -166,6 +166,40 @@ def test_weights_stuck_at_the_largest():
     assert torch.equal(gradient, other.float())
 
 
+def test_what_is_stuck_at_the_largest_is_not_rescaled():
+    model = network()
+    stored = model[0].weight.detach().clone()
+    DropConnect(model, rate=0.5, hrs_share=0.4, emulate="zero+max", scale="inverted")
+    weight, largest = model[0].weight.detach(), stored.abs().max()
+    good = (weight - 2 * stored).abs() < 1e-6
+    assert 0.3 < good.float().mean() < 0.7
+    assert bool((good | (weight == 0) | (weight.abs() == largest)).all())
+
+
+def test_queries_keys_and_values_have_a_largest_of_their_own():
+    attention = nn.MultiheadAttention(8, 2)
+    with torch.no_grad():
+        attention.in_proj_weight[8:16] *= 10.0
+    device = copy.deepcopy(attention)
+    DropConnect(attention, rate=0.4, hrs_share=0.5, emulate="zero+max", resample="fixed", map=3)
+    stuck = attention.in_proj_weight.detach()
+    with injected(device, Crossbar(), StuckAt(0.2, 0.2, level="weight"), map=3):
+        read = device.in_proj_weight.detach()
+    for rows in (slice(0, 8), slice(8, 16), slice(16, 24)):
+        # The same weights are stuck, at the same numbers; the others differ by their rounding.
+        step = read[rows].abs().max() / 63
+        torch.testing.assert_close(stuck[rows], read[rows], atol=0.51 * step.item(), rtol=0)
+
+
+@pytest.mark.parametrize("rate", [lambda _: 2.0, lambda _: "a", lambda _: 1 / 0])
+def test_a_first_draw_that_fails_leaves_the_model_alone(rate):
+    model = network()
+    before = list(model.state_dict())
+    with pytest.raises((RequestError, ZeroDivisionError)):
+        DropConnect(model, rate=rate, total_steps=4)
+    assert list(model.state_dict()) == before
+
+
 def test_rates_change_as_they_are_told_to():
     def rates(rate, steps=6, **arguments):
         model = network()
@@ -234,8 +268,8 @@ def test_on_a_fixed_grid_cells_hold_its_integers():
     method = DropConnect(model, rate=0.3, emulate="cells")
     format.snap()
     model.train()
-    bits = format.bits()["0.weight"]
-    unit = format._precisions["0.weight"].scale * torch.exp2(1.0 - bits.float())
+    bits, scale = transformations(model[0], "weight")[0].grid()
+    unit = scale * torch.exp2(1.0 - bits.float())
     steps = model[0].weight.detach() / unit
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert (steps.round() == 0).any() and bool((steps.abs() < 2.0**bits).all())
@@ -284,7 +318,9 @@ def test_training_for_faults_minimises_the_marginal_risk():
         ({"emulate": "cells", "scale": "inverted"}, "scale: got 'inverted'"),
         ({"crossbar": Crossbar()}, "crossbar: got"),
         ({"emulate": "cells", "crossbar": Crossbar(scheme="pair")}, "scheme of digits"),
+        ({"emulate": "cells", "crossbar": 5}, "crossbar: got 5"),
         ({"map": -1}, "map: got -1"),
+        ({"seed": 2**63, "emulate": "cells"}, "seed: got"),
         ({"start_step": -1}, "start_step: got -1"),
         ({"include": ["none"]}, "include: got 'none'"),
     ],

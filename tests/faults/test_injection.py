@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from latewood.core import finalize
 from latewood.core.integer_codes import integer_codes
 from latewood.errors import RequestError
-from latewood.faults import Crossbar, LineFaults, StuckAt, encode, injected, read_back
+from latewood.faults import Crossbar, DropConnect, LineFaults, StuckAt, encode, injected, read_back
 from latewood.faults.injection import Injection
 from latewood.precision import LearnedPrecision
 from latewood.sparsity import FixedMasks
@@ -304,6 +304,10 @@ def test_include_and_exclude_choose_layers():
         (parametrizations.weight_norm(nn.Linear(3, 3)), "weight_norm|weight norm|_WeightNorm"),
         (parametrizations.spectral_norm(nn.Linear(3, 3)), "SpectralNorm"),
         (nn.Linear(3, 3, device="meta"), "meta"),
+        (spectral_norm(nn.Linear(3, 3)), "what torch.nn.utils.spectral_norm divides"),
+        (prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5), "torch.nn.utils.prune"),
+        (nn.Linear(3, 3).to(torch.float8_e4m3fn), "16 bits or more"),
+        ("net", "model: got str"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*zero-element")
@@ -343,3 +347,26 @@ def test_one_injection_takes_many_maps():
         assert 0 < injection.effective_rate(changed) < 1
         assert injection.effective_rate(injection.use_map(None)) == 0
         assert injection.weights == 256
+
+
+@pytest.mark.parametrize("level", ["cell", "weight"])
+def test_where_all_weights_are_zero_nothing_is_read(level):
+    """The unit is max |W| / q_max = 0: stuck cells have no size of their own."""
+    faults = StuckAt(0.1, 0.3, level=level)
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[1].weight[2:4] = 0.0
+    with injected(model, Crossbar(), faults):
+        assert not model[0].weight.any() and model[1].weight[2:4].any()
+    with injected(model, Crossbar(granularity="channel"), faults):
+        assert not model[1].weight[2:4].any() and model[1].weight[:2].any()
+        largest = model[1].parametrizations.weight.original.abs().amax()
+        assert model[1].weight.abs().amax() <= 1.001 * largest
+
+
+def test_emulated_cells_of_a_layer_of_zeros_are_zero():
+    model = nn.Linear(6, 6)
+    nn.init.zeros_(model.weight)
+    DropConnect(model, rate=0.5, hrs_share=0.0, emulate="cells")
+    assert not model.weight.any()

@@ -147,6 +147,11 @@ def test_high_resistance_only_ever_shrinks_a_pair():
 
 
 def test_clusters_have_no_closed_form():
-    for faults in (StuckAt(0.1, clusters=ArrayBeta(0.01)), StuckAt(lines=LineFaults(row=0.1))):
+    dependent = (
+        StuckAt(0.1, clusters=ArrayBeta(0.01)),
+        StuckAt(lines=LineFaults(row=0.1)),
+        StuckAt(0.1, mode="exact"),
+    )
+    for faults in dependent:
         with pytest.raises(RequestError, match="closed form"):
             moments(codes(1), Crossbar(), faults)

@@ -1,7 +1,10 @@
 """Many devices: the same maps in any order and process, statistics, stopping and going on."""
 
+import copy
 import json
 import math
+from collections import UserDict
+from functools import partial
 
 import joblib
 import pytest
@@ -47,11 +50,23 @@ def test_scores_are_those_of_each_map():
 def test_more_processes_change_nothing():
     model, x, labels = case()
     alone = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=6)
-    with joblib.parallel_config(backend="threading"):
-        threads = monte_carlo(nn.Sequential(model), (x, labels), Crossbar(), FAULTS, maps=2)
-    assert threads.scores != alone.scores[:2]  # other names of layers are other streams
+    inside = monte_carlo(nn.Sequential(model), (x, labels), Crossbar(), FAULTS, maps=2)
+    assert inside.scores != alone.scores[:2]  # other names of layers are other streams
     both = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=6, jobs=2)
     assert both == alone
+
+
+@pytest.mark.parametrize("backend", ["threading", "sequential"])
+def test_backends_within_the_process_leave_the_model_alone(backend):
+    model, x, labels = case()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    alone = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=12)
+    threads = torch.get_num_threads()
+    with joblib.parallel_config(backend=backend):
+        both = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=12, jobs=3)
+    assert both == alone and torch.get_num_threads() == threads
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_it_stops_when_the_interval_is_narrow():
@@ -109,6 +124,70 @@ def test_damaged_records_and_wrong_places_are_refused(tmp_path):
         monte_carlo(model, (x, labels), Crossbar(), FAULTS, record=tmp_path / "no" / "maps")
 
 
+@pytest.mark.parametrize("content", [b"my notes, without an end of line", b"\x80\xff" * 9 + b"\n"])
+def test_other_files_are_left_as_they_are(tmp_path, content):
+    model, x, labels = case()
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(WorkError, match="no record"):
+        monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=2, record=path)
+    assert path.read_bytes() == content
+
+
+def test_a_record_cut_in_its_first_line_begins_anew(tmp_path):
+    model, x, labels = case()
+    path = tmp_path / "maps.jsonl"
+    whole = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=2, record=path)
+    first = path.read_bytes()
+    for length in (0, 5, 40):
+        path.write_bytes(first[:length])
+        again = monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=2, record=path)
+        assert again == whole and path.read_bytes() == first
+    for wrong in (b'"map": 1.5', b'"map": true', b'"changed": NaN, "map": 1'):
+        path.write_bytes(first.replace(b'"map": 1', wrong).replace(b', "changed": 0', b', "c": 0'))
+        with pytest.raises(WorkError, match="no record"):
+            monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=2, record=path)
+
+
+def scaled(model, batches, factor):
+    return factor * accuracy(model, batches)
+
+
+def test_records_of_what_looks_alike_do_not_mix(tmp_path):
+    model, x, labels = case()
+    other = copy.deepcopy(model)
+    other[2] = nn.Tanh()
+    parts = [(x[:150], labels[:150]), (x[150:], labels[150:])]
+
+    def number(model, batches):
+        return 1.0
+
+    common = {"data": parts, "score": None, "calibration": None}
+    pairs = [
+        (model, common, model, common | {"data": parts[:1], "calibration": parts[1:]}),
+        (model, common, other, common),
+        (
+            model,
+            common | {"data": [UserDict(a=x)], "score": number},
+            model,
+            common | {"data": [UserDict(a=x + 1)], "score": number},
+        ),
+        (
+            model,
+            common | {"score": partial(scaled, factor=1.0)},
+            model,
+            common | {"score": partial(scaled, factor=2.0)},
+        ),
+    ]
+    for place, (first, begun, second, going_on) in enumerate(pairs):
+        record = tmp_path / str(place)
+        rest = {"crossbar": Crossbar(), "faults": FAULTS, "maps": 2, "record": record}
+        monte_carlo(first, **begun, **rest)
+        monte_carlo(first, **begun, **rest)
+        with pytest.raises(RequestError, match="another evaluation"):
+            monte_carlo(second, **going_on, **rest)
+
+
 def test_batch_norms_calibrated_on_each_device():
     model, x, labels = case()
     mean = model[1].running_mean.clone()
@@ -157,13 +236,22 @@ def test_statistics():
         ({"data": [torch.zeros(3, 10)]}, r"\(inputs, labels\); or pass score="),
         ({"data": (torch.zeros(3, 10), torch.zeros(3, 4))}, "labels"),
         ({"faults": 0.1}, "faults: got float"),
+        ({"data": [(torch.zeros(3, 10).numpy(), torch.zeros(3))]}, "a batch of ndarray and Tensor"),
+        ({"calibration": [torch.zeros(3, 10)]}, "calibration: got 'a batch that is a Tensor'"),
+        ({"calibration": (torch.zeros(3, 10), torch.zeros(3))}, "calibration: got 'a batch"),
+        ({"score": "accuracy"}, "score: got 'accuracy'"),
+        ({"half_width": "narrow"}, "half_width: got 'narrow'"),
+        ({"half_width": True}, "half_width: got True"),
+        ({"confidence": "high"}, "confidence: got 'high'"),
+        ({"model": nn.Linear(10, 1)}, r"model: got 'outputs of \(300, 1\)'"),
+        ({"model": "net"}, "model: got str"),
     ],
 )
 def test_bad_requests_leave_the_model_alone(arguments, says):
     model, x, labels = case()
     call = {"data": (x, labels), "crossbar": Crossbar(), "faults": FAULTS, "maps": 2} | arguments
     with pytest.raises(RequestError, match=says):
-        monte_carlo(model, **call)
+        monte_carlo(**({"model": model} | call))
     assert not any(hasattr(module, "parametrizations") for module in model.modules())
 
 
@@ -173,6 +261,8 @@ def test_a_score_that_is_no_number_stops():
         monte_carlo(
             model, (x, labels), Crossbar(), FAULTS, maps=2, score=lambda model, data: math.nan
         )
+    with pytest.raises(WorkError, match="score: got a NoneType"):
+        monte_carlo(model, (x, labels), Crossbar(), FAULTS, maps=2, score=lambda *_: None)
 
 
 def test_a_model_under_masks_has_one_process():

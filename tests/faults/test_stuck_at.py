@@ -97,6 +97,18 @@ def test_maps_are_nested(options):
         before = states
 
 
+def test_rates_that_are_lost_are_warned_of():
+    with pytest.warns(UserWarning, match="precision=32 or mode='exact'"):
+        faults = StuckAt(hrs=2.0**-17)
+    assert faults.limits.low == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert StuckAt(hrs=1.1 * 2.0**-17).limits.low == 1
+        assert StuckAt(hrs=2.0**-17, precision=32).limits.low == 2**15
+        StuckAt(hrs=1e-6, mode="exact")
+        StuckAt(hrs=0.3, lrs=1e-17)
+
+
 def test_exact_counts():
     states = cell_states((33, 7), Crossbar(), StuckAt(0.1, 0.05, mode="exact"), Stream(0, 0, "a"))
     cells = 6 * 33 * 7
