@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "tensors.hpp"
+#include "require.hpp"
 
 namespace latewood {
 

@@ -1,15 +1,12 @@
 // The innermost loops of products with positions as lanes: some vectors of positions by four outputs.
-// The same sums in plain C++ and with the 256-bit instructions of AVX2.
+// The same sums in plain C++ and with 256 bits at a time.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "integer_network.hpp"
+#include "vectors.hpp"
 
 namespace latewood {
 namespace LATEWOOD_ISA {
@@ -31,34 +28,25 @@ struct LaneTile {
 
 constexpr int block = 32;  // positions whose sums of numbers stay in registers
 
-#if defined(__AVX2__)
-
-#define LATEWOOD_UNROLL _Pragma("GCC unroll 8")
-
-// In place: compilers otherwise move every accumulator once a step.
-inline void add_8(__m256i &sum, __m256i value) { asm("vpaddb %1,%0,%0" : "+x"(sum) : "x"(value)); }
-inline void add_16(__m256i &sum, __m256i value) { asm("vpaddw %1,%0,%0" : "+x"(sum) : "x"(value)); }
-inline void add_32(__m256i &sum, __m256i value) { asm("vpaddd %1,%0,%0" : "+x"(sum) : "x"(value)); }
+#if defined(LATEWOOD_VECTORS)
 
 // Adds to eight sums of an output, or starts them.
 struct SumWriter {
-  __m128i shift;
+  ShiftCount shift;
   const std::int32_t *constants;
-  void add(std::int32_t *sums, int n, __m256i numbers) const {
-    __m256i *const target = reinterpret_cast<__m256i *>(sums);
-    const __m256i before =
-        constants ? _mm256_set1_epi32(constants[n]) : _mm256_load_si256(target);
-    _mm256_store_si256(target, _mm256_add_epi32(before, _mm256_sll_epi32(numbers, shift)));
+  void add(std::int32_t *sums, int n, Vector numbers) const {
+    const Vector before = constants ? every_32(constants[n]) : load_aligned(sums);
+    store_aligned(sums, add_32(before, shift_left_32(numbers, shift)));
   }
 };
 
 // A shuffle looks 32 positions up; signed bytes add up until they may be full.
 template <int M>
 inline void lookup_lanes(const LaneSegment &segment, const LaneTile &tile) {
-  const __m256i zero = _mm256_setzero_si256();
-  SumWriter writer{_mm_cvtsi32_si128(segment.shift), tile.constants};
+  const Vector zero = zeros();
+  SumWriter writer{shift_count(segment.shift), tile.constants};
   constexpr int N = lane_outputs;
-  __m256i narrow[M][N], wide[M][N][2];
+  Vector narrow[M][N], wide[M][N][2];
   LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
     LATEWOOD_UNROLL for (int n = 0; n < N; ++n)
       narrow[m][n] = wide[m][n][0] = wide[m][n][1] = zero;
@@ -68,12 +56,12 @@ inline void lookup_lanes(const LaneSegment &segment, const LaneTile &tile) {
     LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
         std::int32_t *const target = tile.sums + n * tile.stride + 32 * m;
-        const __m256i first = _mm256_unpacklo_epi16(wide[m][n][0], wide[m][n][1]);
-        const __m256i second = _mm256_unpackhi_epi16(wide[m][n][0], wide[m][n][1]);
-        writer.add(target, n, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(first)));
-        writer.add(target + 8, n, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(second)));
-        writer.add(target + 16, n, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(first, 1)));
-        writer.add(target + 24, n, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(second, 1)));
+        const Vector first = interleave_lower(wide[m][n][0], wide[m][n][1]);
+        const Vector second = interleave_upper(wide[m][n][0], wide[m][n][1]);
+        writer.add(target, n, first_signed(first));
+        writer.add(target + 8, n, first_signed(second));
+        writer.add(target + 16, n, last_signed(first));
+        writer.add(target + 24, n, last_signed(second));
         wide[m][n][0] = wide[m][n][1] = zero;
       }
     writer.constants = nullptr;
@@ -83,21 +71,19 @@ inline void lookup_lanes(const LaneSegment &segment, const LaneTile &tile) {
         step + segment.narrow < segment.steps ? step + segment.narrow : segment.steps;
     for (; step < end; ++step, weights += 16 * N) {
       const std::uint8_t *const columns = tile.columns + tile.offsets[step];
-      __m256i index[M];
+      Vector index[M];
       LATEWOOD_UNROLL for (int m = 0; m < M; ++m) index[m] =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns + 32 * m));
+          load(columns + 32 * m);
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
-        const __m256i table = _mm256_broadcastsi128_si256(
-            _mm_load_si128(reinterpret_cast<const __m128i *>(weights + 16 * n)));
+        const Vector table = load_table(weights + 16 * n);
         LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
-          add_8(narrow[m][n], _mm256_shuffle_epi8(table, index[m]));
+          add_to_8(narrow[m][n], look_up(table, index[m]));
       }
     }
     LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(narrow[m][n], 8), 8);
-        wide[m][n][0] = _mm256_add_epi16(wide[m][n][0], even);
-        wide[m][n][1] = _mm256_add_epi16(wide[m][n][1], _mm256_srai_epi16(narrow[m][n], 8));
+        wide[m][n][0] = add_16(wide[m][n][0], even_signed(narrow[m][n]));
+        wide[m][n][1] = add_16(wide[m][n][1], odd_signed(narrow[m][n]));
         narrow[m][n] = zero;
       }
     if (--rooms == 0) {
@@ -112,10 +98,10 @@ inline void lookup_lanes(const LaneSegment &segment, const LaneTile &tile) {
 // positions, pairs in 32 bits.
 template <int M, bool Bytes>
 inline void grid_lanes(const LaneSegment &segment, const LaneTile &tile) {
-  const __m256i zero = _mm256_setzero_si256();
-  SumWriter writer{_mm_cvtsi32_si128(segment.shift), tile.constants};
+  const Vector zero = zeros();
+  SumWriter writer{shift_count(segment.shift), tile.constants};
   constexpr int N = lane_outputs;
-  __m256i narrow[M][N];
+  Vector narrow[M][N];
   LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
     LATEWOOD_UNROLL for (int n = 0; n < N; ++n) narrow[m][n] = zero;
   const std::uint8_t *weights = tile.weights;
@@ -124,26 +110,26 @@ inline void grid_lanes(const LaneSegment &segment, const LaneTile &tile) {
         step + segment.narrow < segment.steps ? step + segment.narrow : segment.steps;
     for (; step < end; ++step, weights += 4 * N) {
       const std::uint8_t *const columns = tile.columns + tile.offsets[step];
-      __m256i input[M];
+      Vector input[M];
       LATEWOOD_UNROLL for (int m = 0; m < M; ++m) input[m] =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i *>(columns + 32 * m));
+          load(columns + 32 * m);
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
         std::int32_t pair;
         std::memcpy(&pair, weights + 4 * n, 4);
-        const __m256i weight = _mm256_set1_epi32(pair);
+        const Vector weight = every_32(pair);
         LATEWOOD_UNROLL for (int m = 0; m < M; ++m) {
-          if constexpr (Bytes) add_16(narrow[m][n], _mm256_maddubs_epi16(input[m], weight));
-          else add_32(narrow[m][n], _mm256_madd_epi16(input[m], weight));
+          if constexpr (Bytes) add_to_16(narrow[m][n], multiply_bytes(input[m], weight));
+          else add_to_32(narrow[m][n], multiply_words(input[m], weight));
         }
       }
     }
     LATEWOOD_UNROLL for (int m = 0; m < M; ++m)
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
         std::int32_t *const target = tile.sums + n * tile.stride + (Bytes ? 16 : 8) * m;
-        const __m256i full = narrow[m][n];
+        const Vector full = narrow[m][n];
         if constexpr (Bytes) {
-          writer.add(target, n, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(full)));
-          writer.add(target + 8, n, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(full, 1)));
+          writer.add(target, n, first_signed(full));
+          writer.add(target + 8, n, last_signed(full));
         } else {
           writer.add(target, n, full);
         }
@@ -157,25 +143,23 @@ inline void grid_lanes(const LaneSegment &segment, const LaneTile &tile) {
 // rounded: no fused operations.
 inline void add_products(const float *const *taps, const float *const *weights, std::int64_t count,
                          float (*sums)[block]) {
-  __m256 total[2][block / 8];
+  Floats total[2][block / 8];
   LATEWOOD_UNROLL for (int n = 0; n < 2; ++n)
-    LATEWOOD_UNROLL for (int i = 0; i < block / 8; ++i) total[n][i] = _mm256_setzero_ps();
+    LATEWOOD_UNROLL for (int i = 0; i < block / 8; ++i) total[n][i] = zero_floats();
   for (std::int64_t t = 0; t < count; ++t) {
     const float *const from = taps[t];
-    const __m256 first = _mm256_broadcast_ss(weights[0] + t);
-    const __m256 second = _mm256_broadcast_ss(weights[1] + t);
+    const Floats first = every_float(weights[0] + t);
+    const Floats second = every_float(weights[1] + t);
     LATEWOOD_UNROLL for (int i = 0; i < block / 8; ++i) {
-      const __m256 numbers = _mm256_loadu_ps(from + 8 * i);
-      total[0][i] = _mm256_add_ps(total[0][i], _mm256_mul_ps(numbers, first));
-      total[1][i] = _mm256_add_ps(total[1][i], _mm256_mul_ps(numbers, second));
+      const Floats numbers = load_floats(from + 8 * i);
+      total[0][i] = add_product(total[0][i], numbers, first);
+      total[1][i] = add_product(total[1][i], numbers, second);
     }
   }
   LATEWOOD_UNROLL for (int n = 0; n < 2; ++n)
     LATEWOOD_UNROLL for (int i = 0; i < block / 8; ++i)
-      _mm256_storeu_ps(sums[n] + 8 * i, total[n][i]);
+      store_floats(sums[n] + 8 * i, total[n][i]);
 }
-
-#undef LATEWOOD_UNROLL
 
 template <int M>
 inline void add_vectors(const LaneSegment &segment, const LaneTile &tile) {

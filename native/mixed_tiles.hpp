@@ -1,15 +1,12 @@
 // The innermost loops of mixed products: some positions by one or two panels of outputs. The same
-// sums in plain C++ and with the 256-bit instructions of AVX2.
+// sums in plain C++ and with 256 bits at a time.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "mixed_products.hpp"
+#include "vectors.hpp"
 
 namespace latewood {
 namespace LATEWOOD_ISA {
@@ -23,17 +20,14 @@ struct TileInputs {
   std::int64_t count;        // of taps
 };
 
-#if defined(__AVX2__)
-
-#define LATEWOOD_UNROLL _Pragma("GCC unroll 8")
+#if defined(LATEWOOD_VECTORS)
 
 // A shuffle looks 32 indices up in the table of one position; bytes add up until they may be full.
 template <int M, int N, int Planes, int Shift>
 inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
                         const std::uint8_t *weights, std::uint32_t *sums) {
-  const __m256i zero = _mm256_setzero_si256(), low = _mm256_set1_epi16(0xff);
-  const __m256i factor = _mm256_set1_epi32(segment.factor);
-  __m256i narrow[M][N][Planes], wide[M][N][2];
+  const Vector zero = zeros(), factor = every_32(segment.factor);
+  Vector narrow[M][N][Planes], wide[M][N][2];
   LATEWOOD_UNROLL for (int r = 0; r < M; ++r)
     LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
       LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) narrow[r][n][p] = zero;
@@ -44,10 +38,10 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n)
         LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) {
           const int shift = p ? Shift : 0;
-          const __m256i even = _mm256_and_si256(narrow[r][n][p], low);
-          const __m256i odd = _mm256_srli_epi16(narrow[r][n][p], 8);
-          wide[r][n][0] = _mm256_add_epi16(wide[r][n][0], _mm256_slli_epi16(even, shift));
-          wide[r][n][1] = _mm256_add_epi16(wide[r][n][1], _mm256_slli_epi16(odd, shift));
+          const Vector even = even_unsigned(narrow[r][n][p]);
+          const Vector odd = odd_unsigned(narrow[r][n][p]);
+          wide[r][n][0] = add_16(wide[r][n][0], shift_left_16(even, shift));
+          wide[r][n][1] = add_16(wide[r][n][1], shift_left_16(odd, shift));
           narrow[r][n][p] = zero;
         }
   };
@@ -56,16 +50,11 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
     for (int r = 0; r < M; ++r)
       for (int n = 0; n < N; ++n)
         for (int half = 0; half < 2; ++half) {
-          __m256i *const target =
-              reinterpret_cast<__m256i *>(sums + r * block_outputs + 32 * n + 16 * half);
-          const __m256i first =
-              _mm256_cvtepu16_epi32(_mm256_castsi256_si128(wide[r][n][half]));
-          const __m256i second =
-              _mm256_cvtepu16_epi32(_mm256_extracti128_si256(wide[r][n][half], 1));
-          _mm256_store_si256(target, _mm256_sub_epi32(_mm256_load_si256(target),
-                                                      _mm256_mullo_epi32(first, factor)));
-          _mm256_store_si256(target + 1, _mm256_sub_epi32(_mm256_load_si256(target + 1),
-                                                          _mm256_mullo_epi32(second, factor)));
+          std::uint32_t *const target = sums + r * block_outputs + 32 * n + 16 * half;
+          const Vector first = multiply_32(first_unsigned(wide[r][n][half]), factor);
+          const Vector second = multiply_32(last_unsigned(wide[r][n][half]), factor);
+          store_aligned(target, subtract_32(load_aligned(target), first));
+          store_aligned(target + 8, subtract_32(load_aligned(target + 8), second));
           wide[r][n][half] = zero;
         }
   };
@@ -77,16 +66,15 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
     for (std::int64_t left = segment.groups; left > 0;) {
       const std::int64_t steps = left < room ? left : room;
       for (std::int64_t i = 0; i < steps; ++i, weights += 32 * N * Planes) {
-        __m256i signs[N][Planes];
+        Vector signs[N][Planes];
         LATEWOOD_UNROLL for (int n = 0; n < N; ++n)
-          LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) signs[n][p] = _mm256_load_si256(
-              reinterpret_cast<const __m256i *>(weights + 32 * (n * Planes + p)));
+          LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) signs[n][p] =
+              load_aligned(weights + 32 * (n * Planes + p));
         LATEWOOD_UNROLL for (int r = 0; r < M; ++r) {
-          const __m256i table = _mm256_broadcastsi128_si256(
-              _mm_loadu_si128(reinterpret_cast<const __m128i *>(tables[r] + 16 * i)));
+          const Vector table = load_table(tables[r] + 16 * i);
           LATEWOOD_UNROLL for (int n = 0; n < N; ++n)
             LATEWOOD_UNROLL for (int p = 0; p < Planes; ++p) narrow[r][n][p] =
-                _mm256_add_epi8(narrow[r][n][p], _mm256_shuffle_epi8(table, signs[n][p]));
+                add_8(narrow[r][n][p], look_up(table, signs[n][p]));
         }
       }
       LATEWOOD_UNROLL for (int r = 0; r < M; ++r) tables[r] += 16 * steps;
@@ -110,15 +98,14 @@ inline void lookup_tile(const ProductSegment &segment, const TileInputs &inputs,
 template <int M, int N, bool Bytes>
 inline void grid_tile(const ProductSegment &segment, const TileInputs &inputs,
                       const std::uint8_t *weights, std::uint32_t *sums) {
-  const __m256i zero = _mm256_setzero_si256(), ones = _mm256_set1_epi16(1);
-  __m256i narrow[M][N], wide[M][N];
+  const Vector zero = zeros();
+  Vector narrow[M][N], wide[M][N];
   LATEWOOD_UNROLL for (int r = 0; r < M; ++r)
     LATEWOOD_UNROLL for (int n = 0; n < N; ++n) narrow[r][n] = wide[r][n] = zero;
   const auto widen = [&]() __attribute__((always_inline)) {
     LATEWOOD_UNROLL for (int r = 0; r < M; ++r)
       LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
-        wide[r][n] = _mm256_add_epi32(
-            wide[r][n], Bytes ? _mm256_madd_epi16(narrow[r][n], ones) : narrow[r][n]);
+        wide[r][n] = add_32(wide[r][n], Bytes ? add_neighbours(narrow[r][n]) : narrow[r][n]);
         narrow[r][n] = zero;
       }
   };
@@ -130,19 +117,17 @@ inline void grid_tile(const ProductSegment &segment, const TileInputs &inputs,
     for (std::int64_t left = segment.groups; left > 0;) {
       const std::int64_t steps = left < room ? left : room;
       for (std::int64_t i = 0; i < steps; ++i, weights += 32 * N) {
-        __m256i panel[N];
-        LATEWOOD_UNROLL for (int n = 0; n < N; ++n) panel[n] =
-            _mm256_load_si256(reinterpret_cast<const __m256i *>(weights + 32 * n));
+        Vector panel[N];
+        LATEWOOD_UNROLL for (int n = 0; n < N; ++n) panel[n] = load_aligned(weights + 32 * n);
         LATEWOOD_UNROLL for (int r = 0; r < M; ++r) {
           std::int32_t group;
           std::memcpy(&group, values[r] + 4 * i, 4);
-          const __m256i value = _mm256_set1_epi32(group);
+          const Vector value = every_32(group);
           LATEWOOD_UNROLL for (int n = 0; n < N; ++n) {
             if constexpr (Bytes)
-              narrow[r][n] =
-                  _mm256_add_epi16(narrow[r][n], _mm256_maddubs_epi16(panel[n], value));
+              narrow[r][n] = add_16(narrow[r][n], multiply_bytes(panel[n], value));
             else
-              narrow[r][n] = _mm256_add_epi32(narrow[r][n], _mm256_madd_epi16(panel[n], value));
+              narrow[r][n] = add_32(narrow[r][n], multiply_words(panel[n], value));
           }
         }
       }
@@ -156,16 +141,13 @@ inline void grid_tile(const ProductSegment &segment, const TileInputs &inputs,
     }
   }
   widen();
-  const __m256i factor = _mm256_set1_epi32(segment.factor);
+  const Vector factor = every_32(segment.factor);
   for (int r = 0; r < M; ++r)
     for (int n = 0; n < N; ++n) {
-      __m256i *const target = reinterpret_cast<__m256i *>(sums + r * block_outputs + 8 * n);
-      _mm256_store_si256(target, _mm256_add_epi32(_mm256_load_si256(target),
-                                                  _mm256_mullo_epi32(wide[r][n], factor)));
+      std::uint32_t *const target = sums + r * block_outputs + 8 * n;
+      store_aligned(target, add_32(load_aligned(target), multiply_32(wide[r][n], factor)));
     }
 }
-
-#undef LATEWOOD_UNROLL
 
 #else
 

@@ -5,7 +5,8 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
-#include <stdexcept>
+
+#include "require.hpp"
 
 namespace latewood {
 
@@ -39,10 +40,6 @@ bool same_shape(const TensorView &a, const TensorView &b);
 // Of two tensors of the same shape: whether element k of the one lies where element k of the other
 // does.
 bool same_layout(const TensorView &a, const TensorView &b);
-
-inline void require(bool condition, const char *message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 // The elements of a contiguous tensor of this type that has to have `n` of them.
 template <typename T>

@@ -187,7 +187,11 @@ static void narrow_with_noise(const float *__restrict wide, Bfloat16 *__restrict
 }
 
 #if defined(__FLT16_MANT_DIG__)
+#if defined(__aarch64__)
+using Float16 = __fp16;  // compilers had it there long before the other name
+#else
 using Float16 = _Float16;
+#endif
 static inline float widen(Float16 value) { return float(value); }
 static inline void narrow(float wide, Float16 *value) { *value = Float16(wide); }
 #endif
