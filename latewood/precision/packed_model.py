@@ -95,7 +95,11 @@ class PackedModel(nn.Module):
         Args:
             inputs: as in the example that it was packed with, the first axis of any length where
                 the network allows it.
+
+        Raises:
+            RequestError: a first axis of a length that it does not allow.
         """
+        self._require_lengths(inputs)
         return self.network(*self._placed(inputs))
 
     def run(self, *inputs: Tensor) -> Any:
@@ -114,6 +118,7 @@ class PackedModel(nn.Module):
             WorkError: an operation fails on inputs like those that it was packed with.
         """
         self._require_tensors(inputs)
+        self._require_lengths(inputs)
         try:
             outputs, self.execution = self._runner.run(self.graph, self.network, inputs)
             if outputs is not None:
@@ -132,6 +137,17 @@ class PackedModel(nn.Module):
         if wrong or len(inputs) != takes:
             given = wrong or f"{len(inputs)} tensors"
             raise invalid("inputs", given, f"{takes} tensors, as the network takes")
+
+    def _require_lengths(self, inputs: tuple[Tensor, ...]) -> None:
+        for place, (given, length) in enumerate(zip(inputs, self.graph.lengths, strict=False)):
+            if length is not None and given.dim() and len(given) != length:
+                raise invalid(
+                    f"inputs[{place}]",
+                    list(given.shape),
+                    f"{length} along the first axis, a number that the operations of the network "
+                    "contain (a model that views by x.size(0) is packed for any if the example "
+                    "has two or more)",
+                )
 
     def _failure(self, inputs: tuple[Tensor, ...], error: Exception) -> LatewoodError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -238,8 +254,35 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
             f"the packed network's outputs differ from the model's by {difference:.3g} of their "
             "size; nothing was packed"
         )
-    packed.difference = difference
-    return packed
+    lengths = _freed_lengths(twin, packed, inputs)
+    return PackedModel(replace(packed.graph, lengths=lengths), left, difference)
+
+
+def _freed_lengths(
+    model: nn.Module, packed: PackedModel, inputs: tuple[Tensor, ...]
+) -> list[int | None]:
+    """The lengths of first axes that are fixed indeed: twice as much makes another network of it.
+
+    An example of one image has its length in the operations, whether these depend on it or not.
+    """
+    lengths = packed.graph.lengths
+    fixed = [place for place, length in enumerate(lengths) if length is not None]
+    free = PackedModel(replace(packed.graph, lengths=[]))
+    for places in [fixed, *([place] for place in fixed if len(fixed) > 1)]:
+        longer = tuple(torch.cat([x, x]) if k in places else x for k, x in enumerate(inputs))
+        if not places:
+            break
+        try:
+            with torch.inference_mode():
+                pair = [_outputs(of(*(x.clone() for x in longer))) for of in (free, model)]
+        except Exception:
+            # Either may fail in any way: then it is for the length of the example alone.
+            continue
+        if _difference(*pair) <= _LARGEST_DIFFERENCE:
+            lengths = [None if k in places else length for k, length in enumerate(lengths)]
+            if len(places) == len(fixed):
+                break
+    return lengths
 
 
 def load_packed(path: str | Path) -> PackedModel:
