@@ -210,9 +210,9 @@ def _add_call(
 
 def _only_length(example: Any) -> int | None:
     """Of the first axis, if the model's code read it as a number: its operations hold it then."""
-    shape = getattr(example, "shape", ())
-    if not len(shape):
+    if not isinstance(example, Tensor) or not example.dim():
         return None
+    shape: Any = example.shape
     length: int | None = shape[0] if isinstance(shape[0], int) else shape[0].node.maybe_as_int()
     return length
 
