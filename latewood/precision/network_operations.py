@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -14,6 +14,7 @@ from latewood.errors import RequestError
 from latewood.kernels.mixed_products import Taps, taps_of
 from latewood.precision.fused_arithmetic import fused_multiply_add
 from latewood.precision.packed_graph import NetworkGraph
+from latewood.precision.packed_groups import PackedGroupedConv2d
 from latewood.precision.packed_layers import PackedConv2d
 
 __all__ = ["NotCompiled", "Operation", "OperationList", "listed_operations"]
@@ -79,8 +80,24 @@ def listed_operations(graph: NetworkGraph, shape: tuple[int, ...]) -> OperationL
     form, leaves = graph.output
     if form != "*" or len(leaves) != 1 or not isinstance(leaves[0], dict):
         raise NotCompiled("it returns more than one tensor")
-    output = reader.value(leaves[0])
-    return OperationList(reader.operations, output, reader.batch)
+    operations, output = _needed(reader.operations, reader.value(leaves[0]))
+    return OperationList(operations, output, reader.batch)
+
+
+def _needed(operations: list[Operation], output: int) -> tuple[list[Operation], int]:
+    """The input and what the output depends on: nothing reads the others, auxiliary heads say."""
+    needed = {0, output}
+    for place in range(output, -1, -1):
+        if place in needed:
+            needed.update(operations[place].sources)
+    if output == 0:
+        raise NotCompiled("it returns its input")
+    places = {old: new for new, old in enumerate(sorted(needed))}
+    kept = [
+        replace(operations[old], sources=[places[source] for source in operations[old].sources])
+        for old in places
+    ]
+    return kept, places[output]
 
 
 class _Reader:
@@ -177,6 +194,8 @@ class _Reader:
         given = self.operations[source]
         convolution = isinstance(layer, PackedConv2d)
         taps = layer.taps if isinstance(layer, PackedConv2d) else Taps()
+        if isinstance(layer, PackedGroupedConv2d):
+            raise NotCompiled(f"the layer {name}, a packed convolution in groups")
         if given.axes != (4 if convolution else 2) or given.shape[0] != layer.shape[1]:
             raise NotCompiled(f"the layer {name} on the shape {given.shape} of {given.axes} axes")
         kernel = (layer.shape[2], layer.shape[3]) if convolution else (1, 1)

@@ -52,6 +52,8 @@ class NetworkRunner:
             return None, _one_by_one("there are no compiled kernels")
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             return None, _one_by_one("it takes more than one tensor")
+        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in graph.layers.values()):
+            return None, _one_by_one("a layer has hooks")
         (given,) = inputs
         if module is not self._module or not self._current(graph):
             self._mark(graph, network)
@@ -60,7 +62,7 @@ class NetworkRunner:
         made = self._made.get(shape)
         if made is None:
             if len(self._made) >= _MOST_SHAPES:
-                self._made.pop(next(iter(self._made)))
+                self._made.pop(next(iter(self._made)), None)  # another thread may be first
             made = self._made[shape] = _made(module, _as_held(graph, network), shape)
         if isinstance(made, str):
             return None, _one_by_one(made)

@@ -50,6 +50,7 @@ def write_graph(graph: NetworkGraph, path: Path, left: list[list[Any]]) -> None:
         "left": left,
         "channels_last": graph.channels_last,
         "inputs": graph.inputs,
+        "lengths": graph.lengths,
         "layers": [[name, *_packed(layer, codes, values)] for name, layer in graph.layers.items()],
         "tensors": [[name, *_stored(tensor, values)] for name, tensor in graph.tensors.items()],
     }
@@ -125,6 +126,7 @@ def _graph(parts: dict[str, Tensor]) -> tuple[NetworkGraph, list[list[Any]]]:
         bool(description["channels_last"]),
         # Files of before this was kept have none.
         [[str(dtype), [int(n) for n in shape]] for dtype, shape in description.get("inputs", [])],
+        [None if n is None else int(n) for n in description.get("lengths", [])],
     )
     left = [[str(name), str(reason), int(count)] for name, reason, count in description["left"]]
     return graph, left

@@ -47,6 +47,7 @@ class NetworkGraph:
         output: the form of what is returned.
         channels_last: whether images go in with adjacent channels.
         inputs: of the example that it was made with, ``[dtype, shape]`` of each; empty if unknown.
+        lengths: the only length of the first axis of each input, None for any; empty for any.
     """
 
     nodes: list[list[Any]] = field(default_factory=list)
@@ -55,6 +56,7 @@ class NetworkGraph:
     output: Any = None
     channels_last: bool = False
     inputs: list[list[Any]] = field(default_factory=list)
+    lengths: list[int | None] = field(default_factory=list)
 
 
 def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> NetworkGraph:
@@ -90,6 +92,7 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Networ
             target = sources[node.name].target
             if target is None:
                 _append(graph, places, node, ["input", "", [], {}])
+                graph.lengths.append(_only_length(node.meta.get("val")))
             else:
                 # Added where an operation needs it: packed layers and norms take theirs along.
                 node.meta["held"] = target
@@ -203,6 +206,15 @@ def _add_call(
         arguments = [_argument(graph, places, argument, held) for argument in node.args]
         named = {key: _argument(graph, places, x, held) for key, x in node.kwargs.items()}
         _append(graph, places, node, ["call", name, arguments, named])
+
+
+def _only_length(example: Any) -> int | None:
+    """Of the first axis, if the model's code read it as a number: its operations hold it then."""
+    if not isinstance(example, Tensor) or not example.dim():
+        return None
+    shape: Any = example.shape
+    length: int | None = shape[0] if isinstance(shape[0], int) else shape[0].node.maybe_as_int()
+    return length
 
 
 def _append(

@@ -95,7 +95,11 @@ class PackedModel(nn.Module):
         Args:
             inputs: as in the example that it was packed with, the first axis of any length where
                 the network allows it.
+
+        Raises:
+            RequestError: a first axis of a length that it does not allow.
         """
+        self._require_lengths(inputs)
         return self.network(*self._placed(inputs))
 
     def run(self, *inputs: Tensor) -> Any:
@@ -114,6 +118,7 @@ class PackedModel(nn.Module):
             WorkError: an operation fails on inputs like those that it was packed with.
         """
         self._require_tensors(inputs)
+        self._require_lengths(inputs)
         try:
             outputs, self.execution = self._runner.run(self.graph, self.network, inputs)
             if outputs is not None:
@@ -132,6 +137,17 @@ class PackedModel(nn.Module):
         if wrong or len(inputs) != takes:
             given = wrong or f"{len(inputs)} tensors"
             raise invalid("inputs", given, f"{takes} tensors, as the network takes")
+
+    def _require_lengths(self, inputs: tuple[Tensor, ...]) -> None:
+        for place, (given, length) in enumerate(zip(inputs, self.graph.lengths, strict=False)):
+            if length is not None and given.dim() and len(given) != length:
+                raise invalid(
+                    f"inputs[{place}]",
+                    list(given.shape),
+                    f"{length} along the first axis, a number that the operations of the network "
+                    "contain (a model that views by x.size(0) is packed for any if the example "
+                    "has two or more)",
+                )
 
     def _failure(self, inputs: tuple[Tensor, ...], error: Exception) -> LatewoodError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -231,15 +247,42 @@ def pack(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Packe
     if not graph.layers:
         reasons = listed(f"{layer.name}: {layer.reason}" for layer in left)
         raise invalid("model", type(model).__name__, f"a layer that can be packed ({reasons})")
-    packed = _packed(graph, left, inputs)
+    packed = _packed(graph, left, inputs, expected)
     difference = _difference(_outputs(packed.run(*inputs)), expected)
     if not difference <= _LARGEST_DIFFERENCE:
         raise WorkError(
             f"the packed network's outputs differ from the model's by {difference:.3g} of their "
             "size; nothing was packed"
         )
-    packed.difference = difference
-    return packed
+    lengths = _freed_lengths(twin, packed, inputs)
+    return PackedModel(replace(packed.graph, lengths=lengths), left, difference)
+
+
+def _freed_lengths(
+    model: nn.Module, packed: PackedModel, inputs: tuple[Tensor, ...]
+) -> list[int | None]:
+    """The lengths of first axes that are fixed indeed: twice as much makes another network of it.
+
+    An example of one image has its length in the operations, whether these depend on it or not.
+    """
+    lengths = packed.graph.lengths
+    fixed = [place for place, length in enumerate(lengths) if length is not None]
+    free = PackedModel(replace(packed.graph, lengths=[]))
+    for places in [fixed, *([place] for place in fixed if len(fixed) > 1)]:
+        longer = tuple(torch.cat([x, x]) if k in places else x for k, x in enumerate(inputs))
+        if not places:
+            break
+        try:
+            with torch.inference_mode():
+                pair = [_outputs(of(*(x.clone() for x in longer))) for of in (free, model)]
+        except Exception:
+            # Either may fail in any way: then it is for the length of the example alone.
+            continue
+        if _difference(*pair) <= _LARGEST_DIFFERENCE:
+            lengths = [None if k in places else length for k, length in enumerate(lengths)]
+            if len(places) == len(fixed):
+                break
+    return lengths
 
 
 def load_packed(path: str | Path) -> PackedModel:
@@ -300,17 +343,23 @@ def _expected(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _packed(
-    graph: NetworkGraph, left: tuple[LeftLayer, ...], inputs: tuple[Tensor, ...]
+    graph: NetworkGraph,
+    left: tuple[LeftLayer, ...],
+    inputs: tuple[Tensor, ...],
+    expected: list[Tensor],
 ) -> PackedModel:
     """With adjacent channels if there are convolutions and nothing needs another order."""
     if any(len(layer.shape) == 4 for layer in graph.layers.values()):
         packed = PackedModel(replace(graph, channels_last=True), left)
         try:
-            packed.run(*inputs)
-        except RuntimeError:
+            # Operation by operation: compiled code has an order of its own.
+            with torch.inference_mode():
+                outputs = _outputs(packed(*inputs))
+        except (RuntimeError, LatewoodError):
             # A view, say, of what is no longer contiguous.
             return PackedModel(graph, left)
-        return packed
+        if _difference(outputs, expected) <= _LARGEST_DIFFERENCE:
+            return packed
     return PackedModel(graph, left)
 
 

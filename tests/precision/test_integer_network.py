@@ -172,3 +172,54 @@ class InPlace(nn.Module):
 def test_values_that_change_under_their_readers_have_no_steps() -> None:
     packed = pack(InPlace().eval(), torch.randn(2, 6))
     assert "on what is read later" in str(compile_network(packed.graph, (6,)))
+
+
+class DeadEnds(nn.Module):
+    """Layers whose outputs nobody reads, as auxiliary heads leave them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread = finished(nn.Conv2d(2, 3, 3), torch.ones(2), input_bits=torch.ones(2))
+        self.layer = finished(nn.Conv2d(2, 4, 3), torch.ones(2), input_bits=torch.ones(2))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.layer(images)
+        self.norm(F.relu(hidden)).mean((2, 3))
+        self.unread(F.avg_pool2d(images, 2))
+        return F.relu6(hidden)
+
+
+def test_what_nobody_reads_has_no_steps() -> None:
+    images = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    packed = pack(DeadEnds().eval(), images)
+    network = compiled(packed, (2, 8, 8))
+    assert [step.source for step in network.steps] == [0, 1]
+    assert torch.equal(packed.run(images), packed.network(images))
+    assert torch.equal(reference_run(network, images), packed.network(images))
+
+
+def test_grouped_convolutions_are_named() -> None:
+    two = torch.full((4,), 2)
+    layer = finished(nn.Conv2d(4, 4, 3, groups=4), two[:1], input_bits=two)
+    packed = pack(nn.Sequential(layer).eval(), torch.randn(2, 4, 5, 5))
+    assert compile_network(packed.graph, (4, 5, 5)) == "the layer 0, a packed convolution in groups"
+
+
+class View(nn.Module):
+    """Refuses adjacent channels, which only torch meets and compiled code does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = finished(nn.Conv2d(2, 4, 3), torch.ones(2), input_bits=torch.ones(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(images)
+        return hidden.view(hidden.size(0), -1)
+
+
+def test_a_network_that_views_its_images_runs_in_either_way() -> None:
+    images = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    packed = pack(View().eval(), images)
+    assert torch.equal(packed(images), packed.run(images))
+    assert packed.run(images.double()).shape == (2, 144)

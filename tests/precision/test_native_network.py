@@ -252,6 +252,17 @@ def test_what_goes_operation_by_operation_says_why() -> None:
     assert torch.equal(outputs, packed.run(IMAGES))
 
 
+def test_hooks_of_layers_are_called() -> None:
+    packed = copy.deepcopy(packed_network("perceptron"))
+    layer = next(iter(packed.layers.values()))
+    before = packed.run(IMAGES)
+    handle = layer.register_forward_hook(lambda module, inputs, outputs: outputs * 0)
+    assert torch.equal(packed.run(IMAGES), packed(IMAGES))
+    assert packed.execution == "operation by operation: a layer has hooks"
+    handle.remove()
+    assert torch.equal(packed.run(IMAGES), before) and packed.execution == "one native call"
+
+
 def test_nan_and_infinity() -> None:
     packed = packed_network("vgg")
     images = IMAGES[:2].clone()

@@ -308,3 +308,41 @@ def test_shared_layers_and_nested_outputs(tmp_path: Path) -> None:
         assert outputs.keys() == expected.keys()
         assert all(torch.allclose(outputs[name], expected[name], atol=1e-5) for name in outputs)
     assert list(packed.layers) == ["layer"]
+
+
+class Reshaped(nn.Module):
+    """Reads the number of its images in one way or another."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = finished(nn.Conv2d(2, 4, 3), torch.ones(2), input_bits=torch.ones(2))
+        self.view = view
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.view(self.layer(images))
+
+
+@pytest.mark.parametrize(
+    ("view", "images"),
+    [(lambda x: x.reshape(len(x), -1), 2), (lambda x: x.reshape(x.size(0), -1), 1)],
+)
+def test_a_number_of_images_within_the_operations_allows_no_other(
+    view: Callable[[Tensor], Tensor], images: int, tmp_path: Path
+) -> None:
+    example = torch.randn(images, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    packed = pack(Reshaped(view).eval(), example)
+    packed.save(tmp_path / "packed.safetensors")
+    for model in (packed, load_packed(tmp_path / "packed.safetensors"), packed.truncate(1)):
+        assert model.run(example).shape == (images, 36)
+        for other in (6, 0):
+            for call in (model.run, model):
+                with pytest.raises(RequestError, match=rf"expected {images} along the first axis"):
+                    call(torch.randn(other, 2, 5, 5))
+
+
+def test_one_image_as_the_example_allows_more_where_no_operation_counts_them() -> None:
+    torch.manual_seed(0)
+    network = Reshaped(lambda x: x.flatten(1)).eval()
+    packed = pack(network, torch.randn(1, 2, 5, 5))
+    images = torch.randn(3, 2, 5, 5)
+    assert torch.allclose(packed.run(images), network(images), atol=1e-5)
