@@ -116,7 +116,7 @@ class ExampleGradients:
             self.parameters[name] = self.parameters[name].detach().requires_grad_()
         self.methods: list[ParameterMethod] = []
         self._layouts: list[str | None] = []
-        self.bytes_per_example = 0
+        self.bytes_per_example, self._classes = 0, 1
         with self._running():
             self._plan(self._cast_inputs(part_of(inputs, slice(0, _CHECKED))))
 
