@@ -62,7 +62,7 @@ def _measure(seed: int, steps: int) -> dict[str, float]:
         start = nn.Sequential(nn.Linear(64, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 10)).double()
     rate = _stable_rate(start, inputs) / 2
     predicted = regime(start, inputs[:PROBED], y[:PROBED], alphas=SCALES)
-    found = {}
+    found: dict[str, float] = {}
     for place, alpha in enumerate(SCALES):
         model = copy_of(start)
         trained = _trained(Scaled(model, alpha), alpha, inputs, wanted, steps, rate)
