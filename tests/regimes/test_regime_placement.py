@@ -20,6 +20,7 @@ from latewood.regimes import (
     target_alignment,
     verdict,
 )
+from latewood.regimes.kernels.tangent_kernel import layer_kernels
 
 
 class Diagonal(nn.Module):
@@ -107,6 +108,12 @@ def test_layers_alignment_and_spectrum_add_up(network):
     crossing = found.crossing()
     assert crossing is None or 1 < crossing < 1e5
     assert not found.measured and "predicted" in found.sentence()
+
+
+def test_layers_come_in_the_order_of_the_model(network):
+    """Not in one that strings' hashes decide, which changes from run to run."""
+    names = [name for name, _ in network.named_parameters()]
+    assert list(layer_kernels(network, data(4)[0])) == names
 
 
 def test_nothing_of_the_model_changes(network):

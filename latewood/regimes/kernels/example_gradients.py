@@ -19,7 +19,14 @@ from latewood.errors import RequestError, invalid, listed
 from latewood.regimes.kernels.gradient_pieces import Dense, Mode, Piece, bytes_of, dense_gradient
 from latewood.regimes.kernels.parameter_operations import LAYOUTS, Operation, OperationWatcher
 
-__all__ = ["ExampleGradients", "Inputs", "ParameterMethod", "Way", "examples_of"]
+__all__ = [
+    "ChangedWay",
+    "ExampleGradients",
+    "Inputs",
+    "ParameterMethod",
+    "Way",
+    "examples_of",
+]
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one tensor, positional or keyword arguments; every tensor in there
@@ -109,7 +116,7 @@ class ExampleGradients:
             self.parameters[name] = self.parameters[name].detach().requires_grad_()
         self.methods: list[ParameterMethod] = []
         self._layouts: list[str | None] = []
-        self.bytes_per_example = 0
+        self.bytes_per_example, self._classes = 0, 1
         with self._running():
             self._plan(self._cast_inputs(part_of(inputs, slice(0, _CHECKED))))
 
@@ -119,7 +126,12 @@ class ExampleGradients:
         return [method.parameter for method in self.methods if method.way != "layer"]
 
     def pieces(self, inputs: Inputs) -> dict[str, list[Piece]]:
-        """The gradients for some examples, by parameter; a parameter without any is left out."""
+        """The gradients for some examples, by parameter; a parameter without any is left out.
+
+        Raises:
+            ChangedWay: of these examples some are elsewhere in what a layer returns than the plan
+                says; the next call takes the slow way for its parameters.
+        """
         with self._running():
             return self._pieces(self._cast_inputs(inputs))
 
@@ -156,7 +168,14 @@ class ExampleGradients:
                 for operation, layout in zip(operations, self._layouts, strict=True)
                 if layout is not None and set(operation.names) - slow
             ]
-            signals = self._signals(output, [operation for operation, _ in kept])
+            moved = {n for n in watcher.unknown if n in self._chosen and n not in slow}
+            moved |= _moved(kept, count)
+            signals = [] if moved else self._signals(output, [op for op, _ in kept])
+            if not moved:
+                moved = self._misplaced(output, kept, signals)
+            if moved - slow:
+                self._slow_down(moved - slow)
+                raise ChangedWay
             for (operation, layout), signal in zip(kept, signals, strict=True):
                 if signal is None:
                     continue
@@ -170,7 +189,7 @@ class ExampleGradients:
             result[name] = [Dense(gradient)]
         for name, gradient in self._by_loop(by_way.get("loop", []), inputs).items():
             result[name] = [Dense(gradient)]
-        return result
+        return {name: result[name] for name in self.names if name in result}
 
     def _signals(self, output: Tensor, operations: list[Operation]) -> list[Tensor | None]:
         """Gradients of the outputs in what each operation returned, (C, *shape)."""
@@ -183,7 +202,7 @@ class ExampleGradients:
         signals: list[Tensor | None] = [None] * len(edges)
         for index, target in enumerate(targets):
             grads: Sequence[Tensor | None] = torch.autograd.grad(
-                target, edges, retain_graph=index + 1 < len(targets), allow_unused=True
+                target, edges, retain_graph=True, allow_unused=True
             )
             for place, grad in enumerate(grads):
                 if grad is None:
@@ -194,6 +213,45 @@ class ExampleGradients:
                     signals[place] = held
                 held[index] = grad
         return signals
+
+    def _misplaced(
+        self,
+        output: Tensor,
+        kept: list[tuple[Operation, str]],
+        signals: list[Tensor | None],
+    ) -> set[str]:
+        """Parameters of operations in which an example is not where those of the plan were.
+
+        Sorting and routing change places with the data, so it takes all of the examples to see it:
+        with a factor for each example on its outputs, the gradients at its place have that factor.
+        """
+        edges = [operation.edge for operation, _ in kept]
+        if len(output) == 1 or not edges or not output.requires_grad:
+            return set()
+        draws = torch.rand(len(output), generator=torch.Generator().manual_seed(0))
+        factors = (1 + draws).to(output)
+        weighted = torch.autograd.grad((output * factors[:, None]).sum(), edges, allow_unused=True)
+        tolerance = _TOLERANCES.get(output.dtype, 5e-2)
+        names: set[str] = set()
+        for (operation, layout), signal, grad in zip(kept, signals, weighted, strict=True):
+            if signal is None or grad is None:
+                continue
+            expected = _times(signal.sum(0), factors, layout)
+            low, high = torch.aminmax(signal)
+            largest = torch.maximum(-low, high) * len(signal)
+            if not bool(((grad - expected).abs() <= tolerance * largest).all()):
+                names.update(operation.names)
+        return names & self._chosen
+
+    def _slow_down(self, names: set[str]) -> None:
+        """Has some parameters take the slow way that nothing escapes."""
+        reason = "examples change places in what its layer returns"
+        self.methods = [
+            ParameterMethod(m.parameter, "loop", reason) if m.parameter in names else m
+            for m in self.methods
+        ]
+        classes, entries = self._classes, sum(self.parameters[name].numel() for name in names)
+        self.bytes_per_example += 2 * classes * entries * self.parameters[self.names[0]].itemsize
 
     def _plan(self, inputs: Inputs) -> None:
         """Finds how the gradient of each parameter is had, and checks it on a few examples."""
@@ -231,6 +289,7 @@ class ExampleGradients:
         self._layouts = []
         found: dict[int, dict[str, list[Piece]]] = {example: {} for example in checked}
         size, classes = 0, 1 if self.mode == "sum" else output.shape[1]
+        self._classes = classes
         for place, operation in enumerate(operations):
             signals = [grads[place] for grads in singles]
             layout = _layout_of(operation, signals, checked, count)
@@ -421,6 +480,32 @@ class ExampleGradients:
     def _running(self) -> Iterator[None]:
         with torch.random.fork_rng(), uncompiled(), unfused(), torch.enable_grad():
             yield
+
+
+def _moved(kept: list[tuple[Operation, str]], count: int) -> set[str]:
+    """Parameters of operations whose output cannot hold the examples as in the plan."""
+    return {
+        name
+        for operation, layout in kept
+        if not operation.divides(count, layout)
+        for name in operation.names
+    }
+
+
+def _times(signal: Tensor, factors: Tensor, layout: str) -> Tensor:
+    """A signal with a factor for each example, at the place of that example."""
+    count = len(factors)
+    if layout == "second":
+        return signal * factors.reshape(1, count, *[1] * (signal.ndim - 2))
+    if layout == "minor":
+        whole = factors.repeat(signal.shape[0] // count)
+    else:
+        whole = factors.repeat_interleave(signal.shape[0] // count)
+    return signal * whole.reshape(-1, *[1] * (signal.ndim - 1))
+
+
+class ChangedWay(Exception):
+    """A parameter takes another way from now on, so what was computed has to be computed anew."""
 
 
 class _Called(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latewood.errors import invalid
 from latewood.regimes.kernels.example_gradients import (
+    ChangedWay,
     ExampleGradients,
     Inputs,
     ParameterMethod,
@@ -161,6 +162,28 @@ def _kernels(
     gradients = ExampleGradients(
         model, inputs, mode=mode, include=include, exclude=exclude, dtype=dtype, forward=forward
     )
+    while True:
+        try:
+            result = _computed(gradients, inputs, other, (rows, columns), mode, memory, each=each)
+        except ChangedWay:
+            # At most once for every parameter.
+            continue
+        if not result:
+            raise invalid("model", type(model).__name__, "outputs that depend on its parameters")
+        return result
+
+
+def _computed(
+    gradients: ExampleGradients,
+    inputs: Inputs,
+    other: Inputs | None,
+    size: tuple[int, int],
+    mode: Mode,
+    memory: int,
+    *,
+    each: bool,
+) -> dict[str, Tensor]:
+    rows, columns = size
     # Of the memory, two blocks of gradients take half, and dense parts of them the rest.
     block = max(1, memory // 4 // max(1, gradients.bytes_per_example))
     result: dict[str, Tensor] = {}
@@ -182,8 +205,6 @@ def _kernels(
                 for kernel in result.values():
                     upper = kernel[low:high, first:last].transpose(0, 1)
                     kernel[first:last, low:high] = upper.mT if mode == "full" else upper
-    if not result:
-        raise invalid("model", type(model).__name__, "outputs that depend on its parameters")
     return result
 
 
@@ -206,7 +227,8 @@ def _add(
     each: bool,
 ) -> None:
     """Adds the kernel of a pair of blocks at its place."""
-    for name in left.keys() & right.keys():
+    # In the order of the model's parameters: that of a set changes sums and names from run to run.
+    for name in [name for name in left if name in right]:
         part = contract(left[name], right[name], mode, memory // 4)
         key = name if each else ""
         if key not in result:

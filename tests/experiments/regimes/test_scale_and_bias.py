@@ -16,5 +16,7 @@ def test_claims_hold_at_the_quick_scale_and_can_fail(chosen, tmp_path):
     quick = [claim for claim in chosen.claims if "quick" in claim.scales]
     assert [claim.name for claim in quick if not claim.holds(results)] == []
     assert all(claim.measured(results) for claim in chosen.claims)
-    broken = Results({name: [9.0 + place] for place, name in enumerate(results.measurements)})
-    assert [claim.name for claim in chosen.claims if claim.holds(broken)] == []
+    # Figures that all are alike, and ones of which each is ten times the one before.
+    alike = Results({name: [9.0 + place] for place, name in enumerate(results.measurements)})
+    apart = Results({name: [10.0**place] for place, name in enumerate(results.measurements)})
+    assert [c.name for c in chosen.claims if c.holds(alike) and c.holds(apart)] == []

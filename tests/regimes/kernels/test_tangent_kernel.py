@@ -393,3 +393,45 @@ def test_inputs_that_are_none_are_refused():
             tangent_kernel(nn.Linear(5, 3), inputs)
     with pytest.raises(RequestError, match=r"^other: got"):
         tangent_kernel(nn.Linear(5, 3), torch.ones(2, 5), torch.empty(0, 5))
+
+
+class Sorted(nn.Module):
+    """Runs its layer on the examples in an order that they decide."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.head(torch.tanh(self.inner(x[order]))[order.argsort()])
+
+
+class Routed(nn.Module):
+    """Has one of two layers for each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+
+    def forward(self, x):
+        output = x.new_zeros(len(x), 2)
+        for place, expert in enumerate(self.experts):
+            rows = ((x[:, 0] > 0).long() == place).nonzero()[:, 0]
+            output = output.index_add(0, rows, expert(x[rows]))
+        return output
+
+
+@pytest.mark.parametrize("model", [Sorted, Routed])
+def test_examples_that_change_places_after_the_first_three(model):
+    """The plan sees three examples; what comes after them may lie anywhere."""
+    torch.manual_seed(0)
+    network = model().double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+    x[:, 0] = torch.tensor([0.1, 0.2, 0.3, -0.4, 0.5, -0.6, 0.25, 0.15])
+    found = tangent_kernel(network, x)
+    singly = torch.cat(
+        [torch.cat([tangent_kernel(network, a[None], b[None]) for b in x], 1) for a in x]
+    )
+    torch.testing.assert_close(found, singly, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tangent_kernel(network, x[:2], x), singly[:2], rtol=1e-12, atol=0)
