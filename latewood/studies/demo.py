@@ -14,7 +14,7 @@ from pathlib import Path
 from latewood.core.threads import threads
 from latewood.errors import Interrupted, RequestError, WorkError
 from latewood.report import write_report
-from latewood.report.formatting import bytes_text
+from latewood.report.formatting import SPACE, bytes_text
 from latewood.report.summary_table import summary_rows
 from latewood.studies.packed_run import pack_run
 from latewood.terminal.tables import Row
@@ -144,7 +144,8 @@ def _packed_rows(folder: Path) -> list[Row]:
             note.write_text(json.dumps(figures) + "\n", encoding="utf-8")
         except OSError as error:
             raise WorkError(f"{note}: cannot be written: {error.strerror or error}") from error
-    return [{"": name, PACKED: text(figures[key])} for key, name, text in SHOWN]
+    # As the other rows: a narrow space is none that every terminal shows.
+    return [{"": name, PACKED: text(figures[key]).replace(SPACE, " ")} for key, name, text in SHOWN]
 
 
 def _newer(file: Path, model: Path) -> bool:
