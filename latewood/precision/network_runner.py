@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from latewood.errors import RequestError
-from latewood.kernels.dispatch import native, tensors_are_virtual
+from latewood.kernels.dispatch import tensors_are_virtual
+from latewood.kernels.mixed_products.self_test import sound_native
 from latewood.precision.native_network import NativeNetwork
 from latewood.precision.network_compilation import compile_network
 from latewood.precision.packed_graph import NetworkGraph
@@ -47,9 +48,9 @@ class NetworkRunner:
         """
         if tensors_are_virtual():
             return None, _one_by_one("its tensors are traced or transformed")
-        module = native()
+        module = sound_native()
         if module is None:
-            return None, _one_by_one("there are no compiled kernels")
+            return None, _one_by_one("there are no compiled kernels, or these failed their test")
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             return None, _one_by_one("it takes more than one tensor")
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in graph.layers.values()):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latewood.kernels.dispatch import native, native_for
-from latewood.kernels.staged_steps.reference_steps import take_steps_reference
+from latewood.kernels.staged_steps.reference_staged_steps import take_steps_reference
 from latewood.kernels.staged_steps.step_data import AxisRuns, StagedStep, StageNumbers
 
 __all__ = [
